@@ -1,0 +1,1 @@
+"""Measurements against other libraries, all of one table taken in one run."""

@@ -1,0 +1,84 @@
+"""Numbers and figures that the build of the documents measures: nothing is copied by hand.
+
+``{measured}`` runs its content, in one namespace for each page. What it prints is read as
+Markdown, and the figures that it passes to ``show`` are drawn. ``{example-output}`` shows what an
+example printed and drew.
+"""
+
+import contextlib
+import io
+import re
+import textwrap
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from docutils.statemachine import StringList
+from matplotlib.figure import Figure
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+FOLDER = "generated"
+"""Where pictures go, beside the pages; git ignores it."""
+
+
+class Measured(SphinxDirective):
+    """Run the content, and show what it prints and draws."""
+
+    has_content = True
+    option_spec = {"alt": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        """Return a container of the parsed output, and the pictures."""
+        source, line = self.get_source_info()
+        printed, figures = io.StringIO(), []
+        known = self.env.temp_data.setdefault("measured", {})
+        known["show"] = figures.append
+        # Empty lines before the code make its line numbers those of the page.
+        code = compile("\n" * line + "\n".join(self.content), source, "exec")
+        with contextlib.redirect_stdout(printed):
+            exec(code, known)
+        found = nodes.container()
+        lines = StringList(printed.getvalue().splitlines(), source=source)
+        self.state.nested_parse(lines, self.content_offset, found)
+        return [found, *(self._picture(figure) for figure in figures)]
+
+    def _picture(self, figure: Figure) -> nodes.Node:
+        count = self.env.temp_data.get("pictures", 0) + 1
+        self.env.temp_data["pictures"] = count
+        file = f"{FOLDER}/{self.env.docname.replace('/', '-')}-{count}.svg"
+        path = Path(self.env.srcdir) / file
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, metadata={"Date": None})
+        return nodes.image(uri=f"/{file}", alt=self.options.get("alt", "a figure"))
+
+
+class ExampleOutput(SphinxDirective):
+    """Show what the example of this name printed and drew when the gallery ran it."""
+
+    required_arguments = 1
+    option_spec = {"alt": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        """Return the printed text, and the first picture."""
+        name = self.arguments[0]
+        folder = Path(self.env.srcdir) / FOLDER / "examples"
+        self.env.note_dependency(str(folder / f"{name}.rst"))
+        page = (folder / f"{name}.rst").read_text(encoding="utf-8")
+        pattern = r"\.\. code-block:: none\n\n((?:(?: .*)?\n)+)"
+        printed = [textwrap.dedent(text).strip("\n") for text in re.findall(pattern, page)]
+        picture = folder / "images" / f"sphx_glr_{name}_001.png"
+        if not printed or not picture.exists():
+            logging.getLogger(__name__).warning("the example %s was not run", name)
+            return []
+        text = "\n\n".join(printed)
+        shown = nodes.literal_block(text, text, language="none")
+        uri = f"/{FOLDER}/examples/images/{picture.name}"
+        return [shown, nodes.image(uri=uri, alt=self.options.get("alt", name))]
+
+
+def setup(app):
+    """Register the directives with Sphinx."""
+    app.add_directive("measured", Measured)
+    app.add_directive("example-output", ExampleOutput)
+    return {"parallel_read_safe": False, "parallel_write_safe": True}

@@ -1,0 +1,55 @@
+"""Configuration of Sphinx. The build executes every example; a warning fails it."""
+
+import os
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "iterdiff"
+author = "The iterdiff authors"
+copyright = author
+release = version = installed_version("iterdiff")
+
+extensions = [
+    "mathml",
+    "measured",
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_ext", "generated/**/*.ipynb", "generated/**/*.py.md5", "generated/**/*.json"]
+suppress_warnings = ["config.cache"]
+
+html_theme = "furo"
+html_title = "iterdiff"
+html_math_renderer = "mathml"
+html_show_sphinx = False
+
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+
+# Single backticks name arguments in docstrings: code, not links.
+default_role = "literal"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_default_options = {"show-inheritance": False}
+napoleon_google_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+sphinx_gallery_conf = {
+    "examples_dirs": ["../examples"],
+    "gallery_dirs": ["generated/examples"],
+    "filename_pattern": r"\.py$",
+    "ignore_pattern": r"__init__\.py",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "min_reported_time": 60,
+    "show_memory": False,
+    "remove_config_comments": True,
+    "write_computation_times": False,
+}

@@ -1,0 +1,1 @@
+"""Algorithms: how a problem is solved, a family a file."""

@@ -1,0 +1,159 @@
+"""The contract of an algorithm: a state, and one traceable step."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from iterdiff import tree
+from iterdiff.problems import Problem
+
+Scalar = Float[Array, ""] | float
+"""A hyper-parameter such as a step size: a real scalar, maybe traced."""
+
+
+class State(eqx.Module):
+    """What an algorithm carries from step to step.
+
+    Attributes
+    ----------
+    x : pytree of real floating arrays
+        The iterate.
+    """
+
+    x: eqx.AbstractVar[PyTree]
+
+
+class Iterate(State):
+    """The state of an algorithm that remembers nothing but the iterate."""
+
+    x: PyTree
+
+
+class Algorithm(eqx.Module):
+    """How a problem is solved: ``init`` makes a state, ``step`` improves it.
+
+    An algorithm holds its hyper-parameters (step sizes and the like) as array leaves, so that
+    one can differentiate in them and `vmap` over them. Both methods are traceable by JAX.
+    A step keeps the structure, shapes and dtypes of the state, and its value *and derivative*
+    are finite at an exact solution too (an iteration that goes on after it has converged, as
+    under ``vmap``, must not turn into 0/0).
+
+    Attributes
+    ----------
+    accepts : tuple of type
+        The classes of problem that it solves; any other is one ValueError, see `check_fits`.
+    """
+
+    accepts: eqx.AbstractClassVar[tuple[type[Problem], ...]]
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the derivative of the steps approximates that of the solution at all.
+
+        Where it does not, the modes that differentiate steps refuse the algorithm.
+        """
+        return True
+
+    @property
+    def caveat(self) -> str:
+        """What to know before differentiating the steps, or why not to; empty: nothing."""
+        return ""
+
+    @abc.abstractmethod
+    def init(self, problem: Any, x0: PyTree, theta: PyTree) -> State:
+        """Return the state whose iterate is `x0`."""
+
+    @abc.abstractmethod
+    def step(self, problem: Any, state: Any, theta: PyTree) -> State:
+        """Return the state after one step."""
+
+
+class Stationary(Algorithm):
+    """Base of the algorithms whose state is the iterate alone."""
+
+    def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> Iterate:
+        """Return `x0` as state."""
+        del problem, theta
+        return Iterate(x0)
+
+
+def check_fits(problem: Problem, algorithm: Algorithm) -> None:
+    """Refuse an algorithm that cannot solve the problem.
+
+    Raises
+    ------
+    TypeError
+        If `problem` is no `Problem` or `algorithm` no `Algorithm`.
+    ValueError
+        If the algorithm does not accept problems of this class.
+    """
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"`problem` must be an iterdiff.Problem, not {type(problem).__name__}; wrap a bare "
+            "function, for example as iterdiff.Minimization(function)."
+        )
+    if not isinstance(algorithm, Algorithm):
+        raise TypeError(
+            f"`algorithm` must be an iterdiff.Algorithm instance, not {algorithm!r}; wrap another "
+            "library's solver by iterdiff.adapters, or any solver at all by @iterdiff.implicit."
+        )
+    if not isinstance(problem, algorithm.accepts):
+        names = ", ".join(kind.__name__ for kind in algorithm.accepts)
+        raise ValueError(
+            f"`algorithm`: {type(algorithm).__name__} cannot solve a {type(problem).__name__}; "
+            f"it solves {names}."
+        )
+
+
+def scalar(value: Scalar) -> Float[Array, ""]:
+    """Convert a hyper-parameter to a floating scalar array (a field converter)."""
+    if not eqx.is_array_like(value) or jnp.iscomplexobj(value):
+        raise TypeError(
+            "a hyper-parameter (a step size, a momentum, a bound of the spectrum) must be a real "
+            f"number, not {value!r}."
+        )
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        array = jnp.asarray(value)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            array = array.astype(jnp.result_type(float))
+    else:
+        array = jnp.asarray(value, jnp.result_type(float))
+    if array.ndim:
+        raise ValueError(f"a hyper-parameter must be a scalar, not of shape {array.shape}.")
+    return array
+
+
+def check_range(name: str, value: Array, low: float, high: float = float("inf")) -> None:
+    """Refuse a concrete hyper-parameter outside the open interval (low, high).
+
+    A traced value is let through: its run shows a divergence by its status.
+
+    Raises
+    ------
+    ValueError
+        If `value` is known and outside, or NaN.
+    """
+    if tree.is_traced(value) or not eqx.is_array(value):
+        return
+    if not (np.all(np.asarray(value) > low) and np.all(np.asarray(value) < high)):
+        upper = "finite" if high == float("inf") else f"below {high:g}"
+        raise ValueError(f"`{name}` must be greater than {low:g} and {upper}, but it is {value}.")
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse what is no positive Python int.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be a Python int, not {type(value).__name__}.")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, not {value}.")

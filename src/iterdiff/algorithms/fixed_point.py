@@ -1,0 +1,147 @@
+"""Methods for fixed points."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from iterdiff import tree
+from iterdiff.algorithms.base import (
+    Algorithm,
+    Iterate,
+    State,
+    Stationary,
+    check_count,
+    check_range,
+    scalar,
+)
+from iterdiff.algorithms.least_squares import least_squares
+from iterdiff.problems import FixedPoint, Problem
+
+
+class Picard(Stationary):
+    r"""Fixed-point iteration, :math:`x_{t+1} = x_t + \omega (F(x_t, \theta) - x_t)`.
+
+    With damping :math:`\omega = 1` this is :math:`x_{t+1} = F(x_t, \theta)`. It converges from
+    nearby when the spectral radius of
+    :math:`I + \omega (\partial F / \partial x - I)` is below 1, at that rate; the unrolled
+    Jacobian converges at the same rate up to a factor :math:`t`. One evaluation of `F` a step.
+
+    Parameters
+    ----------
+    damping : scalar
+        The factor :math:`\omega`, positive, dimensionless; below 1 it damps oscillation.
+
+    Raises
+    ------
+    ValueError
+        If `damping` is known and not positive.
+
+    References
+    ----------
+    C. T. Kelley, *Iterative Methods for Linear and Nonlinear Equations*, SIAM 1995, chapter 4.
+    """
+
+    damping: Float[Array, ""] = eqx.field(converter=scalar, default=1.0)
+    accepts: ClassVar[tuple[type[Problem], ...]] = (FixedPoint,)
+
+    def __check_init__(self):
+        """Refuse damping that is not positive."""
+        check_range("damping", self.damping, 0.0)
+
+    def step(self, problem: FixedPoint, state: Iterate, theta: PyTree) -> Iterate:
+        """Return the state after one step."""
+        residual = problem.residual(state.x, theta)
+        return Iterate(tree.axpy(-self.damping, residual, state.x))
+
+
+class _Window(State):
+    """The iterate, its step ``F(x) - x``, and the last differences of both."""
+
+    x: PyTree
+    move: Float[Array, " n"]
+    x_differences: Float[Array, "k n"]
+    move_differences: Float[Array, "k n"]
+
+
+class Anderson(Algorithm):
+    r"""Anderson acceleration (type II) with a window of `depth` differences.
+
+    With :math:`f_t = F(x_t, \theta) - x_t` and the last differences
+    :math:`\Delta X_t, \Delta F_t` of iterates and of :math:`f` as columns,
+
+    .. math::
+
+        \gamma_t = \arg\min_\gamma \|f_t - \Delta F_t \gamma\|, \qquad
+        x_{t+1} = x_t + \omega f_t - (\Delta X_t + \omega \Delta F_t) \gamma_t .
+
+    On an affine `F` with a window that is long enough it follows GMRES, and ends in at most n + 1
+    steps; on a contraction it is at least as fast, asymptotically, as `Picard`. The
+    least-squares problem is solved by QR of columns of unit length, damped at the square root of
+    the precision. One evaluation of `F` and :math:`O(n k^2)` operations a step for a window of
+    length k; memory 2 k n.
+
+    Unrolling it warns: :math:`\gamma_t` becomes a ratio of rounding errors at the solution, and
+    its derivative loses the accuracy that it had, or never gains it.
+
+    Parameters
+    ----------
+    depth : int
+        The length of the window, at least 1.
+    damping : scalar
+        The factor :math:`\omega`, positive, dimensionless.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `depth` is no positive int, or `damping` is known and not positive.
+
+    References
+    ----------
+    D. G. Anderson, *Iterative procedures for nonlinear integral equations*, 1965; H. F. Walker and
+    P. Ni, *Anderson acceleration for fixed-point iterations*, SIAM J. Numer. Anal. 2011.
+    """
+
+    depth: int = eqx.field(static=True)
+    damping: Float[Array, ""] = eqx.field(converter=scalar, default=1.0)
+    accepts: ClassVar[tuple[type[Problem], ...]] = (FixedPoint,)
+
+    def __check_init__(self):
+        """Refuse a window without columns, and damping that is not positive."""
+        check_count("depth", self.depth)
+        check_range("damping", self.damping, 0.0)
+
+    @property
+    def caveat(self) -> str:
+        """What becomes of the derivative of the weights."""
+        return (
+            "its weights are ratios of differences that vanish at the solution, so that their "
+            "derivative loses accuracy as the iterate gains it, and may never converge."
+        )
+
+    def init(self, problem: FixedPoint, x0: PyTree, theta: PyTree) -> _Window:
+        """Return the state at `x0`, with an empty window."""
+        move = _move(problem, x0, theta)
+        window = jnp.zeros((self.depth, move.size), move.dtype)
+        return _Window(x0, move, window, window)
+
+    def step(self, problem: FixedPoint, state: _Window, theta: PyTree) -> _Window:
+        """Return the state after one step; from a fixed point it does not move."""
+        damping = self.damping.astype(state.move.dtype)
+        rounding = float(jnp.finfo(state.move.dtype).eps) ** 0.5
+        weights = least_squares(state.move_differences, state.move, rounding)
+        change = damping * state.move
+        change -= weights @ (state.x_differences + damping * state.move_differences)
+        x = tree.add(state.x, tree.from_vector(change, state.x))
+        move = _move(problem, x, theta)
+        return _Window(
+            x,
+            move,
+            jnp.concatenate([state.x_differences[1:], change[None]]),
+            jnp.concatenate([state.move_differences[1:], (move - state.move)[None]]),
+        )
+
+
+def _move(problem: FixedPoint, x: PyTree, theta: PyTree) -> Float[Array, " n"]:
+    return -tree.to_vector(problem.residual(x, theta))

@@ -1,0 +1,57 @@
+"""Newton's method for root finding, minimisation and fixed points."""
+
+from typing import ClassVar
+
+import jax
+import lineax as lx
+from jaxtyping import PyTree
+
+from iterdiff import linear, tree
+from iterdiff.algorithms.base import Iterate, Stationary
+from iterdiff.problems import FixedPoint, LinearSystem, Minimization, Problem, RootFinding
+
+
+class Newton(Stationary):
+    r"""Newton's method, :math:`x_{t+1} = x_t - A(x_t)^{-1} r(x_t, \theta)`.
+
+    Here :math:`r` is the problem's residual and :math:`A = \partial r / \partial x`. It
+    converges quadratically from near a solution with nonsingular :math:`A`; the unrolled
+    derivative converges quadratically too, one step behind the iterate. From far away it may
+    diverge or cycle. One linear solve a step, by the method that `iterdiff.linear` chooses; a
+    solve that fails ends the run as `Status.DIVERGED`.
+
+    Parameters
+    ----------
+    linear_solver : lineax.AbstractLinearSolver, optional
+        Used for the steps instead.
+
+    References
+    ----------
+    J. Nocedal and S. J. Wright, *Numerical Optimization*, Springer 2006, section 11.1; for the
+    derivative: J. C. Gilbert, *Automatic differentiation and iterative processes*, 1992.
+    """
+
+    linear_solver: lx.AbstractLinearSolver | None = None
+    accepts: ClassVar[tuple[type[Problem], ...]] = (
+        RootFinding,
+        Minimization,
+        LinearSystem,
+        FixedPoint,
+    )
+
+    def step(self, problem: Problem, state: Iterate, theta: PyTree) -> Iterate:
+        """Return the state after one Newton step."""
+        return Iterate(newton_step(problem, state.x, theta, self.linear_solver))
+
+
+def newton_step(
+    problem: Problem,
+    x: PyTree,
+    theta: PyTree,
+    linear_solver: lx.AbstractLinearSolver | None = None,
+) -> PyTree:
+    """Return ``x`` after one Newton step on the residual; NaN where the linear solve fails."""
+    residual, tangent = jax.linearize(lambda y: problem.residual(y, theta), x)
+    structure = linear.Structure(problem.symmetric, problem.positive_definite)
+    solve = linear.inverse(tangent, x, structure, solver=linear_solver)
+    return tree.sub(x, solve(residual))

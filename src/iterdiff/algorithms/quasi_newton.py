@@ -1,0 +1,123 @@
+"""Newton's method with an old or an approximate Jacobian."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from iterdiff import tree
+from iterdiff.algorithms.base import Algorithm, State
+from iterdiff.problems import FixedPoint, LinearSystem, Minimization, Problem, RootFinding
+
+EQUATIONS = (RootFinding, Minimization, LinearSystem, FixedPoint)
+
+
+def residual_vector(problem: Problem, x: PyTree, theta: PyTree) -> Float[Array, " n"]:
+    """Return the residual as one vector."""
+    return tree.to_vector(problem.residual(x, theta))
+
+
+def factored_jacobian(
+    problem: Problem, x: PyTree, theta: PyTree
+) -> tuple[Float[Array, "n n"], Int[Array, " n"]]:
+    """Return the LU factors of ``d residual / dx`` at `x`, and their pivots."""
+    start = tree.to_vector(x)
+
+    def of_vector(vector: Float[Array, " n"]) -> Float[Array, " n"]:
+        return residual_vector(problem, tree.from_vector(vector, x), theta)
+
+    return jax.scipy.linalg.lu_factor(jax.jacfwd(of_vector)(start))
+
+
+class _Factored(State):
+    """The iterate, and the LU factors of the Jacobian at the start."""
+
+    x: PyTree
+    factors: Float[Array, "n n"]
+    pivots: Int[Array, " n"]
+
+
+class Chord(Algorithm):
+    r"""The chord method, :math:`x_{t+1} = x_t - A(x_0)^{-1} r(x_t, \theta)`.
+
+    Newton's method with the Jacobian :math:`A = \partial r / \partial x` of the start, which is
+    formed and factored once. It converges linearly from nearby, at rate
+    :math:`\rho(I - A(x_0)^{-1} A(x^*))`: the nearer the start, the faster. The unrolled derivative
+    converges at the same rate up to a factor :math:`t`. At the start n products with the
+    Jacobian and :math:`O(n^3)` operations; then one residual and :math:`O(n^2)` operations a
+    step. Memory :math:`n^2`. A singular Jacobian ends the run as `Status.DIVERGED`.
+
+    References
+    ----------
+    C. T. Kelley, *Iterative Methods for Linear and Nonlinear Equations*, SIAM 1995, section
+    5.4.1.
+    """
+
+    accepts: ClassVar[tuple[type[Problem], ...]] = EQUATIONS
+
+    def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> _Factored:
+        """Return the state at `x0`, with the factored Jacobian there."""
+        return _Factored(x0, *factored_jacobian(problem, x0, theta))
+
+    def step(self, problem: Problem, state: _Factored, theta: PyTree) -> _Factored:
+        """Return the state after one step."""
+        residual = residual_vector(problem, state.x, theta)
+        move = jax.scipy.linalg.lu_solve((state.factors, state.pivots), residual)
+        x = tree.sub(state.x, tree.from_vector(move, state.x))
+        return _Factored(x, state.factors, state.pivots)
+
+
+class _Secant(State):
+    """The iterate, its residual, and an approximate inverse of the Jacobian."""
+
+    x: PyTree
+    residual: Float[Array, " n"]
+    inverse: Float[Array, "n n"]
+
+
+class Broyden(Algorithm):
+    r"""Broyden's (first, "good") method.
+
+    .. math::
+
+        s_t = -H_t r_t, \quad x_{t+1} = x_t + s_t, \quad y_t = r_{t+1} - r_t, \quad
+        H_{t+1} = H_t + \frac{(s_t - H_t y_t) s_t^\top H_t}{s_t^\top H_t y_t},
+
+    where :math:`r_t = r(x_t, \theta)` and :math:`H_0 = A(x_0)^{-1}`, the inverse of
+    :math:`A = \partial r / \partial x`. It converges superlinearly from near a solution with
+    nonsingular :math:`A`; on a linear problem it is there after one step. The unrolled derivative
+    goes through the updates of :math:`H` and converges too, later than the iterate. One residual
+    and :math:`O(n^2)` operations a step (the Jacobian is formed at the start alone). Memory
+    :math:`n^2`. A step that is lost in rounding leaves :math:`H` as it is.
+
+    References
+    ----------
+    C. G. Broyden, *A class of methods for solving nonlinear simultaneous equations*, 1965;
+    C. T. Kelley, *Iterative Methods for Linear and Nonlinear Equations*, SIAM 1995, chapter 7;
+    for derivatives A. Griewank, C. Bischof, G. Corliss, A. Carle, K. Williamson, *Derivative
+    convergence for iterative equation solvers*, 1993.
+    """
+
+    accepts: ClassVar[tuple[type[Problem], ...]] = EQUATIONS
+
+    def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> _Secant:
+        """Return the state at `x0`, with the inverse Jacobian there."""
+        factors, pivots = factored_jacobian(problem, x0, theta)
+        unit = jnp.eye(factors.shape[0], dtype=factors.dtype)
+        inverse = jax.scipy.linalg.lu_solve((factors, pivots), unit)
+        return _Secant(x0, residual_vector(problem, x0, theta), inverse)
+
+    def step(self, problem: Problem, state: _Secant, theta: PyTree) -> _Secant:
+        """Return the state after one step."""
+        inverse = state.inverse
+        s = -(inverse @ state.residual)
+        x = tree.add(state.x, tree.from_vector(s, state.x))
+        residual = residual_vector(problem, x, theta)
+        mapped = inverse @ (residual - state.residual)
+        pivot = s @ mapped
+        rounding = jnp.finfo(s.dtype).eps * tree.norm(state.x)
+        sound = (tree.norm(s) > rounding.astype(s.dtype)) & (pivot != 0)
+        row = (s @ inverse) / jnp.where(sound, pivot, 1)
+        update = jnp.outer(s - mapped, row)
+        return _Secant(x, residual, inverse + jnp.where(sound, update, 0))

@@ -1,0 +1,199 @@
+"""Stationary methods for linear systems: each step is the same affine map."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from iterdiff import tree
+from iterdiff.algorithms.base import Algorithm, Iterate, State, Stationary, check_range, scalar
+from iterdiff.problems import LinearSystem, Problem
+
+
+class Richardson(Stationary):
+    r"""Richardson iteration, :math:`x_{t+1} = x_t + h (b - A x_t)`.
+
+    It converges when every eigenvalue of :math:`A` satisfies :math:`|1 - h \lambda| < 1`, at the
+    rate of the largest of these; for a symmetric positive definite :math:`A` that is
+    :math:`0 < h < 2 / \lambda_{\max}`, and :math:`h = 2 / (\lambda_{\min} + \lambda_{\max})` is
+    fastest. The unrolled Jacobian converges at the same rate up to a factor :math:`t`. One operator
+    product a step.
+
+    Parameters
+    ----------
+    step_size : scalar
+        The step :math:`h`, positive.
+
+    Raises
+    ------
+    ValueError
+        If `step_size` is known and not positive.
+
+    References
+    ----------
+    Y. Saad, *Iterative Methods for Sparse Linear Systems*, SIAM 2003, section 4.2.
+    """
+
+    step_size: Float[Array, ""] = eqx.field(converter=scalar)
+    accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+
+    def __check_init__(self):
+        """Refuse a step that is not positive."""
+        check_range("step_size", self.step_size, 0.0)
+
+    def step(self, problem: LinearSystem, state: Iterate, theta: PyTree) -> Iterate:
+        """Return the state after one step."""
+        residual = problem.residual(state.x, theta)
+        return Iterate(tree.axpy(-self.step_size, residual, state.x))
+
+
+class _Diagonal(State):
+    """The iterate and the diagonal of the matrix."""
+
+    x: PyTree
+    diagonal: PyTree
+
+
+class Jacobi(Algorithm):
+    r"""Jacobi's method, :math:`x_{t+1} = x_t + \omega D^{-1} (b - A x_t)`, `D` the diagonal.
+
+    It converges for strictly diagonally dominant matrices (with :math:`\omega = 1`), and for
+    symmetric positive definite ones when
+    :math:`0 < \omega < 2 / \lambda_{\max}(D^{-1} A)`; its rate is
+    :math:`\rho(I - \omega D^{-1} A)`, the unrolled Jacobian's too up to a factor :math:`t`. The
+    diagonal is found at the start by n operator products, unless `diagonal` gives it; then one
+    product a step.
+
+    Parameters
+    ----------
+    damping : scalar
+        The factor :math:`\omega`, positive, dimensionless.
+    diagonal : callable, optional
+        ``diagonal(theta)`` returns the diagonal of ``A(theta)``, like `x`.
+
+    Raises
+    ------
+    ValueError
+        If `damping` is known and not positive.
+
+    References
+    ----------
+    Y. Saad, *Iterative Methods for Sparse Linear Systems*, SIAM 2003, section 4.1.
+    """
+
+    damping: Float[Array, ""] = eqx.field(converter=scalar, default=1.0)
+    diagonal: object = eqx.field(static=True, default=None)
+    accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+
+    def __check_init__(self):
+        """Refuse damping that is not positive."""
+        check_range("damping", self.damping, 0.0)
+
+    def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Diagonal:
+        """Return the state at `x0`, with the diagonal of ``A(theta)``."""
+        if callable(self.diagonal):
+            return _Diagonal(x0, self.diagonal(theta))
+        units = tree.basis(x0)
+        images = jax.vmap(lambda v: problem.operator(v, theta))(units)
+        products = tree.stack_to_matrix(units) * tree.stack_to_matrix(images)
+        return _Diagonal(x0, tree.from_vector(jnp.sum(products, axis=1), x0))
+
+    def step(self, problem: LinearSystem, state: _Diagonal, theta: PyTree) -> _Diagonal:
+        """Return the state after one step."""
+        residual = problem.residual(state.x, theta)
+        scaled = jax.tree.map(jnp.divide, residual, state.diagonal)
+        return _Diagonal(tree.axpy(-self.damping, scaled, state.x), state.diagonal)
+
+
+class _Triangular(State):
+    """The iterate, and the lower triangle that each step solves with."""
+
+    x: PyTree
+    lower: Float[Array, "n n"]
+
+
+def lower_triangle(
+    problem: LinearSystem, x0: PyTree, theta: PyTree, relaxation: Array
+) -> Float[Array, "n n"]:
+    """Return ``L + D / relaxation``, strict lower triangle and diagonal of the matrix."""
+    images = jax.vmap(lambda v: problem.operator(v, theta))(tree.basis(x0))
+    matrix = tree.stack_to_matrix(images).T
+    diagonal = jnp.diagonal(matrix) / relaxation.astype(matrix.dtype)
+    return jnp.tril(matrix, -1) + jnp.diag(diagonal)
+
+
+def sweep(problem: LinearSystem, state: _Triangular, theta: PyTree) -> _Triangular:
+    """Return the state after ``x + lower^-1 (b - A x)``."""
+    residual = tree.to_vector(problem.residual(state.x, theta))
+    move = jax.scipy.linalg.solve_triangular(state.lower, residual, lower=True)
+    return _Triangular(tree.sub(state.x, tree.from_vector(move, state.x)), state.lower)
+
+
+class GaussSeidel(Algorithm):
+    r"""The Gauss-Seidel method, :math:`x_{t+1} = x_t + (L + D)^{-1} (b - A x_t)`.
+
+    `L` is the strict lower triangle of the matrix and `D` its diagonal: each unknown is updated
+    in turn from the newest values of the others. It converges for symmetric positive definite
+    matrices and for strictly diagonally dominant ones, at rate
+    :math:`\rho(I - (L + D)^{-1} A)`; for consistently ordered matrices (tridiagonal ones, say)
+    that is the square of Jacobi's rate. The triangle is found at the start by n operator products
+    (memory :math:`n^2`); then one product and a triangular solve a step.
+
+    References
+    ----------
+    Y. Saad, *Iterative Methods for Sparse Linear Systems*, SIAM 2003, section 4.1.
+    """
+
+    accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+
+    def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Triangular:
+        """Return the state at `x0`, with the triangle of ``A(theta)``."""
+        return _Triangular(x0, lower_triangle(problem, x0, theta, scalar(1.0)))
+
+    def step(self, problem: LinearSystem, state: _Triangular, theta: PyTree) -> _Triangular:
+        """Return the state after one sweep."""
+        return sweep(problem, state, theta)
+
+
+class SOR(Algorithm):
+    r"""Successive over-relaxation, :math:`x_{t+1} = x_t + (L + D/\omega)^{-1} (b - A x_t)`.
+
+    For :math:`\omega = 1` it is `GaussSeidel`. It converges for symmetric positive definite
+    matrices and :math:`0 < \omega < 2`. For consistently ordered matrices with Jacobi rate
+    :math:`\mu < 1`, :math:`\omega = 2 / (1 + \sqrt{1 - \mu^2})` is best, at rate
+    :math:`\omega - 1`; there the iteration matrix has a Jordan block, so that the error first
+    falls like :math:`t (\omega - 1)^t`, and the unrolled Jacobian's like
+    :math:`t^3 (\omega - 1)^t` at worst. Cost as `GaussSeidel`.
+
+    Parameters
+    ----------
+    relaxation : scalar
+        The factor :math:`\omega`, in (0, 2), dimensionless.
+
+    Raises
+    ------
+    ValueError
+        If `relaxation` is known and out of range.
+
+    References
+    ----------
+    D. M. Young, *Iterative Solution of Large Linear Systems*, 1971, chapter 6; Y. Saad, *Iterative
+    Methods for Sparse Linear Systems*, SIAM 2003, section 4.1.
+    """
+
+    relaxation: Float[Array, ""] = eqx.field(converter=scalar)
+    accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+
+    def __check_init__(self):
+        """Refuse a relaxation that cannot converge."""
+        check_range("relaxation", self.relaxation, 0.0, 2.0)
+
+    def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Triangular:
+        """Return the state at `x0`, with the triangle of ``A(theta)``."""
+        return _Triangular(x0, lower_triangle(problem, x0, theta, self.relaxation))
+
+    def step(self, problem: LinearSystem, state: _Triangular, theta: PyTree) -> _Triangular:
+        """Return the state after one sweep."""
+        return sweep(problem, state, theta)

@@ -1,0 +1,352 @@
+r"""Modes that look at their own derivative, and say so when it is wrong.
+
+The pushforward of a solve, :math:`\dot\theta \mapsto \dot x = J \dot\theta`, and its
+transpose are linear; a check is not. It is hidden from differentiation where JAX
+lets a linear map have an implementation of our choice, forward and transposed: a linear solve.
+The system
+
+.. math::
+
+    \begin{pmatrix} I & -J \\ 0 & I \end{pmatrix}
+    \begin{pmatrix} u \\ v \end{pmatrix} =
+    \begin{pmatrix} 0 \\ \dot\theta \end{pmatrix}
+
+has the solution :math:`u = J \dot\theta`; the transposed one gives :math:`J^\top w`. Our
+implementation computes these, estimates their error, and acts on it. JAX takes higher
+derivatives from the matrix, and so never sees the check.
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Bool, Float, PyTree
+
+from iterdiff import linear, tree
+from iterdiff.agreement import disagree, is_foreign, remembers
+from iterdiff.correction import Correction, Sensitivity, at_kink
+from iterdiff.derivative_report import REPORT_SIZE, to_vector
+from iterdiff.error import NEAR, REASONS, ErrorEstimate, compare
+from iterdiff.failure import raise_if
+from iterdiff.hoisting import hoist, merged, perturbed
+from iterdiff.modes.base import Mode, Outcome, Tangents, Task
+from iterdiff.modes.implicit import Implicit, structure_of
+from iterdiff.problems import CompositeMinimization, Problem
+from iterdiff.stopping import StoppingRule
+
+OnFailure = Literal["warn", "raise", "nan"]
+
+
+class DerivativeWarning(UserWarning):
+    """A derivative whose estimated error is above the tolerance of `Checked`."""
+
+
+class Checked(Mode):
+    """Take the derivative in another mode, estimate its error, and never stay silent.
+
+    Every forward and every backward pass estimates the relative error of what it returns, as
+    solution derivative, by `derivative_error`'s method. Where that is above `rtol`, or cannot be
+    told, it acts.
+
+    Parameters
+    ----------
+    mode : Mode
+        Takes the derivative.
+    rtol : float
+        The relative error that is acceptable (Euclidean norm of the tangent, or of the gradient
+        in theta), positive.
+    on_failure : {"warn", "raise", "nan"}
+        Issue a `DerivativeWarning` from the running program; raise from it; or return NaN in
+        place of the derivative.
+    atol : float
+        An absolute error that is acceptable besides. It is needed where the derivative is zero.
+    report : array, optional
+        The second argument that `value_and_grad_with_report` hands to the loss.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of another kind or out of range.
+
+    Notes
+    -----
+    Costs one factorisation (that of an implicit mode serves both) or a few loose Krylov solves, a
+    handful of substitutions and products besides, and with an unrolled mode the primal once more.
+    First-order derivatives are checked; derivatives of higher order go through unchecked and
+    unharmed.
+
+    What is judged is ``J v`` and ``J^T w`` for the ``v`` and ``w`` that arrive. That the slope
+    ``w`` of a loss is taken at the iterate, not at the solution, is not seen from here:
+    `derivative_error` with ``loss=`` counts it too.
+
+    An algorithm of your own, whose state is the iterate alone, is asked besides whether it comes to
+    rest where the residual vanishes (three steps).
+    """
+
+    mode: Mode
+    rtol: float = 1e-2
+    on_failure: OnFailure = eqx.field(static=True, default="warn")
+    atol: float = 0.0
+    report: Float[Array, " 6"] | None = None
+
+    def __check_init__(self):
+        """Refuse what is no mode, tolerance or action."""
+        if not isinstance(self.mode, Mode) or isinstance(self.mode, Checked):
+            raise TypeError(f"`mode` must be a mode that is not checked yet, not {self.mode!r}.")
+        if isinstance(self.rtol, int | float) and not self.rtol > 0:
+            raise ValueError(f"`rtol` must be positive, but it is {self.rtol}.")
+        if isinstance(self.atol, int | float) and not self.atol >= 0:
+            raise ValueError(f"`atol` must not be negative, but it is {self.atol}.")
+        if self.on_failure not in get_args(OnFailure):
+            names = ", ".join(repr(name) for name in get_args(OnFailure))
+            raise ValueError(f"`on_failure` must be one of {names}, not {self.on_failure!r}.")
+
+    def check(self, stop: StoppingRule) -> None:
+        """Refuse what the wrapped mode refuses."""
+        self.mode.check(stop)
+
+    def solve(self, task: Task, *, throw: bool) -> Outcome:
+        """Run as the wrapped mode does, and put the check on the derivative."""
+        outcome = self.mode.solve(task, throw=throw)
+        return outcome._replace(x=self.answer(task, outcome.x, throw=throw))
+
+    def attach(self, problem: Problem, x: PyTree, theta: PyTree, *, throw: bool) -> PyTree:
+        """Return a solution from elsewhere, with the checked implicit derivative in `theta`.
+
+        As `Implicit.attach`; how near the point is to a solution is checked too, since nothing
+        else tells whether its solver solved this problem. The wrapped mode is `Implicit`.
+        """
+        assert isinstance(self.mode, Implicit)
+        x = self.mode.attach(problem, x, theta, throw=throw)
+        return self._answer(_Elsewhere(problem, theta), x, throw)
+
+    def answer(self, task: Task, x: PyTree, *, throw: bool) -> PyTree:
+        """Return `x` with the checked derivative."""
+        return self._answer(task, x, throw)
+
+    def _answer(self, task: "Task | _Elsewhere", x: PyTree, throw: bool) -> PyTree:
+        x = jax.lax.stop_gradient(x)
+        arrays, static = eqx.partition(task, eqx.is_array)
+
+        def by_mode(arrays):
+            again = eqx.combine(arrays, static)
+            if isinstance(again, Task):
+                return self.mode.answer(again, x, throw=throw)
+            assert isinstance(self.mode, Implicit)
+            unrefined = dataclasses.replace(self.mode, refine=0)
+            return unrefined.attach(again.problem, x, again.theta, throw=throw)
+
+        def residual(y, arrays):
+            again = eqx.combine(arrays, static)
+            return again.problem.residual(y, again.theta)
+
+        def step(y, arrays):
+            again = eqx.combine(arrays, static)
+            state = again.algorithm.init(again.problem, y, again.theta)
+            return again.algorithm.step(again.problem, state, again.theta).x
+
+        def kinked(y, arrays):
+            again = eqx.combine(arrays, static)
+            return at_kink(again.problem, y, again.theta)
+
+        composite = isinstance(task.problem, CompositeMinimization)
+        taken, of_mode = hoist(by_mode, arrays)
+        vanishing, of_residual = hoist(residual, x, arrays)
+        stepped, of_step = hoist(step, x, arrays) if _asks_for_steps(task, x) else (None, ())
+        at_kinks, of_kinks = hoist(kinked, x, arrays) if composite else (None, ())
+        closed_over, (of_mode, of_residual, of_step, of_kinks) = merged(
+            of_mode, of_residual, of_step, of_kinks
+        )
+        report = jnp.zeros(REPORT_SIZE) if self.report is None else self.report
+        maps = _Maps(
+            lambda i: taken(of_mode(i[1]), i[0]),
+            lambda y, i: vanishing(of_residual(i[1]), y, i[0]),
+            (lambda y, i: stepped(of_step(i[1]), y, i[0])) if stepped else None,
+            (lambda y, i: at_kinks(of_kinks(i[1]), y, i[0])) if at_kinks else None,
+            structure_of(task.problem),
+            self._judge,
+            # The default implicit derivative is what the check computes at `x` anyway.
+            type(self.mode) is Implicit and self.mode.linear_solver is None,
+            _Options(throw, NEAR if isinstance(task, _Elsewhere) else math.inf),
+        )
+        return _attach(maps, (arrays, closed_over, report), x)
+
+    def _judge(self, estimate: ErrorEstimate, derivative: PyTree) -> "_Verdict":
+        flagged = estimate.exceeds(self.rtol, self.atol)
+        if self.on_failure == "raise":
+            derivative = raise_if(derivative, flagged, [_RAISED.format(rtol=self.rtol)])
+        elif self.on_failure == "nan":
+            derivative = jax.tree.map(lambda v: jnp.where(flagged, jnp.nan, v), derivative)
+        else:
+            said = (flagged, estimate.relative, estimate.reason_code, self.rtol)
+            jax.lax.cond(flagged, lambda: jax.debug.callback(_warn, *said), lambda: None)
+        return _Verdict(derivative, to_vector(estimate, flagged))
+
+    def tangents(self, task: Task, directions: PyTree) -> Tangents:
+        """Follow the wrapped mode's tangents."""
+        return self.mode.tangents(task, directions)
+
+
+_RAISED = (
+    "The derivative of a solve is wrong by more than rtol={rtol}, by its own estimate, or that "
+    "cannot be told. Solve more accurately (for example with stop=DerivativeErrorBelow), use "
+    "Implicit(refine=1), or look at it with iterdiff.derivative_error."
+)
+
+
+def _warn(flagged: Any, relative: Any, reason: Any, rtol: Any) -> None:
+    # JAX hands over arrays of its own, whose methods would compute on the device that waits.
+    flagged, relative, reason, rtol = map(np.asarray, (flagged, relative, reason, rtol))
+    if not np.any(flagged):
+        return
+    because = REASONS[int(np.max(reason))]
+    text = f"estimated relative error {float(np.max(relative)):.2g}" if not because else because
+    warnings.warn(
+        f"The derivative of a solve may be wrong by more than rtol={float(np.max(rtol)):.2g}: "
+        f"{text}",
+        DerivativeWarning,
+        stacklevel=2,
+    )
+
+
+class _Verdict(NamedTuple):
+    derivative: PyTree
+    report: Float[Array, " 6"]
+
+
+class _Elsewhere(NamedTuple):
+    """What there is of a `Task` whose solver is not ours."""
+
+    problem: Problem
+    theta: PyTree
+
+
+def _asks_for_steps(task: Task | _Elsewhere, x: PyTree) -> bool:
+    """Return whether the algorithm's step can be asked, and need be, for what it solves."""
+    if isinstance(task, _Elsewhere) or not is_foreign(task.algorithm):
+        return False
+    return not remembers(task.algorithm, task.problem, x, task.theta)
+
+
+class _Options(NamedTuple):
+    """Whether the mode's linear solve raises where it fails; `near` as in `derivative_error`."""
+
+    throw: bool
+    near: float
+
+
+class _Maps(NamedTuple):
+    """What a check is made of; `inputs` is all that the solve depends on.
+
+    Attributes
+    ----------
+    taken : callable
+        ``taken(inputs)`` is the answer, and its derivative the mode's.
+    residual : callable
+        ``residual(y, inputs)``.
+    step : callable, optional
+        ``step(y, inputs)`` is the next iterate, where it might belong to another problem.
+    kinked : callable, optional
+        ``kinked(y, inputs)`` says whether `y` is at a kink, where the problem has some.
+    structure : linear.Structure
+        Of ``d residual / dx``.
+    judge : callable
+        Maps an estimate and the mode's derivative to a verdict.
+    implicit : bool
+        Whether the mode's derivative is the implicit one by the default linear solver.
+    options : _Options
+    """
+
+    taken: Callable[[Any], PyTree]
+    residual: Callable[[PyTree, Any], PyTree]
+    step: Callable[[PyTree, Any], PyTree] | None
+    kinked: Callable[[PyTree, Any], Bool[Array, ""]] | None
+    structure: linear.Structure
+    judge: Callable[[ErrorEstimate, PyTree], _Verdict]
+    implicit: bool
+    options: _Options
+
+
+def _attach(maps: _Maps, inputs: Any, x: PyTree) -> PyTree:
+    @jax.custom_jvp
+    def answer(inputs, x):
+        del inputs
+        return x
+
+    def rule(primals, tangents):
+        inputs, x = primals
+        moving, dots, fixed = perturbed(inputs, tangents[0])
+        x = answer(inputs, x)
+        if not moving:
+            return x, tree.zeros_like(x)
+        reported = not isinstance(tangents[0][-1], SymbolicZero)
+        step, kinked = maps.step, maps.kinked
+        bound = maps._replace(
+            taken=lambda m: maps.taken(fixed(m)),
+            residual=lambda y, m: maps.residual(y, fixed(m)),
+            step=None if step is None else lambda y, m: step(y, fixed(m)),
+            kinked=None if kinked is None else lambda y, m: kinked(y, fixed(m)),
+        )
+        return x, _checked_push(bound, tuple(moving), tuple(dots), x, reported)
+
+    answer.defjvp(rule, symbolic_zeros=True)
+    return answer(inputs, x)
+
+
+def _checked_push(maps: _Maps, moving: tuple, dots: tuple, x: PyTree, reported: bool) -> PyTree:
+    """Return ``J dots``, checked forward and transposed: see the module's docstring."""
+    point, still = jax.lax.stop_gradient((x, moving))
+    throw = maps.implicit and maps.options.throw
+    at = Sensitivity(maps.residual, point, still, maps.structure, throw=throw)
+    correction = Correction(maps.residual, still, at, maps.options.near)
+    points, step = correction.points, maps.step
+    if step is not None:
+        disagrees = disagree(lambda y: step(y, still), points)
+        points = dataclasses.replace(points, disagrees=disagrees)
+    if maps.kinked is not None:
+        one_sided = maps.kinked(points.corrected, still)
+        points = dataclasses.replace(points, one_sided=one_sided)
+
+    def push(v):
+        return jax.jvp(maps.taken, (moving,), (v,))[1]
+
+    def matvec(unknown):
+        u, v = unknown
+        return tree.sub(u, push(v)), v
+
+    def solve(_, b):
+        u, v = b
+        here = at.forward(v)
+        better, slack = correction.forward(v, here)
+        derivative = here if maps.implicit else push(v)
+        estimate = compare(derivative, here, better, points, slack)
+        return tree.add(u, maps.judge(estimate, derivative).derivative), v
+
+    def solve_transposed(_, b):
+        w, c = b
+        adjoint = at.adjoint(w)
+        here = at.pulled(adjoint)
+        better, slack = correction.reverse(w, adjoint)
+        derivative = here if maps.implicit else jax.vjp(maps.taken, moving)[1](w)[0]
+        estimate = compare(derivative, here, better, points, slack)
+        derivative, report = maps.judge(estimate, derivative)
+        if reported:
+            derivative = (*derivative[:-1], report.astype(derivative[-1].dtype))
+        return w, tree.add(c, derivative)
+
+    zero = jax.tree.map(lambda leaf: leaf * 0, x)
+    b = (_linear_zero(zero, dots), dots)
+    return jax.lax.custom_linear_solve(matvec, b, solve, solve_transposed)[0]
+
+
+def _linear_zero(zero: PyTree, dots: tuple) -> PyTree:
+    """Return zeros that count as linear in `dots`, as all of a right-hand side must."""
+    speck = sum(jnp.sum(dot) * 0 for dot in jax.tree.leaves(dots))
+    return jax.tree.map(lambda leaf: leaf + jnp.asarray(speck, leaf.dtype), zero)

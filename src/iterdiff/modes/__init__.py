@@ -1,0 +1,1 @@
+"""Modes: how the derivative of a solve is taken."""

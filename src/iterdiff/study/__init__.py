@@ -1,0 +1,1 @@
+"""Studies: a grid of runs as one dataset, and its views (tables, figures, pages)."""

@@ -1,0 +1,93 @@
+"""What every test runs under: float64, strict promotion, fixed seeds, checked annotations.
+
+The annotations are checked by beartype through jaxtyping's own pytest option, set in
+``pyproject.toml``; it must be in force before iterdiff is first imported.
+"""
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+
+import jax
+import matplotlib
+import pytest
+
+# Compiling takes most of the suite's time, and nearly every program runs once. These settings
+# compile in less than half the time, and change how machine code is made, not what is computed.
+# XLA reads them at its first use. What a program costs is measured under `AS_SHIPPED` (helpers.py).
+QUICK_TO_COMPILE = {
+    "xla_backend_optimization_level": "0",
+    "xla_cpu_use_fusion_emitters": "false",
+    "xla_cpu_parallel_codegen_split_count": "1",
+}
+# A program without any callback has been seen to wait for ever in XLA's pool of threads, on two
+# busy cores: the tests' programs are small, and run in one thread.
+ONE_THREAD = {"xla_cpu_multi_thread_eigen": "false"}
+os.environ["XLA_FLAGS"] = " ".join(
+    [f"--{name}={value}" for name, value in (QUICK_TO_COMPILE | ONE_THREAD).items()]
+    + os.environ.get("XLA_FLAGS", "").split()
+)
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+# A program that calls back to Python and runs beside the one that waits for it can deadlock where
+# cores are few (jax-ml/jax issues 24255 and 25861); run in the thread that calls it, it cannot.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+matplotlib.use("Agg")
+
+SEED_VARIABLE = "ITERDIFF_SEED"
+DEFAULT_SEED = 20220913
+# Compiled programs are dropped between modules once a process holds this much (in MiB).
+CACHE_LIMIT_MIB = 3000
+
+
+def _seed() -> int:
+    return int(os.environ.get(SEED_VARIABLE, DEFAULT_SEED))
+
+
+@pytest.fixture
+def getkey(request: pytest.FixtureRequest) -> Callable[[], jax.Array]:
+    """Return a function that gives a fresh random key at each call, the same in every run."""
+    key = jax.random.key(_seed())
+    request.node.user_properties.append((SEED_VARIABLE, _seed()))
+
+    def next_key() -> jax.Array:
+        nonlocal key
+        key, fresh = jax.random.split(key)
+        return fresh
+
+    return next_key
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    """Print the seed with the failure of a test that draws random numbers."""
+    report = yield
+    seeds = [value for name, value in item.user_properties if name == SEED_VARIABLE]
+    if report.failed and seeds:
+        report.sections.append(("Seed", f"repeat with {SEED_VARIABLE}={seeds[0]}"))
+    return report
+
+
+def pytest_report_header() -> str:
+    """Say which seed the run uses, also when nothing fails."""
+    return f"{SEED_VARIABLE}={_seed()}"
+
+
+def _resident_mib() -> float:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            pages = int(file.read().split()[1])
+    except OSError:  # no such file system here: never clear
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drop_compiled_programs() -> Iterator[None]:
+    """Give memory back after a module whose compiled programs have grown too large."""
+    yield
+    if _resident_mib() > CACHE_LIMIT_MIB:
+        jax.clear_caches()
+        gc.collect()

@@ -1,0 +1,1 @@
+"""Tests against other libraries: their installed packages, and their own test suites."""

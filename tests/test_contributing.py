@@ -1,0 +1,40 @@
+"""The code in the documents runs: skeletons to start from, and the README's first lines."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(document: str) -> list[tuple[str, str]]:
+    """Return the heading above and the code of each block of Python in a document."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    found = []
+    for match in FENCE.finditer(text):
+        headings = re.findall(r"^#+ (.*)$", text[: match.start()], re.MULTILINE)
+        found.append((headings[-1], match.group(1)))
+    return found
+
+
+def run(code: str, folder: Path) -> dict:
+    """Run code as a file of its own, and return its global names."""
+    path = folder / "block.py"
+    path.write_text(code, encoding="utf-8")
+    return runpy.run_path(str(path))
+
+
+def test_contributing_shows_a_skeleton_of_each_kind():
+    headings = [heading for heading, _ in blocks("CONTRIBUTING.md")]
+    assert headings == ["Adding an algorithm", "Adding a mode", "Adding an adapter"]
+    assert all("assert" in code for _, code in blocks("CONTRIBUTING.md"))
+
+
+@pytest.mark.parametrize(
+    "code", [pytest.param(code, id=heading) for heading, code in blocks("CONTRIBUTING.md")]
+)
+def test_skeletons_of_contributing_run(code, tmp_path):
+    run(code, tmp_path)

@@ -1,0 +1,58 @@
+"""jaxopt's decorator on our engine: what it differentiates, and what it does not let pass."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import iterdiff as itd
+from tests.helpers import compiled
+
+
+def test_custom_root_in_both_modes_with_aux_keywords_and_a_solver():
+    matvecs = []
+
+    def dense(matvec, b):
+        matvecs.append(b.shape)
+        return jnp.linalg.solve(jax.jacobian(matvec)(b), b)
+
+    def optimality(x, scale, shift):
+        return {"u": scale * x["u"] ** 3 - shift, "v": x["v"] - x["u"][0]}
+
+    @itd.adapters.custom_root(optimality, has_aux=True, solve=dense)
+    def solver(init, scale, shift):
+        u = jnp.cbrt(shift / scale)
+        return {"u": u, "v": u[0]}, {"calls": 1}
+
+    def loss(scale, shift):
+        x, aux = solver(None, shift=shift, scale=scale)
+        assert aux == {"calls": 1}
+        return jnp.sum(x["u"]) + x["v"]
+
+    scale, shift = jnp.array(2.0), jnp.array([16.0, 54.0])
+    by_scale, by_shift = jax.jit(jax.grad(loss, argnums=(0, 1)))(scale, shift)
+    # u = (shift / scale)^(1/3) = (2, 3); du = u / 3 (dshift / shift - dscale / scale)
+    assert jnp.abs(by_scale + (2 * 2 + 3) / 6) < 1e-12
+    assert jnp.max(jnp.abs(by_shift - jnp.array([2 * 2 / 48, 3 / 162]))) < 1e-12
+    forward = jax.jit(jax.jacfwd(loss))(scale, shift)
+    assert jnp.abs(forward - by_scale) < 1e-12
+    assert matvecs and set(matvecs) == {(3,)}
+
+
+def test_custom_root_does_not_let_a_failed_solve_pass():
+    lazy = itd.adapters.custom_root(lambda x, theta: 3 * x - theta, solve=lambda matvec, b: 0 * b)
+    with pytest.raises(RuntimeError, match="linear solve behind an implicit derivative"):
+        jax.grad(lazy(lambda init, theta: theta / 3), argnums=1)(None, 1.0)
+    misfit = itd.adapters.custom_root(lambda x, theta: x - theta)(lambda init, *, other: other)
+    assert misfit(None, other=1.0) == 1.0
+    with pytest.raises(TypeError, match="do not fit the signature"):
+        jax.grad(lambda theta: misfit(None, other=theta))(1.0)
+
+
+def test_custom_root_where_the_unknowns_are_not_unique():
+    # softmax(x) = softmax(theta): x up to a constant, of which the loss sees nothing
+    softmax = itd.adapters.custom_root(
+        lambda x, **kwargs: jax.nn.softmax(x) - jax.nn.softmax(kwargs["theta"])
+    )(lambda init, **kwargs: kwargs["theta"] + 5.0)
+    weights, theta = jnp.array([1.0, 2.0, -3.0]), jnp.array([0.3, 0.1, -0.5])
+    gradient = compiled(jax.grad(lambda theta: weights @ softmax(None, theta=theta)))(theta)
+    assert jnp.max(jnp.abs(gradient - weights)) < 1e-12

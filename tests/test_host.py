@@ -1,0 +1,193 @@
+"""The decorator `implicit`: solvers that JAX cannot trace, under every transformation."""
+
+import ctypes
+import ctypes.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+
+import iterdiff as itd
+from tests.helpers import compiled
+
+quartic = itd.Minimization(
+    lambda x, theta: jnp.sum((x - theta**2) ** 2) + jnp.sum(x**4) / 10,
+)
+value_and_gradient = jax.jit(jax.value_and_grad(quartic.objective))
+THETA = jnp.array([0.5, 1.0, 1.5])
+calls = []
+
+
+@itd.implicit(quartic)
+def by_scipy(x0, theta, method="L-BFGS-B"):
+    calls.append(type(theta).__name__)
+    options = {"gtol": 1e-9, "ftol": 1e-15}
+    return scipy.optimize.minimize(
+        value_and_gradient, x0, args=(theta,), jac=True, method=method, options=options
+    )
+
+
+def test_eagerly_jitted_batched_and_differentiated():
+    x0 = jnp.zeros(3)
+    x = by_scipy(x0, THETA)
+    assert jnp.max(jnp.abs(quartic.residual(x, THETA))) < 1e-8
+    truth = jnp.diag(4 * THETA / (2 + 1.2 * x**2))
+    solution = lambda theta: by_scipy(x0, theta)  # noqa: E731
+    eager = jax.jacfwd(solution)(THETA)
+
+    @compiled
+    def run(theta):
+        return (
+            solution(theta),
+            jax.jacfwd(solution)(theta),
+            jax.jacrev(solution)(theta),
+            jax.hessian(lambda theta: solution(theta).sum())(theta),
+        )
+
+    same, forward, reverse, second = run(THETA)
+    assert jnp.array_equal(same, x)
+    for jacobian in (eager, forward, reverse):
+        assert jnp.max(jnp.abs(jacobian - truth)) < 1e-12
+    curvature = 2 + 1.2 * x**2
+    by_hand = 4 / curvature - 4 * THETA * 2.4 * x / curvature**2 * jnp.diagonal(truth)
+    assert jnp.max(jnp.abs(second - jnp.diag(by_hand))) < 1e-9
+    batch = jnp.stack([THETA, THETA + 1])
+    batched = compiled(jax.vmap(jax.grad(lambda theta: solution(theta).sum())))(batch)
+    assert jnp.max(jnp.abs(batched[0] - jnp.diagonal(truth))) < 1e-12
+    assert not any("Tracer" in name for name in calls[1:2])  # the eager call saw numbers
+
+
+def test_other_scipy_solvers_by_name():
+    root = itd.implicit(itd.RootFinding(lambda x, theta: x**3 - theta))(
+        lambda x0, theta: scipy.optimize.root(lambda x: x**3 - theta, x0, tol=1e-12)
+    )
+    fixed = itd.implicit(itd.FixedPoint(lambda x, theta: theta * jnp.cos(x)))(
+        lambda x0, theta: scipy.optimize.fixed_point(lambda x: theta * np.cos(x), x0, xtol=1e-13)
+    )
+
+    @jax.jit
+    def run(theta):
+        return jax.jacrev(lambda t: root(jnp.ones(2), t))(theta), jax.jvp(
+            lambda t: fixed(jnp.array(0.5), t), (jnp.array(0.5),), (jnp.array(1.0),)
+        )
+
+    jacobian, (x, slope) = run(jnp.array([8.0, 27.0]))
+    assert jnp.max(jnp.abs(jacobian - jnp.diag(jnp.array([1 / 12, 1 / 27])))) < 1e-9
+    assert jnp.abs(slope - jnp.cos(x) / (1 + 0.5 * jnp.sin(x))) < 1e-12
+
+
+def test_a_c_library_and_a_program_with_files(tmp_path):
+    library = ctypes.CDLL(ctypes.util.find_library("m"))
+    library.cbrt.restype, library.cbrt.argtypes = ctypes.c_double, [ctypes.c_double]
+    cube = itd.RootFinding(lambda x, theta: x**3 - theta)
+
+    @itd.implicit(cube)
+    def by_c(x0, theta):
+        return library.cbrt(float(theta))
+
+    ran = []
+
+    @itd.implicit(cube, traceable=False)
+    def by_files(x0, theta):
+        ran.append(1)
+        (tmp_path / "in.txt").write_text(f"{float(theta)!r}", encoding="ascii")
+        (tmp_path / "out.txt").write_text(
+            repr(float((tmp_path / "in.txt").read_text(encoding="ascii")) ** (1 / 3)),
+            encoding="ascii",
+        )
+        return float((tmp_path / "out.txt").read_text(encoding="ascii"))
+
+    for solver in (by_c, by_files):
+        value, slope = jax.jit(jax.value_and_grad(lambda t, solver=solver: solver(1.0, t)))(8.0)
+        assert abs(value - 2) < 1e-12 and abs(slope - 1 / 12) < 1e-12
+    assert len(ran) == 1  # told that it is not traceable, nobody tries
+
+
+def test_a_traceable_solver_is_traced():
+    @itd.implicit(quartic)
+    def by_newton(x0, theta):
+        assert isinstance(theta, jax.core.Tracer)
+        return itd.solve(quartic, itd.Newton(), x0, theta, stop=itd.Steps(30)).x
+
+    text = str(jax.make_jaxpr(lambda theta: by_newton(jnp.zeros(3), theta))(THETA))
+    assert "_on_host" not in text
+    told = itd.implicit(quartic, traceable=False)(lambda x0, theta: theta)
+    assert "_on_host" in str(jax.make_jaxpr(told)(THETA, THETA))
+
+
+# Failures
+
+
+def failing(**options):
+    return itd.implicit(quartic, **options)(
+        lambda x0, theta: scipy.optimize.minimize(
+            value_and_gradient, x0, args=(theta,), jac=True, options={"maxiter": 1}
+        )
+    )
+
+
+def test_a_solver_that_reports_failure_is_quoted():
+    with pytest.raises(itd.SolverFailed, match="Maximum number of iterations") as caught:
+        failing()(jnp.zeros(3), THETA)
+    assert caught.value.status == itd.Status.SOLVER_FAILED
+    assert "Maximum number of iterations" in caught.value.foreign_message
+    with pytest.raises(RuntimeError, match="Maximum number of iterations"):
+        jax.block_until_ready(jax.jit(failing())(jnp.zeros(3), THETA))
+    assert jnp.all(jnp.isnan(failing(throw=False)(jnp.zeros(3), THETA)))
+
+
+def test_what_a_solver_raises_is_passed_on():
+    @itd.implicit(quartic)
+    def broken(x0, theta):
+        raise LookupError("no licence for this solver")
+
+    with pytest.raises(LookupError, match="no licence"):
+        broken(jnp.zeros(3), THETA)
+    with pytest.raises(RuntimeError, match=r"(?s)in broken.*LookupError: no licence"):
+        jax.block_until_ready(jax.jit(broken)(jnp.zeros(3), THETA))
+
+
+def test_a_mode_that_needs_steps_and_no_problem_are_refused_at_once():
+    for mode in (itd.Unrolled(), itd.OneStep(), itd.Checked(itd.Unrolled())):
+        with pytest.raises(ValueError, match=r"offers its answer alone. Modes that work: iterdiff"):
+            itd.implicit(quartic, mode=mode)
+    with pytest.raises(TypeError, match="mode"):
+        itd.implicit(quartic, mode="implicit")
+    with pytest.raises(TypeError, match="problem"):
+        itd.implicit(lambda x0, theta: x0)
+
+
+def test_a_checked_answer_that_is_no_solution_does_not_pass():
+    mode = itd.Checked(itd.Implicit(), rtol=1e-3, on_failure="nan")
+    cube = itd.implicit(itd.RootFinding(lambda x, theta: x**3 - theta), mode=mode)
+    exact = cube(lambda x0, theta: np.cbrt(np.asarray(theta)))
+    early = cube(lambda x0, theta: np.cbrt(np.asarray(theta)) + 0.1)
+
+    @jax.jit
+    def run(theta):
+        return jax.grad(exact, argnums=1)(1.0, theta), jax.grad(early, argnums=1)(1.0, theta)
+
+    right, wrong = run(8.0)
+    assert abs(right - 1 / 12) < 1e-12
+    assert np.isnan(wrong)
+
+
+def test_answers_of_another_shape_and_hidden_tracers_are_refused():
+    wrong = itd.implicit(quartic)(lambda x0, theta: np.zeros(4))
+    with pytest.raises(ValueError, match=r"shape \(3,\) it returned shape \(4,\)"):
+        wrong(jnp.zeros(3), THETA)
+    with pytest.raises(TypeError, match="must return real numbers"):
+        itd.implicit(quartic)(lambda x0, theta: np.zeros(3) + 1j)(jnp.zeros(3), THETA)
+    other = itd.implicit(quartic)(lambda x0, theta: {"x": x0})
+    with pytest.raises(ValueError, match="structure of `x0`"):
+        other(jnp.zeros(3), THETA)
+
+    @jax.jit
+    def closing_over(theta):
+        hidden = itd.implicit(quartic)(lambda x0, other: np.asarray(theta))
+        return hidden(jnp.zeros(3), theta)
+
+    with pytest.raises(RuntimeError, match="closes over a value that JAX is tracing"):
+        jax.block_until_ready(closing_over(THETA))

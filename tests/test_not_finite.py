@@ -1,0 +1,51 @@
+"""NaN that no check sees beforehand: in traced parameters, and in data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import iterdiff as itd
+from tests.helpers import compiled
+
+QUADRATIC = itd.Minimization(lambda x, theta: jnp.sum((x - theta) ** 2))
+DESCENT = itd.GradientDescent(0.25)
+X0, THETA, NAN = jnp.zeros(2), jnp.ones(2), np.array([1.0, np.nan])
+MODES = {
+    "implicit": itd.Implicit(),
+    "unrolled": itd.Unrolled(),
+    "last steps": itd.Unrolled(last=2),
+    "checked": itd.Checked(itd.Implicit(), on_failure="nan"),
+}
+
+
+@pytest.mark.parametrize(
+    "stop", [itd.Steps(3), itd.ResidualBelow(rtol=1e-6)], ids=["steps", "residual"]
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_nan_in_a_traced_theta_has_no_derivative(mode, stop):
+    # the Hessian is finite, and so is what a linear solve with it returns
+    def solution(theta):
+        task = (QUADRATIC, DESCENT, X0, theta)
+        return itd.solve(*task, stop=stop, mode=MODES[mode], throw=False)
+
+    @compiled
+    @jax.vmap
+    def all_of_it(theta):
+        def answer(theta):
+            return solution(theta).x
+
+        return solution(theta).status, jax.jacfwd(answer)(theta), jax.jacrev(answer)(theta)
+
+    status, forward, reverse = all_of_it(jnp.stack([THETA, jnp.asarray(NAN)]))
+    assert status[0] < itd.Status.MAX_STEPS_REACHED
+    assert status[1] == itd.Status.NOT_FINITE_AT_START
+    for jacobian in (forward, reverse):
+        assert jnp.all(jnp.isfinite(jacobian[0]))
+        assert jnp.all(jnp.isnan(jacobian[1]))
+
+
+def test_data_with_nan_are_named_by_trace():
+    problem = itd.Minimization(lambda x, theta: jnp.sum((x - theta * jnp.asarray(NAN)) ** 2))
+    with pytest.raises(ValueError, match="Look for NaN or infinity in.*the data"):
+        itd.trace(problem, DESCENT, X0, THETA, steps=2, modes={})
