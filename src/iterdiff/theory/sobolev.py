@@ -108,9 +108,9 @@ def sobolev_polynomials(
     relative = factor * jnp.tril(
         _checks.power(decay, jnp.maximum(degree[:, None] - degree[None, :], 0))
     )
-    zero = jax.scipy.linalg.solve_triangular(relative, at_zero, lower=True)
-    value = jax.scipy.linalg.solve_triangular(factor, basis, lower=True)
-    slope = jax.scipy.linalg.solve_triangular(factor, -slope / radius, lower=True)
+    zero = _forward_substitution(relative, at_zero)
+    both = jnp.concatenate([basis, -slope / radius], 1)
+    value, slope = jnp.split(jax.scipy.linalg.solve_triangular(factor, both, lower=True), 2, 1)
 
     def kernel(carry, row):
         total, value, slope = carry
@@ -157,6 +157,22 @@ def _factor(grid: _Grid, norm: str) -> tuple[Float[Array, "n n"], Float[Array, "
     factor = jnp.linalg.qr(rows, mode="r").T
     at_zero, _ = _basis(grid.beta, grid.origin[None], grid.steps, grid.decay)
     return factor, at_zero[:, 0]
+
+
+def _forward_substitution(
+    lower: Float[Array, "n n"], rhs: Float[Array, " n"]
+) -> Float[Array, " n"]:
+    """Solve with a lower triangular matrix, row by row.
+
+    Not by LAPACK: under `vmap`, jaxlib 0.10 waits for ever where as many of its calls are ready at
+    once as there are cores (docs/faq.md), and another one is.
+    """
+
+    def advance(x, row):
+        k, weights, b = row
+        return x.at[k].set((b - weights @ x) / weights[k]), None
+
+    return jax.lax.scan(advance, jnp.zeros_like(rhs), (jnp.arange(len(rhs)), lower, rhs))[0]
 
 
 def _basis(
