@@ -255,7 +255,7 @@ def variants(study: Study, steps: int, probed: bool) -> tuple[Variant, ...]:
 
 def _ours(study: Study, steps: int, probes: int | None) -> Callable:
     core = compiled_core(lambda: study.trace(steps, probes, study.formula))
-    return lambda inputs: core(inputs).jacobian_error["unrolled"][1:]
+    return lambda inputs: core(inputs)[1:, -1]  # the last number of a record
 
 
 def alone(name: str, steps: int, file: str) -> dict[str, Any]:

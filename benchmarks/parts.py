@@ -40,7 +40,7 @@ def parts(case: Case, steps: int, primal: Callable) -> Table:
         return found[0].state.x, found[1].states.x
 
     def linearised(theta, data) -> Linearised:
-        return Linearised(lambda t, x, _: case.step(x, t, data), theta, states)
+        return Linearised(lambda t, x, _: case.step(x, t, data), theta, states[0], steps)
 
     def slopes(theta, data):
         """Compute what products with the step's derivatives need, and look at all of it."""

@@ -1,5 +1,6 @@
 """Solvers that JAX cannot trace: run them on the host, and pass on what they say."""
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,10 +16,11 @@ from iterdiff import tree
 from iterdiff.solution import SolverFailed
 
 
+@functools.cache
 def _untransformed() -> Any:
     """Return JAX's state outside of all transformations: that of a thread that begins.
 
-    This module may be imported for the first time while a function is being traced.
+    The present thread may be tracing a function when this is first asked.
     """
     states = []
     thread = threading.Thread(target=lambda: states.append(get_opaque_trace_state()))
@@ -27,12 +29,9 @@ def _untransformed() -> Any:
     return states[0]
 
 
-_UNTRANSFORMED = _untransformed()
-
-
 def transforming() -> bool:
     """Return whether JAX is tracing, differentiating or batching; if not, nothing is traced."""
-    return get_opaque_trace_state() != _UNTRANSFORMED
+    return get_opaque_trace_state() != _untransformed()
 
 
 class Call(NamedTuple):

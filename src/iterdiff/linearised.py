@@ -36,22 +36,32 @@ class Linearised:
         later; `moving` and `floating` are what it is linearised in, `arrays` all of the state's.
     moving : pytree of arrays
         The inputs that have a tangent.
-    states : pytree of arrays
-        Stacked states: their shapes, and their number.
+    example : pytree of arrays
+        A state: of it, shapes and dtypes are looked at.
+    count : int
+        How many states are known.
+
+    Attributes
+    ----------
+    bytes_of_a_step : int
+        What the linearisation of one step takes, without what all of them share.
+    at_once : int
+        How many steps are linearised at once.
     """
 
-    def __init__(self, step: Callable, moving: PyTree, states: PyTree):
+    def __init__(self, step: Callable, moving: PyTree, example: PyTree, count: int):
         self.step, self.moving = step, moving
-        example = jax.tree.map(lambda v: v[0], states)
-        self.count = jax.tree.leaves(states)[0].shape[0]
+        # One that shares no array with what moves, as the rows do not.
+        example = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), example)
         found = jax.make_jaxpr(self._pieces)(example)
         row_size = len(jax.tree.leaves(example))
         self.varying = counting.depends(found.jaxpr, [True] * row_size)
         sizes = [v.aval.size * v.aval.dtype.itemsize for v in found.jaxpr.outvars]
-        of_a_step = sum(s for s, varies in zip(sizes, self.varying, strict=True) if varies)
-        inputs = [*jax.tree.leaves(states), *found.consts]
-        room = sum(v.size * v.dtype.itemsize for v in inputs) // SHARE
-        self.at_once = min(MOST_AT_ONCE, self.count, max(1, room // max(1, of_a_step)))
+        own = sum(s for s, varies in zip(sizes, self.varying, strict=True) if varies)
+        self.bytes_of_a_step = own
+        states = count * sum(v.size * v.dtype.itemsize for v in jax.tree.leaves(example))
+        inputs = states + sum(v.size * v.dtype.itemsize for v in found.consts)
+        self.at_once = min(MOST_AT_ONCE, count, max(1, inputs // SHARE // max(1, own)))
         if counting.does(found.jaxpr, BRANCHING):
             self.at_once = 1
         self.structure = jax.tree.structure(jax.eval_shape(self._vjp, example))

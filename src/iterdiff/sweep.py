@@ -42,6 +42,8 @@ class Plan(NamedTuple):
         ``run(inputs)`` returns the arrays at the end, steps and status.
     run_keeping : callable
         The same, and the `keeping.Kept` iterates.
+    unroll : callable
+        The same as `run`, in a loop that JAX differentiates, keeping all that the steps compute.
     max_steps : int
     counted : bool
         Whether the number of steps is `max_steps` whatever happens.
@@ -50,6 +52,7 @@ class Plan(NamedTuple):
     step: Callable
     run: Callable
     run_keeping: Callable
+    unroll: Callable
     max_steps: int
     counted: bool
 
@@ -59,6 +62,13 @@ ROOM = 5 * 2**19
 
 SHARE = 8
 """Or this fraction of what the step closes over (its data), if that is more."""
+
+LITTLE = 2**18
+"""Bytes that all that the steps of a counted run compute may take, to be kept rather than done
+again: a shorter program, faster to compile and to run."""
+
+LITTLE_SHARE = 4
+"""Or this fraction of what the step closes over, if that is more."""
 
 FORWARD_ALONE = "Reverse-mode differentiation does not work"
 """What JAX says of a step that it cannot transpose."""
@@ -127,10 +137,15 @@ def unroll_kept(loop: loops.Loop, state: Any, checkpoint: loops.Checkpoint) -> l
         run, kept = keeping.run_keeping(*explicit(inputs), slots)
         return end_of(run), kept
 
+    def unroll(inputs):
+        again, start = explicit(inputs)
+        return end_of(loops.unroll(again.step, start, again.max_steps, "none"))
+
     plan = Plan(
         advanced,
         lambda inputs: end_of(loops.run(*explicit(inputs))),
         run_keeping,
+        unroll,
         loop.max_steps,
         loop.satisfied is None,
     )
@@ -168,12 +183,25 @@ def _differentiable(plan: Plan) -> Callable:
         return primal, ((to_all, zeros(steps), zeros(status)), zeros(kept))
 
     def rule(primals, tangents):
+        moving, dots, fixed = perturbed(primals[0], tangents[0])
+        if moving and _little(plan, fixed, moving):
+            return jax.jvp(lambda moving: plan.unroll(fixed(moving)), (moving,), (dots,))
         (primal, _), (tangent, _) = both(primals, tangents)
         return primal, tangent
 
     run.defjvp(rule, symbolic_zeros=True)
     run_keeping.defjvp(both, symbolic_zeros=True)
     return run
+
+
+def _little(plan: Plan, fixed: Callable, moving: list) -> bool:
+    """Return whether all that the steps compute for their derivatives takes little memory."""
+    closed_over, arrays = fixed(moving)
+    room = max(LITTLE, _bytes(closed_over) // LITTLE_SHARE)
+    if not plan.counted or plan.max_steps * _bytes(arrays) > room:
+        return False
+    linearised = Linearised(Step(plan, fixed), moving, arrays, plan.max_steps)
+    return plan.max_steps * linearised.bytes_of_a_step <= room
 
 
 def _no_tangent(a: PyTree) -> PyTree:
@@ -185,6 +213,18 @@ def _no_tangent(a: PyTree) -> PyTree:
         return np.zeros(jnp.shape(leaf), jax.dtypes.float0)
 
     return jax.tree.map(zero, a)
+
+
+class Step(NamedTuple):
+    """The step on floating arrays, with moving inputs in place of those it closes over."""
+
+    plan: Plan
+    fixed: Callable
+
+    def __call__(self, moving: list, floating: PyTree, arrays: PyTree) -> PyTree:
+        """Return the floating arrays one step later; those of `arrays` are not looked at."""
+        arrays = eqx.combine(floating, _rest(arrays))
+        return _floating(self.plan.step(self.fixed(moving)[0], arrays))
 
 
 class Chain(NamedTuple):
@@ -249,11 +289,6 @@ class Chain(NamedTuple):
         """Return the floating arrays of the state at the start."""
         return _floating(self.fixed(moving)[1])
 
-    def step(self, moving: list, floating: PyTree, arrays: PyTree) -> PyTree:
-        """Return the floating arrays one step later; those of `arrays` are not looked at."""
-        arrays = eqx.combine(floating, _rest(arrays))
-        return _floating(self.plan.step(self.fixed(moving)[0], arrays))
-
     def _replay(self, moving: list) -> PyTree:
         """Take the same steps again, as JAX differentiates them: for higher orders."""
         closed_over, arrays = self.fixed(moving)
@@ -275,7 +310,7 @@ class Chain(NamedTuple):
             arrays, tangent = carry
             new = self.plan.step(self.fixed(self.moving)[0], arrays)
             push = jax.jvp(
-                lambda moving, floating: self.step(moving, floating, arrays),
+                lambda moving, floating: Step(self.plan, self.fixed)(moving, floating, arrays),
                 (self.moving, _floating(arrays)),
                 (dots, tangent),
             )[1]
@@ -286,7 +321,9 @@ class Chain(NamedTuple):
 
     def _backward(self, cotangent: PyTree) -> list:
         """Substitute backward over the kept iterates, and over those between them."""
-        linearised = Linearised(self.step, self.moving, self.kept.states)
+        arrays = self.fixed(self.moving)[1]
+        slots = jax.tree.leaves(self.kept.states)[0].shape[0]
+        linearised = Linearised(Step(self.plan, self.fixed), self.moving, arrays, slots)
         carry = (cotangent, tree.zeros_like(self.moving))
 
         def segment(carry):

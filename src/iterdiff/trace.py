@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -22,6 +23,7 @@ from iterdiff.reference import Reference, find_reference
 from iterdiff.solution import Status
 from iterdiff.stopping import Steps
 from iterdiff.version import __version__
+from iterdiff.walking import shared
 
 if TYPE_CHECKING:
     import xarray
@@ -126,36 +128,39 @@ class Recorder(eqx.Module):
         return judged
 
 
-TINY = 16
-"""A state and tangents of up to so many numbers are recorded as they are, and measured later."""
-
-
 @compiled
-def record(recorder: Recorder, carry: Any, count: int) -> tuple[Any, Measured]:
+def record(recorder: Recorder, carry: Any, count: int) -> tuple[Any, Float[Array, "count k"]]:
     """Return the carry after `count` records, and these: a scan that keeps numbers alone.
 
-    What an iterate is measured by and the step from it share their work (a gradient, say). Of
-    tiny problems the iterates are kept instead, since measuring them all at once is quicker.
+    What an iterate is measured by and the step from it share their work (a gradient, say). The
+    numbers of a record, the leaves of `Measured`, make one row: to write them one by one takes
+    longer than a step of a small problem.
     """
     dynamic, static = eqx.partition(carry, eqx.is_array)
-    tiny = sum(v.size for v in jax.tree.leaves(dynamic)) <= TINY
-
-    def measure(dynamic):
-        return recorder.measure(eqx.combine(dynamic, static))
 
     def one_step(dynamic, _):
         new = recorder.advance(eqx.combine(dynamic, static))
-        return eqx.partition(new, eqx.is_array)[0], None
+        return eqx.filter(new, eqx.is_array), None
+
+    @shared
+    def measured_step(dynamic):
+        row = _row(recorder.measure(eqx.combine(dynamic, static)))
+        return one_step(dynamic, None)[0], row
 
     def one_record(dynamic, _):
-        found = dynamic if tiny else measure(dynamic)
-        dynamic, _ = one_step(dynamic, None)
+        dynamic, row = measured_step(dynamic)
         if recorder.every > 1:
             dynamic, _ = jax.lax.scan(one_step, dynamic, None, recorder.every - 1)
-        return dynamic, found
+        return dynamic, row
 
-    dynamic, found = jax.lax.scan(one_record, dynamic, None, count)
-    return eqx.combine(dynamic, static), jax.vmap(measure)(found) if tiny else found
+    dynamic, rows = jax.lax.scan(one_record, dynamic, None, count)
+    return eqx.combine(dynamic, static), rows
+
+
+def _row(measured: Measured) -> Float[Array, " k"]:
+    leaves = jax.tree.leaves(measured)
+    dtype = jnp.result_type(*filter(tree.is_floating, leaves))
+    return jnp.stack([leaf.astype(dtype) for leaf in leaves])
 
 
 @compiled
@@ -165,7 +170,7 @@ def _begin(recorder: Recorder) -> Any:
 
 @compiled
 def _measure(recorder: Recorder, carry: Any) -> Measured:
-    return jax.tree.map(lambda v: v[None], recorder.measure(carry))
+    return recorder.measure(carry)
 
 
 def trace(
@@ -316,16 +321,17 @@ def _record_all(recorder: Recorder, count: int, progress: Progress | None) -> Me
     piece = count if progress is None else max(1, -(-count // CHUNKS))
     while done < count:
         length = min(piece, count - done)
-        carry, part = record(recorder, carry, length)
-        parts.append(jax.device_get(part))
+        carry, rows = record(recorder, carry, length)
+        parts.append(np.asarray(rows))
         done += length
         if progress is not None:
             progress(done, count)
-    return _joined([*parts, _measure(recorder, carry)])
-
-
-def _joined(parts: list[Measured]) -> Measured:
-    return jax.tree.map(lambda *rows: np.concatenate([np.asarray(r) for r in rows]), *parts)
+    last, structure = jax.tree.flatten(jax.device_get(_measure(recorder, carry)))
+    columns = [
+        np.append(column, end).astype(end.dtype)
+        for column, end in zip(np.concatenate(parts).T, last, strict=True)
+    ]
+    return jax.tree.unflatten(structure, columns)
 
 
 def _dataset(recorder: Recorder, measured: Measured, modes: Mapping[str, Mode]) -> "xarray.Dataset":

@@ -50,7 +50,9 @@ class Unrolled(Mode):
         iterate has n:
 
         - ``"iterates"``: the T iterates (T n); each step is computed twice, several of them
-          linearised at once. With a stopping rule, whose T is not known beforehand, as many
+          linearised at once. (A fixed number of steps for which 256 KiB, for each member of a
+          batch, or a quarter of the data is enough is differentiated as by "none".) With a
+          stopping rule, whose T is not known beforehand, as many
           iterates as fit into 2.5 MiB (for each member of a batch) or an eighth of the data, if
           that is more; steps between kept iterates are computed once more.
         - ``"sqrt"``: the iterates at the start of each block of about 32 steps, and everything
