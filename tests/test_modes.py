@@ -151,8 +151,9 @@ def test_bisection_is_not_unrolled():
 
 
 def test_anderson_is_unrolled_with_a_warning():
+    problem = itd.FixedPoint(lambda x, theta: theta * jnp.cos(x))  # one never compiled before
     with pytest.warns(UserWarning, match="Unrolled.*through Anderson"):
-        by_solve("affine_contraction", 2, itd.Unrolled(), itd.Steps(3), ())
+        itd.solve(problem, itd.Anderson(2), 0.0, 0.5, stop=itd.Steps(3), mode=itd.Unrolled())
 
 
 # float32: one problem a family

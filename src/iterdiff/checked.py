@@ -27,10 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from iterdiff import linear, tree
 from iterdiff.agreement import disagree, is_foreign, remembers
+from iterdiff.checks import check_tolerance
 from iterdiff.correction import Correction, Sensitivity, at_kink
 from iterdiff.derivative_report import REPORT_SIZE, to_vector
 from iterdiff.error import NEAR, REASONS, ErrorEstimate, compare
@@ -42,6 +43,10 @@ from iterdiff.problems import CompositeMinimization, Problem
 from iterdiff.stopping import StoppingRule
 
 OnFailure = Literal["warn", "raise", "nan"]
+
+
+VANISHING = 1e6
+"""A derivative whose error is this many times its size is likely to be zero."""
 
 
 class DerivativeWarning(UserWarning):
@@ -59,13 +64,13 @@ class Checked(Mode):
     ----------
     mode : Mode
         Takes the derivative.
-    rtol : float
+    rtol : real scalar
         The relative error that is acceptable (Euclidean norm of the tangent, or of the gradient
         in theta), positive.
     on_failure : {"warn", "raise", "nan"}
         Issue a `DerivativeWarning` from the running program; raise from it; or return NaN in
         place of the derivative.
-    atol : float
+    atol : real scalar
         An absolute error that is acceptable besides. It is needed where the derivative is zero.
     report : array, optional
         The second argument that `value_and_grad_with_report` hands to the loss.
@@ -91,19 +96,17 @@ class Checked(Mode):
     """
 
     mode: Mode
-    rtol: float = 1e-2
+    rtol: Float[ArrayLike, ""] = 1e-2
     on_failure: OnFailure = eqx.field(static=True, default="warn")
-    atol: float = 0.0
+    atol: Float[ArrayLike, ""] = 0.0
     report: Float[Array, " 6"] | None = None
 
     def __check_init__(self):
         """Refuse what is no mode, tolerance or action."""
         if not isinstance(self.mode, Mode) or isinstance(self.mode, Checked):
             raise TypeError(f"`mode` must be a mode that is not checked yet, not {self.mode!r}.")
-        if isinstance(self.rtol, int | float) and not self.rtol > 0:
-            raise ValueError(f"`rtol` must be positive, but it is {self.rtol}.")
-        if isinstance(self.atol, int | float) and not self.atol >= 0:
-            raise ValueError(f"`atol` must not be negative, but it is {self.atol}.")
+        check_tolerance("rtol", self.rtol)
+        check_tolerance("atol", self.atol, zero=True)
         if self.on_failure not in get_args(OnFailure):
             names = ", ".join(repr(name) for name in get_args(OnFailure))
             raise ValueError(f"`on_failure` must be one of {names}, not {self.on_failure!r}.")
@@ -176,16 +179,18 @@ class Checked(Mode):
             type(self.mode) is Implicit and self.mode.linear_solver is None,
             _Options(throw, NEAR if isinstance(task, _Elsewhere) else math.inf),
         )
-        return _attach(maps, (arrays, closed_over, report), x)
+        tolerances = tuple(jax.lax.stop_gradient(jnp.asarray(t)) for t in (self.rtol, self.atol))
+        return _attach(maps, (arrays, closed_over, tolerances, report), x)
 
-    def _judge(self, estimate: ErrorEstimate, derivative: PyTree) -> "_Verdict":
-        flagged = estimate.exceeds(self.rtol, self.atol)
+    def _judge(self, estimate: ErrorEstimate, derivative: PyTree, tolerances: tuple) -> "_Verdict":
+        rtol, atol = (t.astype(estimate.absolute.dtype) for t in tolerances)
+        flagged = estimate.exceeds(rtol, atol)
         if self.on_failure == "raise":
-            derivative = raise_if(derivative, flagged, [_RAISED.format(rtol=self.rtol)])
+            derivative = raise_if(derivative, flagged, [_RAISED])
         elif self.on_failure == "nan":
             derivative = jax.tree.map(lambda v: jnp.where(flagged, jnp.nan, v), derivative)
         else:
-            said = (flagged, estimate.relative, estimate.reason_code, self.rtol)
+            said = (flagged, estimate.relative, estimate.reason_code, rtol)
             jax.lax.cond(flagged, lambda: jax.debug.callback(_warn, *said), lambda: None)
         return _Verdict(derivative, to_vector(estimate, flagged))
 
@@ -195,9 +200,9 @@ class Checked(Mode):
 
 
 _RAISED = (
-    "The derivative of a solve is wrong by more than rtol={rtol}, by its own estimate, or that "
-    "cannot be told. Solve more accurately (for example with stop=DerivativeErrorBelow), use "
-    "Implicit(refine=1), or look at it with iterdiff.derivative_error."
+    "The derivative of a solve is wrong by more than the `rtol` of Checked, by its own estimate, "
+    "or that cannot be told. Solve more accurately (for example with stop=DerivativeErrorBelow), "
+    "use Implicit(refine=1), or look at it with iterdiff.derivative_error."
 )
 
 
@@ -207,7 +212,9 @@ def _warn(flagged: Any, relative: Any, reason: Any, rtol: Any) -> None:
     if not np.any(flagged):
         return
     because = REASONS[int(np.max(reason))]
-    text = f"estimated relative error {float(np.max(relative)):.2g}" if not because else because
+    text = because or f"estimated relative error {float(np.max(relative)):.2g}"
+    if np.max(relative) > VANISHING:
+        text += " (the derivative may be zero: then it needs an absolute tolerance, `atol`)"
     warnings.warn(
         f"The derivative of a solve may be wrong by more than rtol={float(np.max(rtol)):.2g}: "
         f"{text}",
@@ -258,7 +265,7 @@ class _Maps(NamedTuple):
     structure : linear.Structure
         Of ``d residual / dx``.
     judge : callable
-        Maps an estimate and the mode's derivative to a verdict.
+        ``judge(estimate, derivative, tolerances)`` is the verdict on the mode's derivative.
     implicit : bool
         Whether the mode's derivative is the implicit one by the default linear solver.
     options : _Options
@@ -269,7 +276,7 @@ class _Maps(NamedTuple):
     step: Callable[[PyTree, Any], PyTree] | None
     kinked: Callable[[PyTree, Any], Bool[Array, ""]] | None
     structure: linear.Structure
-    judge: Callable[[ErrorEstimate, PyTree], _Verdict]
+    judge: Callable[..., _Verdict]
     implicit: bool
     options: _Options
 
@@ -293,6 +300,7 @@ def _attach(maps: _Maps, inputs: Any, x: PyTree) -> PyTree:
             residual=lambda y, m: maps.residual(y, fixed(m)),
             step=None if step is None else lambda y, m: step(y, fixed(m)),
             kinked=None if kinked is None else lambda y, m: kinked(y, fixed(m)),
+            judge=lambda estimate, derivative: maps.judge(estimate, derivative, inputs[2]),
         )
         return x, _checked_push(bound, tuple(moving), tuple(dots), x, reported)
 
@@ -321,7 +329,7 @@ def _checked_push(maps: _Maps, moving: tuple, dots: tuple, x: PyTree, reported: 
         u, v = unknown
         return tree.sub(u, push(v)), v
 
-    def solve(_, b):
+    def solve(b):
         u, v = b
         here = at.forward(v)
         better, slack = correction.forward(v, here)
@@ -329,7 +337,7 @@ def _checked_push(maps: _Maps, moving: tuple, dots: tuple, x: PyTree, reported: 
         estimate = compare(derivative, here, better, points, slack)
         return tree.add(u, maps.judge(estimate, derivative).derivative), v
 
-    def solve_transposed(_, b):
+    def solve_transposed(b):
         w, c = b
         adjoint = at.adjoint(w)
         here = at.pulled(adjoint)
@@ -341,12 +349,4 @@ def _checked_push(maps: _Maps, moving: tuple, dots: tuple, x: PyTree, reported: 
             derivative = (*derivative[:-1], report.astype(derivative[-1].dtype))
         return w, tree.add(c, derivative)
 
-    zero = jax.tree.map(lambda leaf: leaf * 0, x)
-    b = (_linear_zero(zero, dots), dots)
-    return jax.lax.custom_linear_solve(matvec, b, solve, solve_transposed)[0]
-
-
-def _linear_zero(zero: PyTree, dots: tuple) -> PyTree:
-    """Return zeros that count as linear in `dots`, as all of a right-hand side must."""
-    speck = sum(jnp.sum(dot) * 0 for dot in jax.tree.leaves(dots))
-    return jax.tree.map(lambda leaf: leaf + jnp.asarray(speck, leaf.dtype), zero)
+    return tree.custom_solve(matvec, (tree.zeros_like(x), dots), solve, solve_transposed)[0]

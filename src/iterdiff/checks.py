@@ -19,8 +19,48 @@ from iterdiff.problems import (
 )
 
 
-def check_x0(x0: PyTree) -> PyTree:
-    """Return `x0` with its leaves as arrays.
+def check_problem(problem: object) -> None:
+    """Refuse what is no problem.
+
+    Raises
+    ------
+    TypeError
+        Naming the argument, and the way out.
+    """
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"`problem` must be an iterdiff.Problem, not {type(problem).__name__}; wrap a bare "
+            "function, for example as iterdiff.Minimization(function)."
+        )
+
+
+def check_tolerance(name: str, value: Any, *, zero: bool = False) -> None:
+    """Refuse a tolerance that is known and out of range.
+
+    Parameters
+    ----------
+    name : str
+        What the argument is called.
+    value : real scalar
+        The tolerance; it may be traced.
+    zero : bool
+        Whether it may be zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+    """
+    if not _is_number(value) or np.ndim(value) or jnp.result_type(value).kind not in "fiu":
+        raise TypeError(f"`{name}` must be a real number, not {value!r}.")
+    if _known(value) and not (value >= 0 if zero else value > 0):
+        raise ValueError(
+            f"`{name}` must {'not be negative' if zero else 'be positive'}, but it is {value}."
+        )
+
+
+def check_x0(x0: PyTree, name: str = "x0") -> PyTree:
+    """Return `x0` with its leaves as arrays; the messages call it `name`.
 
     Raises
     ------
@@ -31,16 +71,16 @@ def check_x0(x0: PyTree) -> PyTree:
     """
     leaves = jax.tree_util.tree_leaves_with_path(x0)
     if not leaves or tree.size([leaf for _, leaf in leaves if np.ndim(leaf) >= 0]) == 0:
-        raise ValueError("`x0` has no numbers in it; pass an array, or a pytree of arrays.")
+        raise ValueError(f"`{name}` has no numbers in it; pass an array, or a pytree of arrays.")
     for path, leaf in leaves:
-        where = f"`x0`{jax.tree_util.keystr(path)}"
+        where = f"`{name}`{jax.tree_util.keystr(path)}"
         if not _is_number(leaf):
             raise TypeError(f"{where} must be a real floating array, not {leaf!r}.")
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"{where} has dtype {dtype}, but iterates are real floating arrays; convert it, "
-                "for example by jnp.asarray(x0, float) (a complex unknown as its two parts)."
+                f"for example by jnp.asarray({name}, float) (a complex unknown as its two parts)."
             )
         if _known(leaf) and not np.all(np.isfinite(np.asarray(leaf))):
             raise ValueError(f"{where} holds NaN or infinity.")

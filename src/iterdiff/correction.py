@@ -36,6 +36,10 @@ of it, as residual, where they are iterative)."""
 ROUNDS = 10
 """Rounds of refinement; where these do not do, the matrix is factored anew."""
 
+SHORT = 20_000
+"""A random vector of up to so many numbers is part of the program: drawing it takes longer than
+some derivatives."""
+
 Residual = Callable[[PyTree, PyTree], PyTree]
 """``residual(x, moving)``: all that it depends on besides `x` and `moving` is bound."""
 
@@ -298,7 +302,7 @@ def _random(like: PyTree) -> PyTree:
         stacked = tree.random_directions(jax.random.key(0), like, 1)
         return jax.tree.map(lambda v: v[0], stacked)
 
-    if tree.size(like) > linear.DENSE:
+    if tree.size(like) > SHORT:
         return drawn()
     with jax.ensure_compile_time_eval():
         return drawn()

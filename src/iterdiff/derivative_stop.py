@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff import tree
+from iterdiff.checks import check_tolerance
 from iterdiff.correction import correct
 from iterdiff.error import compare
 from iterdiff.modes.base import floating_part
@@ -78,10 +79,8 @@ class DerivativeErrorBelow(StoppingRule):
         every: int = 10,
         atol: Float[Array, ""] | float = 0.0,
     ):
-        if isinstance(rtol, int | float) and not rtol > 0:
-            raise ValueError(f"`rtol` must be positive, but it is {rtol}.")
-        if isinstance(atol, int | float) and not atol >= 0:
-            raise ValueError(f"`atol` must not be negative, but it is {atol}.")
+        check_tolerance("rtol", rtol)
+        check_tolerance("atol", atol, zero=True)
         self.rtol = rtol
         self.max_steps = positive_int("max_steps", max_steps)
         self.every = positive_int("every", every)

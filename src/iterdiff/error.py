@@ -17,7 +17,7 @@ import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff import tree
-from iterdiff.checks import check_residual, check_theta, check_x0
+from iterdiff.checks import check_problem, check_residual, check_theta, check_x0
 from iterdiff.correction import Correction, Points, Sensitivity, correct
 from iterdiff.error_derivative import Apply, sizes, with_derivative
 from iterdiff.modes.base import floating_part
@@ -28,9 +28,11 @@ REASONS = (
     "A linear solve failed: the Jacobian of the residual is singular or nearly so, so that "
     "the solution has no derivative there, or one that cannot be computed in this precision.",
     "Too far from a solution: a Newton correction does not bring the iterate close enough to one "
-    "for its derivative to be a yardstick. Run more steps.",
+    "for its derivative to be a yardstick for this one. Run more steps. (A derivative that was "
+    "corrected itself may be right all the same.)",
     "At the floor of the floating-point precision: the estimated error is no larger than what "
-    "rounding, amplified by the condition of the linear system, may amount to. Use float64.",
+    "rounding, amplified by the condition of the linear system, may amount to. In float32, use "
+    "float64.",
     "On the way past a saddle: the stationary point nearby is no minimum, so that the iterations "
     "may end elsewhere, with another derivative. Run more steps; or, if the saddle is what you "
     "want, state the problem as RootFinding.",
@@ -42,8 +44,9 @@ REASONS = (
     "One-sided: a coordinate is weakly active, about to enter or leave the active set, so that the "
     "solution has no derivative there but one on either side, and this is at most one of them. "
     "`Solution.weakly_active` says which coordinate.",
+    "The derivative that was given is not finite.",
 )
-OK, SINGULAR, TOO_FAR, FLOOR, SADDLE, AWAY, DISAGREES, ONE_SIDED = range(8)
+OK, SINGULAR, TOO_FAR, FLOOR, SADDLE, AWAY, DISAGREES, ONE_SIDED, NOT_FINITE = range(9)
 
 BELIEVABLE = 0.3
 """An estimate is trusted while its own uncertainty is at most this fraction of it."""
@@ -101,8 +104,7 @@ class ErrorEstimate(eqx.Module):
         A trusted estimate is taken at its word; of another one, the upper end. Where the residual
         does not vanish as it should (`near`), the error counts as too large whatever the estimate.
         """
-        size = jnp.where(self.relative > 0, self.absolute / self.relative, jnp.inf)
-        allowed = rtol * size + atol
+        allowed = rtol * tree.norm(self.corrected) + atol
         upper = jnp.where(self.trusted, self.absolute, self.absolute + self.uncertainty)
         return ~(jnp.isfinite(upper) & (upper <= allowed)) | (self.reason_code == AWAY)
 
@@ -158,7 +160,7 @@ def derivative_error(
     Raises
     ------
     TypeError, ValueError
-        If the arguments do not fit together.
+        If the arguments do not fit together, or one is of another kind.
 
     Notes
     -----
@@ -187,7 +189,8 @@ def derivative_error(
     >>> float(estimate.absolute.round(4)), bool(estimate.trusted)
     (0.0135, True)
     """
-    x, theta = check_x0(x), check_theta(theta)
+    check_problem(problem)
+    x, theta = check_x0(x, "x"), check_theta(theta)
     check_residual(problem, x, theta)
     apply = applied(x, theta, tangent, cotangent, loss)
     check_layout(apply, x, theta, derivative)
@@ -213,6 +216,8 @@ def applied(x: PyTree, theta: PyTree, tangent, cotangent, loss) -> Apply:
         w = _matching("cotangent", cotangent, x, "x")
         return lambda solution, at: jax.vjp(solution, at)[1](w)[0]
     if loss is not None:
+        if not callable(loss):
+            raise TypeError(f"`loss` must be a function (x, theta) -> scalar, not {loss!r}.")
         f = loss
         return lambda solution, at: jax.grad(lambda m: f(solution(m), eqx.combine(m, rest)))(at)
     jacobian = jax.jacrev if tree.size(x) < tree.size(moving) else jax.jacfwd
@@ -239,6 +244,8 @@ def check_layout(apply: Apply, x: PyTree, theta: PyTree, derivative: PyTree) -> 
 
     Raises
     ------
+    TypeError
+        If a leaf is not real.
     ValueError
         With the shapes that are expected.
     """
@@ -252,6 +259,9 @@ def check_layout(apply: Apply, x: PyTree, theta: PyTree, derivative: PyTree) -> 
             "out; with `tangent` like `x`, with `cotangent` or `loss` like the floating leaves of "
             f"`theta`), but it has {given}."
         )
+    for leaf in jax.tree.leaves(derivative):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise TypeError(f"`derivative` must be real, but a leaf is {jnp.result_type(leaf)}.")
 
 
 def _estimate(
@@ -292,6 +302,7 @@ def compare(
     too_far = (points.quotient >= 0.5) | (uncertainty - floor > BELIEVABLE * absolute + floor)
     at_floor = floor > BELIEVABLE * absolute
     found = [
+        (~tree.all_finite(derivative), NOT_FINITE),
         (singular, SINGULAR),
         (points.one_sided, ONE_SIDED),
         (points.disagrees, DISAGREES),

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from iterdiff import dense, krylov, tree
 from iterdiff.dense import Factors
@@ -248,10 +248,13 @@ def _factors(matvec: Matvec, like: PyTree, structure: Structure, certainly: int)
     return _factored(linear_map, structure)
 
 
-def _factored(linear_map: LinearMap, structure: Structure) -> Factors:
+def _factored(
+    linear_map: LinearMap, structure: Structure, zero: Int[Array, ""] | int = 0
+) -> Factors:
+    """Factor the map's matrix; `zero` as in `LinearMap.matrix`."""
     constants = jax.lax.stop_gradient(linear_map.constants)
     return dense.factor(
-        linear_map.with_constants(constants).matrix(),
+        linear_map.with_constants(constants).matrix(zero),
         positive_definite=structure.positive_definite,
         keep=linear_map.work > 4 * linear_map.size**2,  # twice a product with the matrix
     )
@@ -276,9 +279,15 @@ def _several(linear_map: LinearMap, structure: Structure, rtol: float) -> Callab
             factors = _factored(here, structure)
             return jax.vmap(lambda b: dense.substitute(factors, b))(rows)
 
+        zero = jnp.zeros((), jnp.int32)  # closed over, and so tied to the only round
+
         def one(b):
             x, solved = _krylov(here, b, structure, within, rtol)
-            return tree.only_if(~solved, lambda: dense.substitute(_factored(here, structure), b), x)
+
+            def densely():
+                return dense.substitute(_factored(here, structure, zero), b)
+
+            return tree.only_if(~solved, densely, x)
 
         return one(rows[0])[None] if len(rows) == 1 else jax.vmap(one)(rows)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from iterdiff import counting
 from iterdiff.walking import CALLS, Run, walk
@@ -115,8 +115,12 @@ class LinearMap:
         """Return the product with `v`."""
         return eval_jaxpr(self.jaxpr.jaxpr, self.jaxpr.consts, v)[0]
 
-    def matrix(self) -> Float[Array, "n n"]:
-        """Return the matrix."""
+    def matrix(self, zero: Int[Array, ""] | int = 0) -> Float[Array, "n n"]:
+        """Return the matrix.
+
+        `zero` is the number 0. Within a loop it is one that the compiler cannot tell to be the
+        same in every round, or it makes the unit vectors, n of them, before the loop.
+        """
         known, needed = self._reading.known, sorted(self._reading.needed)
 
         def column(v, *products):
@@ -126,7 +130,8 @@ class LinearMap:
         columns = [_made(known[number]) for number in needed]
         axes = (0, *(c.axis for c in columns))
         products = [c.make() for c in columns]
-        identity = jnp.eye(self.size, dtype=self._input.dtype)
+        numbers = jnp.arange(self.size, dtype=jnp.int32)
+        identity = (numbers[:, None] + zero == numbers[None]).astype(self._input.dtype)
         return jax.vmap(column if known else self, axes, 1)(identity, *products)
 
 

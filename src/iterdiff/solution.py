@@ -26,7 +26,8 @@ class Status(enum.IntEnum):
     MAX_STEPS_REACHED = (
         2,
         "The stopping rule was not satisfied within `max_steps`. Raise `max_steps`, loosen the "
-        "tolerance (the residual may have reached the floor of its floating-point precision), "
+        "tolerance (the residual may have reached the floor of its floating-point precision; a "
+        "derivative that may be zero needs DerivativeErrorBelow's `atol`), "
         "or use an algorithm that converges faster; with `throw=False` the last iterate is "
         "returned.",
     )

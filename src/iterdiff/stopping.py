@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff import tree
+from iterdiff.checks import check_tolerance
 from iterdiff.problems import Problem
 
 
@@ -151,8 +152,7 @@ class ResidualBelow(StoppingRule):
         max_steps: int = 10_000,
     ):
         for name, value in (("rtol", rtol), ("atol", atol)):
-            if isinstance(value, int | float) and not value >= 0:
-                raise ValueError(f"`{name}` must not be negative, but it is {value}.")
+            check_tolerance(name, value, zero=True)
         if isinstance(rtol, int | float) and isinstance(atol, int | float) and rtol == atol == 0:
             raise ValueError("`rtol` and `atol` are both zero; for a fixed number use `Steps`.")
         self.rtol = rtol

@@ -253,37 +253,26 @@ class Chain(NamedTuple):
         """Return the end's tangents, such that JAX can transpose and differentiate them."""
         both = (dots, tree.zeros_like(self.start(self.moving)))
 
-        def on_vectors(function):
-            """Let `function`, of moving inputs and the end, work on one vector of both.
-
-            `custom_linear_solve` transposes only if all leaves of its right-hand side have a
-            tangent.
-            """
-            return lambda vector: tree.to_vector(function(*tree.from_vector(vector, both)))
-
-        def matvec(dots, end):
+        def matvec(both):
+            dots, end = both
             return dots, tree.sub(end, jax.jvp(self._replay, (self.moving,), (dots,))[1])
 
-        def substitute(dots, end):
+        def substitute(both):
+            dots, end = both
             return dots, tree.add(end, self._forward(dots))
 
-        def substitute_back(dots, end):
+        def substitute_back(both):
+            dots, end = both
             return tree.add(dots, self._backward(end)), end
 
         try:
-            solved = jax.lax.custom_linear_solve(
-                on_vectors(matvec),
-                tree.to_vector(both),
-                lambda _, vector: on_vectors(substitute)(vector),
-                lambda _, vector: on_vectors(substitute_back)(vector),
-            )
+            return tree.custom_solve(matvec, both, substitute, substitute_back)[1]
         except ValueError as error:
             if FORWARD_ALONE not in str(error):
                 raise
             # A loop inside the step (a line search): forward mode works, and reverse mode
             # raises JAX's own error when it is asked for.
             return jax.jvp(self._replay, (self.moving,), (dots,))[1]
-        return tree.from_vector(solved, both)[1]
 
     def start(self, moving: list) -> PyTree:
         """Return the floating arrays of the state at the start."""

@@ -71,6 +71,30 @@ def computed_once(vector: Float[Array, " n"]) -> Float[Array, " n"]:
     return solve(one, vector[None], left_side=True, lower=True, unit_diagonal=True)[0]
 
 
+def custom_solve(
+    matvec: Callable[[T], T],
+    b: T,
+    solve: Callable[[T], T],
+    transposed: Callable[[T], T],
+) -> T:
+    """Return ``solve(b)``; JAX differentiates it as the solution of ``matvec(x) = b``.
+
+    As `jax.lax.custom_linear_solve`, on one vector of all leaves: of several, JAX transposes the
+    solve only if each has a tangent. `transposed` solves with the transpose of `matvec`.
+    """
+
+    def on_vectors(function):
+        return lambda vector: to_vector(function(from_vector(vector, b)))
+
+    solved = jax.lax.custom_linear_solve(
+        on_vectors(matvec),
+        to_vector(b),
+        lambda _, vector: on_vectors(solve)(vector),
+        lambda _, vector: on_vectors(transposed)(vector),
+    )
+    return from_vector(solved, b)
+
+
 def zeros_like(a: T) -> T:
     """Return zeros of the shapes and dtypes of `a`."""
     return jax.tree.map(jnp.zeros_like, a)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff import tree
+from iterdiff.checks import check_problem
 from iterdiff.problems import Problem
 
 Scalar = Float[Array, ""] | float
@@ -92,11 +93,7 @@ def check_fits(problem: Problem, algorithm: Algorithm) -> None:
     ValueError
         If the algorithm does not accept problems of this class.
     """
-    if not isinstance(problem, Problem):
-        raise TypeError(
-            f"`problem` must be an iterdiff.Problem, not {type(problem).__name__}; wrap a bare "
-            "function, for example as iterdiff.Minimization(function)."
-        )
+    check_problem(problem)
     if not isinstance(algorithm, Algorithm):
         raise TypeError(
             f"`algorithm` must be an iterdiff.Algorithm instance, not {algorithm!r}; wrap another "
