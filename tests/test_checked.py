@@ -1,6 +1,7 @@
 """Checked modes never stay silent; the rule that judges derivatives stops right."""
 
 import warnings
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 import iterdiff as itd
 from iterdiff import tree
+from iterdiff.checks import check_tolerance
 from iterdiff.error import DISAGREES
 from tests.helpers import compiled, derivatives, relative_error
 from tests.problems import build
@@ -69,7 +71,9 @@ def test_is_silent_of_a_right_derivative(inner, derive, action):
 @pytest.mark.parametrize("derive", [grad, push], ids=["reverse", "forward"])
 def test_raises(derive):
     mode = itd.Checked(itd.Implicit(), rtol=1e-3, on_failure="raise")
-    with pytest.raises(RuntimeError, match="wrong by more than rtol=0.001, by its own estimate"):
+    with pytest.raises(
+        RuntimeError, match="by its own estimate, or that cannot be told. Solve more"
+    ):
         done(compiled(lambda: derive(mode))())
 
 
@@ -285,3 +289,64 @@ def test_a_refined_answer_is_not_refined_again():
     refined = itd.Implicit(refine=1)
     checked = itd.Checked(refined, rtol=1.0, atol=10.0)
     np.testing.assert_allclose(grad(checked, 25), grad(refined, 25), rtol=1e-12)
+
+
+@pytest.mark.parametrize("inner", ["implicit", "unrolled"])
+def test_a_second_reverse_pass_goes_through(inner):
+    mode = itd.Checked(INNER[inner], rtol=1e-4, on_failure="nan")
+
+    def steepness(mode):
+        return jax.grad(lambda theta: jnp.sum(grad(mode, 5 * MANY, theta) ** 2))(POISSON.theta)
+
+    checked = compiled(lambda: steepness(mode))()
+    np.testing.assert_allclose(checked, -2 / POISSON.theta**3, rtol=1e-4)
+    np.testing.assert_allclose(checked, steepness(INNER[inner]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, jnp.asarray])
+def test_tolerances_may_be_arrays(kind):
+    loose, tight = (itd.Checked(itd.Implicit(), kind(rtol), "nan", kind(0.0)) for rtol in (9, 1e-3))
+    assert np.all(np.isfinite(grad(loose)))
+    assert np.all(np.isnan(grad(tight)))
+
+
+def test_tolerances_may_be_batched():
+    tolerances = jnp.array([9.0, 1e-3])
+    found = jax.vmap(lambda rtol: grad(itd.Checked(itd.Implicit(), rtol, "nan")))(tolerances)
+    assert np.isfinite(found).all(1).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("value", ["a", None, True, [1.0], 1j, np.ones(2), jnp.ones(1)])
+def test_refuses_a_tolerance_that_is_no_number(value):
+    with pytest.raises(TypeError, match="`rtol` must be a real number"):
+        check_tolerance("rtol", value)
+    for rule in (itd.DerivativeErrorBelow, partial(itd.Checked, itd.Implicit())):
+        with pytest.raises(TypeError):
+            rule(value)
+
+
+def test_a_kink_is_named_when_it_raises():
+    problem = itd.CompositeMinimization(
+        lambda x, theta: jnp.sum((x - theta) ** 2) / 2,
+        lambda v, theta, step: itd.prox.soft_threshold(v, step),
+    )
+    mode = itd.Checked(itd.Implicit(), on_failure="raise")
+
+    def loss(theta):
+        run = problem, itd.ProximalGradient(1.0), jnp.zeros(2), theta
+        return jnp.sum(itd.solve(*run, stop=itd.Steps(5), mode=mode).x)
+
+    with pytest.raises(RuntimeError, match="One-sided"):
+        done(jax.grad(loss)(jnp.array([3.0, 1.0])))
+
+
+def test_a_derivative_that_is_zero_asks_for_an_absolute_tolerance():
+    problem = itd.Minimization(lambda x, theta: jnp.sum((1 + theta**2) * x**2))
+
+    def loss(theta):
+        run = problem, itd.GradientDescent(0.2), jnp.ones(2), theta
+        mode = itd.Checked(itd.Implicit())
+        return jnp.sum(itd.solve(*run, stop=itd.Steps(20), mode=mode).x)
+
+    with pytest.warns(itd.DerivativeWarning, match="absolute tolerance, `atol`"):
+        done(jax.grad(loss)(jnp.array(0.5)))

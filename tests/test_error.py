@@ -239,3 +239,23 @@ def test_a_linear_solver_of_ones_own_is_used():
     given = case.jacobian(case.theta)
     estimate = itd.derivative_error(case.problem, case.x0, case.theta, given, linear_solver=weak)
     assert estimate.reason_code == SINGULAR  # its failure is not hidden
+
+
+def test_the_corrected_derivative_is_no_better_than_its_uncertainty():
+    problem = itd.Minimization(lambda x, theta: jnp.sum(jnp.cosh(x - theta) + 0.1 * x**4))
+    theta = jnp.array([1.0, 2.0])
+    x = itd.solve(problem, itd.GradientDescent(0.1), jnp.zeros(2), theta, stop=itd.Steps(20)).x
+    start = jnp.eye(2)
+    corrected = itd.derivative_error(problem, x, theta, start).corrected
+    same = itd.derivative_error(problem, x, theta, corrected)
+    assert same.absolute == 0
+    assert same.uncertainty > 0
+    assert same.exceeds(1e-12)
+    assert not same.exceeds(1.0)
+
+
+def test_a_derivative_that_is_not_finite_is_said_to_be_so():
+    problem = itd.RootFinding(lambda x, theta: x**2 - theta)
+    estimate = itd.derivative_error(problem, 2.0, 4.0, jnp.nan)
+    assert estimate.reason == "The derivative that was given is not finite."
+    assert estimate.exceeds(1e9)

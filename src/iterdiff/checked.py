@@ -27,11 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff import linear, tree
 from iterdiff.agreement import disagree, is_foreign, remembers
-from iterdiff.checks import check_tolerance
+from iterdiff.checks import Tolerance, check_tolerance
 from iterdiff.correction import Correction, Sensitivity, at_kink
 from iterdiff.derivative_report import REPORT_SIZE, to_vector
 from iterdiff.error import NEAR, REASONS, ErrorEstimate, compare
@@ -96,9 +96,9 @@ class Checked(Mode):
     """
 
     mode: Mode
-    rtol: Float[ArrayLike, ""] = 1e-2
+    rtol: Tolerance = 1e-2
     on_failure: OnFailure = eqx.field(static=True, default="warn")
-    atol: Float[ArrayLike, ""] = 0.0
+    atol: Tolerance = 0.0
     report: Float[Array, " 6"] | None = None
 
     def __check_init__(self):
@@ -186,7 +186,7 @@ class Checked(Mode):
         rtol, atol = (t.astype(estimate.absolute.dtype) for t in tolerances)
         flagged = estimate.exceeds(rtol, atol)
         if self.on_failure == "raise":
-            derivative = raise_if(derivative, flagged, [_RAISED])
+            derivative = raise_if(derivative, flagged, _RAISED, estimate.reason_code)
         elif self.on_failure == "nan":
             derivative = jax.tree.map(lambda v: jnp.where(flagged, jnp.nan, v), derivative)
         else:
@@ -199,11 +199,15 @@ class Checked(Mode):
         return self.mode.tangents(task, directions)
 
 
-_RAISED = (
-    "The derivative of a solve is wrong by more than the `rtol` of Checked, by its own estimate, "
-    "or that cannot be told. Solve more accurately (for example with stop=DerivativeErrorBelow), "
-    "use Implicit(refine=1), or look at it with iterdiff.derivative_error."
+_ADVICE = (
+    "Solve more accurately (for example with stop=DerivativeErrorBelow), use Implicit(refine=1), "
+    "or look at it with iterdiff.derivative_error."
 )
+_RAISED = [
+    "The derivative of a solve is wrong by more than the `rtol` of Checked, by its own estimate, "
+    f"or that cannot be told. {because or _ADVICE}"
+    for because in REASONS
+]
 
 
 def _warn(flagged: Any, relative: Any, reason: Any, rtol: Any) -> None:
@@ -213,7 +217,7 @@ def _warn(flagged: Any, relative: Any, reason: Any, rtol: Any) -> None:
         return
     because = REASONS[int(np.max(reason))]
     text = because or f"estimated relative error {float(np.max(relative)):.2g}"
-    if np.max(relative) > VANISHING:
+    if not because and np.max(relative) > VANISHING:
         text += " (the derivative may be zero: then it needs an absolute tolerance, `atol`)"
     warnings.warn(
         f"The derivative of a solve may be wrong by more than rtol={float(np.max(rtol)):.2g}: "

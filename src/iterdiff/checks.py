@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import ArrayLike, PyTree, Real
 
 from iterdiff import tree
 from iterdiff.problems import (
@@ -17,6 +17,9 @@ from iterdiff.problems import (
     Minimization,
     Problem,
 )
+
+Tolerance = Real[ArrayLike, ""]
+"""A real scalar: what `check_tolerance` lets pass."""
 
 
 def check_problem(problem: object) -> None:

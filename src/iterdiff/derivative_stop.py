@@ -5,10 +5,10 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from iterdiff import tree
-from iterdiff.checks import check_tolerance
+from iterdiff.checks import Tolerance, check_tolerance
 from iterdiff.correction import correct
 from iterdiff.error import compare
 from iterdiff.modes.base import floating_part
@@ -64,20 +64,20 @@ class DerivativeErrorBelow(StoppingRule):
     differentiated too, but no judgement looks at it: pass it through `theta`.
     """
 
-    rtol: Float[Array, ""] | float
+    rtol: Tolerance
     max_steps: int = eqx.field(static=True)
     every: int = eqx.field(static=True)
-    atol: Float[Array, ""] | float
+    atol: Tolerance
     checks: ClassVar[bool] = True
     judges_derivative: ClassVar[bool] = True
 
     def __init__(
         self,
-        rtol: Float[Array, ""] | float,
+        rtol: Tolerance,
         max_steps: int = 10_000,
         *,
         every: int = 10,
-        atol: Float[Array, ""] | float = 0.0,
+        atol: Tolerance = 0.0,
     ):
         check_tolerance("rtol", rtol)
         check_tolerance("atol", atol, zero=True)

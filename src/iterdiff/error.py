@@ -17,7 +17,7 @@ import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff import tree
-from iterdiff.checks import check_problem, check_residual, check_theta, check_x0
+from iterdiff.checks import Tolerance, check_problem, check_residual, check_theta, check_x0
 from iterdiff.correction import Correction, Points, Sensitivity, correct
 from iterdiff.error_derivative import Apply, sizes, with_derivative
 from iterdiff.modes.base import floating_part
@@ -96,9 +96,7 @@ class ErrorEstimate(eqx.Module):
         """Why the estimate is not trusted, or the point no solution; else empty. Not in ``jit``."""
         return REASONS[int(self.reason_code)]
 
-    def exceeds(
-        self, rtol: Float[Array, ""] | float, atol: Float[Array, ""] | float = 0.0
-    ) -> Bool[Array, ""]:
+    def exceeds(self, rtol: Tolerance, atol: Tolerance = 0.0) -> Bool[Array, ""]:
         """Return whether the error cannot be said to be within ``rtol * |truth| + atol``.
 
         A trusted estimate is taken at its word; of another one, the upper end. Where the residual
@@ -194,6 +192,7 @@ def derivative_error(
     check_residual(problem, x, theta)
     apply = applied(x, theta, tangent, cotangent, loss)
     check_layout(apply, x, theta, derivative)
+    derivative = jax.tree.map(jnp.asarray, derivative)
     correction = correct(problem, x, theta, linear_solver, near=near)
     moving = jax.lax.stop_gradient(floating_part(theta)[0])
     estimate = _estimate(correction, moving, derivative, apply)
@@ -298,12 +297,15 @@ def compare(
     floor = points.rounding * size
     q = jnp.minimum(points.quotient, 0.9)
     uncertainty = tree.norm(tree.sub(better, here)) * (q / (1 - q) + slack) + floor
-    singular = ~jnp.isfinite(size + absolute + points.quotient + points.rounding)
+    finite = tree.all_finite(derivative)
+    singular = ~jnp.isfinite(size + tree.norm(here) + points.quotient + points.rounding)
+    singular |= finite & ~jnp.isfinite(absolute)
+    unknown = singular | ~finite
     too_far = (points.quotient >= 0.5) | (uncertainty - floor > BELIEVABLE * absolute + floor)
     at_floor = floor > BELIEVABLE * absolute
     found = [
-        (~tree.all_finite(derivative), NOT_FINITE),
         (singular, SINGULAR),
+        (~finite, NOT_FINITE),
         (points.one_sided, ONE_SIDED),
         (points.disagrees, DISAGREES),
         (too_far, TOO_FAR),
@@ -318,9 +320,9 @@ def compare(
     misstated = jnp.where(points.disagrees, MISSTATED * points.distance * size, 0.0)
     uncertainty = uncertainty + misstated
     return ErrorEstimate(
-        absolute=jnp.where(singular, jnp.inf, absolute),
-        relative=jnp.where(singular, jnp.inf, relative),
-        uncertainty=jnp.where(singular, jnp.inf, uncertainty),
+        absolute=jnp.where(unknown, jnp.inf, absolute),
+        relative=jnp.where(unknown, jnp.inf, relative),
+        uncertainty=jnp.where(unknown, jnp.inf, uncertainty),
         trusted=reason == OK,
         reason_code=reason,
         corrected=better,
