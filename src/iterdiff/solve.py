@@ -187,8 +187,9 @@ def implicit(
         effects (the attempt calls it), True to see at once why tracing fails.
     throw : bool
         Whether a failure raises: of the solver, where it returns an object that says so
-        (``success`` or ``converged``, as SciPy's results do), and of the linear solve behind the
-        derivative. If not, the answer or the derivative is NaN.
+        (``success`` or ``converged``, as SciPy's results do) or an answer that is not finite, and
+        of the linear solve behind the derivative. If not, the answer is NaN (or as it was
+        returned, if that is not finite), and so is the derivative.
 
     Returns
     -------
@@ -204,9 +205,9 @@ def implicit(
         not offer; by the decorated function, if `x0` or `theta` is no such thing, or the answer
         does not look like `x0`.
     SolverFailed
-        By the decorated function, if the solver reports failure; with its own message. What the
-        solver itself raises is passed on; under ``jit`` as a RuntimeError that quotes its
-        traceback.
+        By the decorated function, if the solver reports failure, with its own message, or if its
+        answer is not finite. What the solver itself raises is passed on. Under ``jit`` both are a
+        RuntimeError that quotes the message or the traceback.
 
     Examples
     --------
@@ -262,4 +263,7 @@ def _answering(problem: Problem, mode: Mode) -> Implicit | Checked:
 def _attach(
     problem: Problem, mode: Implicit | Checked, x: PyTree, theta: PyTree, throw: bool
 ) -> PyTree:
-    return mode.attach(problem, x, theta, throw=throw)
+    x = mode.attach(problem, x, theta, throw=throw)
+    # A linear residual has a finite derivative at NaN, too; and one that does not depend on the
+    # answer would let the compiler leave out the solver, with what it has to say.
+    return _no_derivative_where(~tree.all_finite(x), x, floating_part(theta)[0])
