@@ -99,15 +99,17 @@ explained in [Choose a mode](choose-a-mode.md), the solvers in the [reference](a
 
 FOOT = """
 "yes" is forward and reverse; "forward" is `jvp` alone, because a loop inside the solver's own step
-(a line search) has no reverse-mode derivative in JAX; "warns" works, with a warning about its
-accuracy. Under `trace`, "yes" is the unrolled and the implicit derivative of every iterate, and a
-name the only one of the two that can be followed.
+(a line search) has no reverse-mode derivative in JAX (which says "Reverse-mode differentiation
+does not work for lax.while_loop": take `Implicit()`, `jax.jvp` or a solver without the loop);
+"warns" works, with a warning about its accuracy. Under `trace`, "yes" is the unrolled and the
+implicit derivative of every iterate, and a name the only one of the two that can be followed.
 
 For iterdiff's own solvers and the fixed-step methods of the others the unrolled derivative
-converges with the iterate. Line searches, trust regions and simplices are differentiated as the
-programs that they are: what comes out is the derivative of the steps that ran, and need not
-converge to the solution's. Methods that cut a bracket (`Bisection`, also that of optimistix and of
-jaxopt, and `GoldenSearch`) have no derivative of steps at all, and are refused with that reason.
+converges with the iterate. Line searches and trust regions are differentiated as the programs that
+they are: what comes out is the derivative of the steps that ran, and need not converge to the
+solution's. Methods that do no more than compare values of the function (`Bisection`, also that of
+optimistix and of jaxopt, `GoldenSearch` and `NelderMead`) have no derivative of steps at all, and
+are refused with that reason.
 
 Any other solver, also one that JAX cannot trace, takes the decorator `@itd.implicit(problem)`:
 `Implicit` is the mode, in both directions, and there is nothing to unroll or to trace. With

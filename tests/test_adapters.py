@@ -114,6 +114,36 @@ def test_optax(name):
         check(case, from_optax(transformation), steps, theirs(case.x0), unrolled)
 
 
+SEARCHES = {
+    "optax": (from_optax(optax.lbfgs()), from_optax(optax.lbfgs(0.3, linesearch=None)), from_optax),
+    "jaxopt": (
+        from_jaxopt(jaxopt.LBFGS(None)),
+        from_jaxopt(jaxopt.LBFGS(None, linesearch="backtracking", implicit_diff=False)),
+        from_jaxopt,
+    ),
+}
+
+
+@pytest.mark.parametrize("library", SEARCHES)
+def test_what_jax_says_of_a_search_is_in_the_docstring_with_the_ways_out(library):
+    searching, other, adapter = SEARCHES[library]
+    case = build("ridge")
+
+    def total(theta, algorithm, mode=None):
+        task = (case.problem, algorithm, case.x0, theta)
+        return itd.solve(*task, stop=itd.Steps(4), mode=mode, throw=False).x.sum()
+
+    with jax.numpy_dtype_promotion("standard"):
+        with pytest.raises(ValueError) as caught:
+            eqx.filter_eval_shape(jax.grad(total), case.theta, searching, itd.Unrolled())
+        said = str(caught.value).split(" or ")[0]
+        for text in (adapter.__doc__, itd.Unrolled.__doc__):
+            assert said in " ".join(text.split())
+        eqx.filter_eval_shape(jax.grad(total), case.theta, searching)
+        eqx.filter_eval_shape(jax.jacfwd(total), case.theta, searching, itd.Unrolled())
+        eqx.filter_eval_shape(jax.grad(total), case.theta, other, itd.Unrolled())
+
+
 # optimistix
 
 TIGHT = {"rtol": 1e-14, "atol": 1e-14}
@@ -197,6 +227,9 @@ def test_optimistix_takes_our_modes(name):
 def test_what_optimistix_cannot_be_given():
     with pytest.raises(TypeError, match="mode"):
         itd.adapters.as_optimistix_adjoint("implicit")
+    for mode in (itd.Unrolled(accelerate=3), itd.Unrolled(last="auto")):
+        with pytest.raises(ValueError, match="needs iterdiff's own loop"):
+            itd.adapters.as_optimistix_adjoint(mode)
     adjoint = itd.adapters.as_optimistix_adjoint(itd.Unrolled())
     with pytest.raises(ValueError, match="`max_steps` must be given"):
         optx.root_find(
@@ -207,6 +240,99 @@ def test_what_optimistix_cannot_be_given():
             adjoint=adjoint,
             max_steps=None,
         )
+
+
+# The last steps of solvers that propose a point in one step and go there in the next
+
+CURVATURES = jnp.array([1.0, 2.0])
+BOWL = lambda x, theta: jnp.sum(CURVATURES * (x - theta) ** 2)  # noqa: E731
+PULL = lambda x, theta: CURVATURES * (x - theta)  # noqa: E731
+LOOSE = {"rtol": 1e-9, "atol": 1e-9}
+SEARCHING = {
+    # call, function, solver, and the derivative of its last k steps where that is known
+    "GradientDescent": (
+        *(optx.minimise, BOWL, optx.GradientDescent(0.1, **LOOSE)),
+        lambda last: 1 - (1 - 0.2 * CURVATURES) ** last,
+    ),
+    "BFGS": (optx.minimise, BOWL, optx.BFGS(**LOOSE), None),
+    "LBFGS": (optx.minimise, BOWL, optx.LBFGS(**LOOSE), None),
+    "LevenbergMarquardt": (optx.least_squares, PULL, optx.LevenbergMarquardt(**LOOSE), None),
+    "GaussNewton": (optx.least_squares, PULL, optx.GaussNewton(**LOOSE), lambda last: 1.0),
+    "GaussNewton for a root": (optx.root_find, PULL, optx.GaussNewton(**LOOSE), lambda last: 1.0),
+}
+
+
+@pytest.mark.parametrize("last", [1, 3])
+@pytest.mark.parametrize("name", SEARCHING)
+def test_optimistix_differentiates_the_last_steps(name, last):
+    call, function, solver, known = SEARCHING[name]
+    adjoint = itd.adapters.as_optimistix_adjoint(itd.Unrolled(last=last))
+
+    def solution(theta):
+        options = {"adjoint": adjoint, "max_steps": 400}
+        return call(function, solver, jnp.array([2.0, 1.5]), theta, **options).value
+
+    theta = jnp.array([1.0, 0.5])
+    x, pull = jax.vjp(solution, theta)
+    slope = pull(jnp.ones(2))[0]
+    assert jnp.max(jnp.abs(x - theta)) < 1e-6
+    truth = 1.0 if known is None else known(last)
+    assert jnp.max(jnp.abs(slope - truth)) < (0.5 if known is None else 1e-7)
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_one_step_of_a_solver_that_proposes_is_not_zero(checked):
+    descent = from_optimistix(optx.GradientDescent(0.1, **LOOSE))
+    mode = itd.Checked(itd.OneStep(), rtol=10.0) if checked else itd.OneStep()
+    task = (itd.Minimization(BOWL), descent, jnp.array([2.0, 1.5]))
+
+    def total(theta, stop):
+        return itd.solve(*task, theta, stop=stop, mode=mode, throw=False).x.sum()
+
+    for stop in (itd.Steps(150), itd.ResidualBelow(rtol=1e-8, max_steps=400)):
+        slope = jax.grad(total)(jnp.array([1.0, 0.5]), stop)
+        assert jnp.max(jnp.abs(slope - 0.2 * CURVATURES)) < 1e-7
+    if not checked:  # of one step there is nothing before the last
+        assert jnp.all(jax.grad(total)(jnp.array([1.0, 0.5]), itd.Steps(1)) == 0)
+
+
+COMPARING = {
+    "NelderMead": (optx.minimise, BOWL, optx.NelderMead(**LOOSE), "only compares values"),
+    "BestSoFar": (
+        *(optx.minimise, BOWL, optx.BestSoFarMinimiser(optx.NelderMead(**LOOSE))),
+        "only compares values",
+    ),
+    "NelderMead for a root": (optx.root_find, PULL, optx.NelderMead(**LOOSE), "only compares"),
+    "Bisection": (
+        *(optx.root_find, lambda x, theta: x - theta, optx.Bisection(**LOOSE)),
+        "points of brackets",
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", [itd.Unrolled(), itd.Unrolled(last=3), itd.OneStep()])
+@pytest.mark.parametrize("name", COMPARING)
+def test_steps_that_compare_values_are_no_adjoint(name, mode):
+    call, function, solver, reason = COMPARING[name]
+    options = {"lower": -4.0, "upper": 4.0} if name == "Bisection" else None
+    x0 = jnp.array(1.0) if name == "Bisection" else jnp.array([2.0, 1.5])
+    adjoint = itd.adapters.as_optimistix_adjoint(mode)
+    with pytest.raises(ValueError, match=f"cannot differentiate .*: .*{reason}.*Modes that work"):
+        call(function, solver, x0, 0.5 * x0, options, adjoint=adjoint, max_steps=400)
+
+
+def test_the_best_iterate_may_be_older_than_the_last_steps():
+    best = optx.BestSoFarMinimiser(optx.BFGS(**LOOSE))
+
+    def total(theta, mode):
+        adjoint, x0 = itd.adapters.as_optimistix_adjoint(mode), jnp.array([2.0, 1.5])
+        return optx.minimise(BOWL, best, x0, theta, adjoint=adjoint, max_steps=64).value.sum()
+
+    theta = jnp.array([1.0, 0.5])
+    slope = jax.grad(total)(theta, itd.Unrolled())
+    assert jnp.max(jnp.abs(slope - 1)) < 1e-5
+    with pytest.raises(ValueError, match="best iterate of BFGS.*iterdiff.Unrolled()"):
+        total(theta, itd.Unrolled(last=3))
 
 
 # jaxopt
@@ -287,6 +413,20 @@ BRACKETING = {
     ),
     "jaxopt.Bisection": (from_jaxopt(jaxopt.Bisection(None, 0.0, 4.0, check_bracket=False)), root),
 }
+
+
+@pytest.mark.parametrize("mode", [itd.Unrolled(), itd.Unrolled(last=3), itd.OneStep()])
+def test_simplices_are_differentiated_implicitly_alone(mode):
+    algorithm = from_optimistix(optx.BestSoFarMinimiser(optx.NelderMead(**LOOSE)))
+    for simplex in (algorithm, from_optimistix(optx.NelderMead(**LOOSE))):
+
+        def total(theta, mode=None, simplex=simplex):
+            stop, x0 = itd.Steps(150), jnp.ones(2)
+            return itd.solve(itd.Minimization(BOWL), simplex, x0, theta, stop=stop, mode=mode).x
+
+        assert jnp.max(jnp.abs(jax.jacfwd(total)(jnp.array([0.4, 0.7])) - jnp.eye(2))) < 1e-9
+        with pytest.raises(ValueError, match=r"only compares values.*Modes that work"):
+            total(jnp.array([0.4, 0.7]), mode)
 
 
 @pytest.mark.parametrize("name", BRACKETING)

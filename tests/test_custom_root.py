@@ -48,6 +48,19 @@ def test_custom_root_does_not_let_a_failed_solve_pass():
         jax.grad(lambda theta: misfit(None, other=theta))(1.0)
 
 
+@pytest.mark.parametrize("derivative", [jax.jacfwd, jax.jacrev])
+def test_the_advice_names_what_the_caller_has(derivative):
+    twice = itd.adapters.custom_root(
+        lambda w, load: jnp.stack([w[0] + w[1] - load, w[0] + w[1] - 2 * load])
+    )(lambda init, load: load * jnp.zeros(2))
+    with pytest.raises(
+        RuntimeError, match="`optimality_fun` is singular.*another `solve`"
+    ) as found:
+        jax.block_until_ready(jax.jit(derivative(lambda load: twice(None, load)))(1.0))
+    assert "linear_solver" not in str(found.value)
+    assert "throw" not in str(found.value)
+
+
 def test_custom_root_where_the_unknowns_are_not_unique():
     # softmax(x) = softmax(theta): x up to a constant, of which the loss sees nothing
     softmax = itd.adapters.custom_root(

@@ -138,6 +138,50 @@ def test_a_solver_that_reports_failure_is_quoted():
     assert jnp.all(jnp.isnan(failing(throw=False)(jnp.zeros(3), THETA)))
 
 
+root_of = itd.RootFinding(lambda x, theta: x**2 - theta)
+plain = itd.Minimization(lambda x, theta: jnp.sum((x - theta) ** 2))  # one Hessian, even at NaN
+OUTSIDE = {
+    "NumPy": (root_of, lambda x0, theta: np.asarray(theta) * np.nan),
+    "JAX": (root_of, lambda x0, theta: jnp.sqrt(theta - 9.0)),
+    "no word about x": (plain, lambda x0, theta: jnp.sqrt(theta - 9.0)),
+    "SciPy, content": (
+        plain,
+        lambda x0, theta: scipy.optimize.OptimizeResult(x=np.full(3, np.inf), success=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_an_answer_that_is_not_finite_is_a_failure(name):
+    problem, function = OUTSIDE[name]
+    x0, solver = jnp.ones(3), itd.implicit(problem)(function)
+    with pytest.raises(itd.SolverFailed, match="an answer that is not finite"):
+        solver(x0, THETA)
+    for call in (solver, jax.grad(lambda x0, t: solver(x0, t).sum(), argnums=1)):
+        with pytest.raises(RuntimeError, match="an answer that is not finite"):
+            jax.block_until_ready(jax.jit(call)(x0, THETA))
+
+    lenient = itd.implicit(problem, throw=False)(function)
+
+    @jax.jit
+    def run(theta):
+        return (
+            lenient(x0, theta),
+            jax.jacfwd(lenient, 1)(x0, theta),
+            jax.jacrev(lenient, 1)(x0, theta),
+        )
+
+    x, forward, reverse = run(THETA)
+    assert not jnp.any(jnp.isfinite(x))
+    assert jnp.all(jnp.isnan(forward)) and jnp.all(jnp.isnan(reverse))
+
+
+def test_one_member_of_a_batch_that_is_not_finite():
+    solver = itd.implicit(root_of, throw=False)(lambda x0, theta: jnp.sqrt(theta - 9.0) + 0 * x0)
+    slopes = jax.vmap(jax.grad(lambda theta: solver(1.0, theta)))(jnp.array([10.0, 1.0]))
+    assert jnp.isfinite(slopes[0]) and jnp.isnan(slopes[1])
+
+
 def test_what_a_solver_raises_is_passed_on():
     @itd.implicit(quartic)
     def broken(x0, theta):

@@ -1,5 +1,7 @@
 """Each algorithm on a problem where its rate is known; operators; honesty about derivatives."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -9,6 +11,7 @@ import scipy.sparse
 from jax.experimental import sparse
 
 import iterdiff as itd
+from iterdiff.algorithms.base import Iterate
 from tests.helpers import compiled
 from tests.problems import build
 
@@ -350,3 +353,36 @@ def test_tags_of_lineax_are_believed_and_bad_operators_refused():
         itd.LinearSystem(jnp.ones((2, 3)), lambda b: b)
     with pytest.raises(ValueError, match="`operator` must map x to something like x"):
         itd.LinearSystem(lx.MatrixLinearOperator(jnp.ones((2, 3))), lambda b: b)
+
+
+# A user's own algorithm
+
+
+class Halving(itd.Algorithm):
+    """One whose step JAX cannot trace."""
+
+    by_numpy: bool
+    accepts = (itd.Minimization,)
+
+    def init(self, problem, x0, theta):
+        """Return the start."""
+        del problem, theta
+        return Iterate(x0)
+
+    def step(self, problem, state, theta):
+        """Return the middle between the iterate and zero."""
+        del problem, theta
+        if self.by_numpy:
+            return Iterate(jnp.asarray(np.asarray(state.x) / 2))
+        return Iterate(state.x / 2 if state.x[0] > 0 else state.x)
+
+
+@pytest.mark.parametrize("by_numpy", [True, False])
+def test_a_step_that_jax_cannot_trace_is_told_the_way_out(by_numpy):
+    with pytest.raises(jax.errors.JAXTypeError) as caught:
+        itd.solve(MINIMUM, Halving(by_numpy), jnp.ones(2), jnp.ones(2), stop=itd.Steps(2))
+    assert caught.traceback[-1].name != "solve"  # the user's line is still in it
+    assert any(entry.name == "step" and entry.path == Path(__file__) for entry in caught.traceback)
+    note = "\n".join(caught.value.__notes__)
+    assert "steps of Halving must be traceable by JAX" in note
+    assert "@iterdiff.implicit takes any solver" in note

@@ -13,7 +13,15 @@ from jax.extend.core import get_opaque_trace_state
 from jaxtyping import PyTree
 
 from iterdiff import tree
+from iterdiff.failure import raise_if
+from iterdiff.loop import stop_gradient
 from iterdiff.solution import SolverFailed
+
+NOT_FINITE = (
+    "`{name}` returned an answer that is not finite. Look for NaN or infinity in what it is given, "
+    "for an `x0` outside the problem's domain, and for a failure that it does not report; with "
+    "`throw=False` the answer is returned, and its derivative is NaN."
+)
 
 
 @functools.cache
@@ -44,7 +52,7 @@ class Call(NamedTuple):
     x0, theta, args, kwargs
         What it is called with.
     throw : bool
-        Whether a solver that reports failure raises; else its answer is NaN.
+        Whether a solver that reports failure, or whose answer is not finite, raises.
     """
 
     solver: Callable[..., Any]
@@ -69,7 +77,26 @@ class Call(NamedTuple):
         x0, theta, args, kwargs = inputs
         x = self.unpacked(self.solver(x0, theta, *args, **kwargs))
         self.check(x)
-        return jax.tree.map(lambda a, b: asarray(b, a.dtype), self.x0, x)
+        x = jax.tree.map(lambda a, b: asarray(b, a.dtype), self.x0, x)
+        return self.finite(x) if self.throw else x
+
+    def finite(self, x: PyTree) -> PyTree:
+        """Return `x`, which must be finite.
+
+        Raises
+        ------
+        SolverFailed
+            If it is not; a `SolveError` of the same words where its values come later.
+        """
+        leaves = jax.tree.leaves(x)
+        words = NOT_FINITE.format(name=self.name)
+        if any(tree.is_traced(leaf) for leaf in leaves):
+            return raise_if(stop_gradient(x), ~tree.all_finite(x), [words])
+        if all(np.all(np.isfinite(np.asarray(leaf))) for leaf in leaves):
+            return x
+        failure = SolverFailed(self.name, "")
+        failure.args = (words,)  # it did not say that it failed: no words of its own to quote
+        raise failure
 
     def run_on_values(self, inputs: tuple, asarray: Callable = jnp.asarray) -> PyTree:
         """Do the same with inputs that are known.

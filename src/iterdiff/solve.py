@@ -12,12 +12,13 @@ from jaxtyping import Array, Bool, PyTree
 
 from iterdiff import host, tree
 from iterdiff import loop as loops
-from iterdiff.algorithms.base import Algorithm, check_fits
+from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
 from iterdiff.checked import Checked
 from iterdiff.checks import check_residual, check_theta, check_x0
 from iterdiff.failure import raise_if
 from iterdiff.modes.base import Mode, Task, floating_part
 from iterdiff.modes.implicit import Implicit
+from iterdiff.modes.unrolled import Unrolled
 from iterdiff.problems import CompositeMinimization, Problem
 from iterdiff.prox import weakly_active
 from iterdiff.solution import Solution, Status
@@ -88,7 +89,9 @@ def solve(
     x0, theta = check_x0(x0), check_theta(theta)
     check_residual(problem, x0, theta)
     mode.check(stop)
-    solution = _solve(Task(problem, algorithm, x0, theta, stop), mode, throw)
+    task = Task(problem, algorithm, x0, theta, stop)
+    with traceable_step(algorithm):
+        solution = _solve(task, counted_from_the_proposal(mode, task), throw)
     return _raise_on_failure(solution) if throw else solution
 
 
@@ -108,6 +111,19 @@ def check_kinds(stop: StoppingRule, mode: Mode) -> None:
         raise TypeError(
             f"`mode` must be a mode instance such as iterdiff.Implicit(), not {mode!r}."
         )
+
+
+def counted_from_the_proposal(mode: Mode, task: Task) -> Mode:
+    """Return a mode that differentiates the last steps, counted from what made the iterate.
+
+    Else one-step differentiation of an algorithm with a lag would be zero, without a word.
+    """
+    if isinstance(mode, Checked):
+        return dataclasses.replace(mode, mode=counted_from_the_proposal(mode.mode, task))
+    if not isinstance(mode, Unrolled) or not isinstance(mode.last, int):
+        return mode
+    last = min(mode.last + task.algorithm.lag, task.stop.max_steps)
+    return dataclasses.replace(mode, last=last)
 
 
 @eqx.filter_jit
@@ -187,8 +203,9 @@ def implicit(
         effects (the attempt calls it), True to see at once why tracing fails.
     throw : bool
         Whether a failure raises: of the solver, where it returns an object that says so
-        (``success`` or ``converged``, as SciPy's results do), and of the linear solve behind the
-        derivative. If not, the answer or the derivative is NaN.
+        (``success`` or ``converged``, as SciPy's results do) or an answer that is not finite, and
+        of the linear solve behind the derivative. If not, the answer is NaN (or as it was
+        returned, if that is not finite), and so is the derivative.
 
     Returns
     -------
@@ -204,9 +221,9 @@ def implicit(
         not offer; by the decorated function, if `x0` or `theta` is no such thing, or the answer
         does not look like `x0`.
     SolverFailed
-        By the decorated function, if the solver reports failure; with its own message. What the
-        solver itself raises is passed on; under ``jit`` as a RuntimeError that quotes its
-        traceback.
+        By the decorated function, if the solver reports failure, with its own message, or if its
+        answer is not finite. What the solver itself raises is passed on. Under ``jit`` both are a
+        RuntimeError that quotes the message or the traceback.
 
     Examples
     --------
@@ -262,4 +279,7 @@ def _answering(problem: Problem, mode: Mode) -> Implicit | Checked:
 def _attach(
     problem: Problem, mode: Implicit | Checked, x: PyTree, theta: PyTree, throw: bool
 ) -> PyTree:
-    return mode.attach(problem, x, theta, throw=throw)
+    x = mode.attach(problem, x, theta, throw=throw)
+    # A linear residual has a finite derivative at NaN, too; and one that does not depend on the
+    # answer would let the compiler leave out the solver, with what it has to say.
+    return _no_derivative_where(~tree.all_finite(x), x, floating_part(theta)[0])

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, PyTree
 
 from iterdiff.hoisting import detach
-from iterdiff.loop import Checkpoint, blocks_of, nest, stop_gradient, where
+from iterdiff.loop import Checkpoint, arrays_of, blocks_of, nest, stop_gradient, where
 
 
 class Bounded(NamedTuple):
@@ -37,9 +37,19 @@ def while_loop(
 
     def once(carry):
         count, dynamic = carry
-        return count + 1, eqx.filter(body(eqx.combine(dynamic, static)), eqx.is_array)
+        return count + 1, _arrays_after(body, dynamic, static)
 
     return eqx.combine(jax.lax.while_loop(still, once, (jnp.array(0), dynamic))[1], static)
+
+
+def _arrays_after(body: Callable[[Any], Any], dynamic: PyTree, static: PyTree) -> PyTree:
+    """Return what became of the arrays of a carry, also where the body makes a constant of one.
+
+    Such a constant (a flag that says "no longer the first step") need be no array any more once
+    the body has been converted.
+    """
+    old = eqx.combine(dynamic, static)
+    return arrays_of(body(old), old)
 
 
 def bounded_while(loop: Bounded, init: Any, checkpoint: Checkpoint, last: int | None) -> Any:
@@ -56,7 +66,7 @@ def bounded_while(loop: Bounded, init: Any, checkpoint: Checkpoint, last: int | 
     def advance(carry):
         active = running(carry)
         count, dynamic = where(active, carry, start)
-        new = eqx.filter(loop.body(eqx.combine(dynamic, static)), eqx.is_array)
+        new = _arrays_after(loop.body, dynamic, static)
         return where(active, (count + 1, new), carry)
 
     blocks = blocks_of(loop.max_steps, checkpoint, counted=False)
@@ -69,7 +79,7 @@ def _all_but(loop: Bounded, init: Any, last: int) -> Any:
     """Return the carry `last` rounds before the end (the start, if there are fewer)."""
     dynamic, static = eqx.partition(stop_gradient(init), eqx.is_array)
     going_on = detach(lambda c: loop.going_on(eqx.combine(c, static)), dynamic)
-    body = detach(lambda c: eqx.filter(loop.body(eqx.combine(c, static)), eqx.is_array), dynamic)
+    body = detach(lambda c: _arrays_after(loop.body, c, static), dynamic)
     counted = while_loop(
         lambda c: going_on(c[1]),
         lambda c: (c[0] + 1, body(c[1])),

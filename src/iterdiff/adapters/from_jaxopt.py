@@ -130,9 +130,11 @@ def from_jaxopt(solver: Any) -> JaxoptAlgorithm:
     cost; our rules decide when to stop.
 
     The solver is a template: what it was made to solve (``fun`` and the like) is replaced by the
-    problem's function, so that the two cannot disagree. A solver with a line search can be
-    unrolled in reverse mode only if it was made with ``implicit_diff=False`` (or
-    ``linesearch_unroll=True``, where it has that).
+    problem's function, so that the two cannot disagree. A solver with a line search (``LBFGS``,
+    ``BFGS``, ...) can be unrolled in reverse mode only if it was made with ``implicit_diff=False``
+    (or ``linesearch_unroll=True``, where it has that); else JAX says "Reverse-mode
+    differentiation does not work for lax.while_loop". The other ways out are ``Implicit()`` and
+    forward mode (``jax.jvp``, ``jax.jacfwd``).
 
     Parameters
     ----------

@@ -45,7 +45,12 @@ def from_optax(transformation: Any) -> OptaxAlgorithm:
 
     What the steps do at an exact solution is the transformation's affair: Adam divides by
     :math:`\sqrt{v}`, whose derivative is infinite at :math:`v = 0` unless ``eps_root`` is positive.
-    A line search that loops until it is content can be unrolled in forward mode alone.
+    A line search that loops until it is content (``optax.lbfgs``) can be unrolled in forward mode
+    alone; in reverse mode JAX says "Reverse-mode differentiation does not work for
+    lax.while_loop". Then take ``Implicit()``, forward mode (``jax.jvp``, ``jax.jacfwd``) or a
+    transformation without such a loop (``optax.lbfgs(linesearch=None)``, ``optax.sgd``). Steps by
+    the sign of a gradient (``optax.sign_sgd``, ``optax.lion``) have the derivative zero, whatever
+    that of the solution is: ``Implicit()``, too.
 
     Parameters
     ----------

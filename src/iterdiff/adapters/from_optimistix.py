@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from iterdiff.adapters.foreign import BRACKETS, ForeignState, require
+from iterdiff.adapters.foreign import BRACKETS, SIMPLICES, ForeignState, require
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.problems import FixedPoint, LinearSystem, Minimization, Problem, RootFinding
 
@@ -32,13 +32,18 @@ class OptimistixAlgorithm(Algorithm):
 
     @property
     def differentiable(self) -> bool:
-        """Whether the steps are; those that halve or cut a bracket are not."""
-        return not isinstance(self.solver, _bracketing())
+        """Whether the steps are; those that only compare values of the function are not."""
+        return not self.caveat
 
     @property
     def caveat(self) -> str:
         """Why not."""
-        return "" if self.differentiable else BRACKETS
+        return why_not_differentiable(self.solver)
+
+    @property
+    def lag(self) -> int:
+        """1 where a step moves to the point that the step before has proposed."""
+        return lag_of(self.solver)
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> ForeignState:
         """Return the state at `x0`."""
@@ -84,6 +89,44 @@ def _bracketing() -> tuple[type, ...]:
     return optimistix.Bisection, optimistix.GoldenSearch
 
 
+def unwrapped(solver: Any) -> Any:
+    """Return the solver that takes the steps.
+
+    Optimistix wraps one that is to keep its best iterate, or that solves another kind of problem.
+    """
+    inner = getattr(solver, "solver", None)
+    wraps = isinstance(inner, require("optimistix").AbstractIterativeSolver)
+    return unwrapped(inner) if wraps else solver
+
+
+def keeps_the_best(solver: Any) -> bool:
+    """Return whether the answer is the best iterate, not the last one."""
+    optimistix = require("optimistix")
+    kinds = (
+        *(optimistix.BestSoFarMinimiser, optimistix.BestSoFarLeastSquares),
+        *(optimistix.BestSoFarRootFinder, optimistix.BestSoFarFixedPoint),
+    )
+    inner = getattr(solver, "solver", None)
+    return isinstance(solver, kinds) or (inner is not None and keeps_the_best(inner))
+
+
+def why_not_differentiable(solver: Any) -> str:
+    """Return why the derivative of the steps is of no use; empty where it is."""
+    inner = unwrapped(solver)
+    if isinstance(inner, _bracketing()):
+        return BRACKETS
+    return SIMPLICES if isinstance(inner, require("optimistix").NelderMead) else ""
+
+
+def lag_of(solver: Any) -> int:
+    """Return how many steps before the last one the iterate was made, see `Algorithm.lag`.
+
+    Solvers with a search (a line search, a trust region, or a fixed step) propose a point at the
+    end of a step, and the next one goes there or rejects it.
+    """
+    return 1 if hasattr(unwrapped(solver), "search") else 0
+
+
 def _function(problem: Problem) -> _Function:
     if isinstance(problem, Minimization):
         return _Function(problem.objective)
@@ -101,9 +144,12 @@ def from_optimistix(solver: Any, options: dict[str, Any] | None = None) -> Optim
     `FixedPoint`. Each of our steps is one of theirs, rejected trial steps included; when to stop is
     decided by our rules, not by the solver's ``rtol`` and ``atol``. A step costs what theirs does.
 
-    ``Bisection`` and ``GoldenSearch`` need ``options={"lower": ..., "upper": ...}``, and are not
-    unrolled. What a solver does after its last step (``BestSoFarMinimiser`` then picks the best
-    iterate) is left out.
+    ``Bisection`` and ``GoldenSearch`` need ``options={"lower": ..., "upper": ...}``. They and
+    ``NelderMead``, which compare values of the function and do no more, are not unrolled. Where a
+    step moves to the point that the step before has proposed (solvers with a line search, a trust
+    region or a fixed step), ``Unrolled(last=k)`` differentiates the k proposals that led to the
+    answer; one that the search rejected adds nothing. What a solver does after its last step
+    (``BestSoFarMinimiser`` then picks the best iterate) is left out.
 
     Parameters
     ----------
@@ -139,9 +185,9 @@ def from_optimistix(solver: Any, options: dict[str, Any] | None = None) -> Optim
     """
     optimistix = require("optimistix")
     options = {} if options is None else options
-    if isinstance(solver, _bracketing()) and not {"lower", "upper"} <= set(options):
+    if isinstance(unwrapped(solver), _bracketing()) and not {"lower", "upper"} <= set(options):
         raise ValueError(
-            f"`options` must hold the bracket that {type(solver).__name__} starts from: "
+            f"`options` must hold the bracket that {type(unwrapped(solver)).__name__} starts from: "
             "options={'lower': ..., 'upper': ...}."
         )
     if isinstance(solver, optimistix.AbstractMinimiser):

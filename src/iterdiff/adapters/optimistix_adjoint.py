@@ -12,6 +12,12 @@ from jaxtyping import PyTree
 
 from iterdiff.adapters import foreign_loop as loops
 from iterdiff.adapters.foreign import require
+from iterdiff.adapters.from_optimistix import (
+    keeps_the_best,
+    lag_of,
+    unwrapped,
+    why_not_differentiable,
+)
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
 from iterdiff.modes.unrolled import Unrolled
@@ -77,12 +83,9 @@ def _implicit(mode: Implicit, primal: Callable, rewrite: Callable, inputs: Any, 
 
 
 def _unrolled(mode: Unrolled, primal: Callable, inputs: Any) -> Any:
-    last = mode.last
-    if isinstance(last, str):
-        raise ValueError(
-            f"`last` = {last!r} needs iterdiff's own loop; give the adjoint a number, or use "
-            "iterdiff.solve with iterdiff.adapters.from_optimistix."
-        )
+    solver = inputs[1]
+    _check_unrollable(solver, mode)
+    last = None if mode.last is None else int(mode.last) + lag_of(solver)
 
     def while_loop(going_on, body, init, *, max_steps=None):
         if max_steps is None:
@@ -91,9 +94,47 @@ def _unrolled(mode: Unrolled, primal: Callable, inputs: Any) -> Any:
                 "iterdiff.Implicit()."
             )
         loop = loops.Bounded(going_on, body, max_steps)
-        return loops.bounded_while(loop, init, mode.checkpoint, last)
+        rounds = None if last is None else min(last, max_steps)
+        return loops.bounded_while(loop, init, mode.checkpoint, rounds)
 
     return primal((*inputs, while_loop))
+
+
+def _check_unrollable(solver: Any, mode: Unrolled) -> None:
+    """Refuse a solver whose answer the mode would give a derivative that is no approximation.
+
+    Raises
+    ------
+    ValueError
+        Naming the reason, and the modes that work.
+    """
+    name, reason = type(unwrapped(solver)).__name__, why_not_differentiable(solver)
+    if reason:
+        raise ValueError(
+            f"`adjoint`: Unrolled (and OneStep) cannot differentiate {name}: {reason} "
+            "Modes that work: iterdiff.Implicit()."
+        )
+    if mode.last is not None and keeps_the_best(solver):
+        raise ValueError(
+            f"`last` = {mode.last}: optimistix's BestSoFar answers with the best iterate of "
+            f"{name}, which may be older than the last steps, so that their derivative would be "
+            "zero. Modes that work: iterdiff.Unrolled(), iterdiff.Implicit()."
+        )
+
+
+def _check_taken(mode: Unrolled) -> None:
+    """Refuse what needs iterdiff's own loop.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument.
+    """
+    way_out = "needs iterdiff's own loop; use iterdiff.solve with iterdiff.adapters.from_optimistix"
+    if isinstance(mode.last, str):
+        raise ValueError(f"`last` = {mode.last!r} {way_out}, or give the adjoint a number.")
+    if mode.accelerate is not None:
+        raise ValueError(f"`accelerate` = {mode.accelerate} {way_out}, or leave it out.")
 
 
 @functools.cache
@@ -120,7 +161,8 @@ def as_optimistix_adjoint(mode: Mode) -> Any:
 
     With `Implicit` the linear solve behind the derivative is checked, as ever: one that fails
     raises. With `Unrolled` forward mode works too, which optimistix's own
-    ``RecursiveCheckpointAdjoint`` refuses, and the last few steps alone can be differentiated.
+    ``RecursiveCheckpointAdjoint`` refuses, and the last few steps alone can be differentiated;
+    see `from_optimistix` for which steps these are, and for the solvers that are not unrolled.
 
     Parameters
     ----------
@@ -138,6 +180,9 @@ def as_optimistix_adjoint(mode: Mode) -> Any:
         If optimistix is not installed.
     TypeError
         If `mode` is neither.
+    ValueError
+        If it is one that needs iterdiff's own loop (``last="auto"``, `accelerate`); when
+        optimistix uses the adjoint, if the mode cannot differentiate the solver.
 
     Examples
     --------
@@ -153,4 +198,6 @@ def as_optimistix_adjoint(mode: Mode) -> Any:
     """
     if not isinstance(mode, Implicit | Unrolled):
         raise TypeError(f"`mode` must be iterdiff.Implicit() or iterdiff.Unrolled(), not {mode!r}.")
+    if isinstance(mode, Unrolled):
+        _check_taken(mode)
     return _adjoint_class()(mode)

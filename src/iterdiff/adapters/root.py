@@ -14,11 +14,19 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff import host, linear, tree
 from iterdiff import loop as loops
+from iterdiff.failure import raise_if
 from iterdiff.modes.implicit import Implicit
 from iterdiff.problems import Problem
 
 THEIRS = 1e-2
 """The relative residual that a solver of the caller's own has to meet."""
+
+ADVICE = (
+    "The linear solve behind an implicit derivative (by custom_root) failed: its residual stayed "
+    "too large or was not finite. The Jacobian of `optimality_fun` is singular or nearly so at the "
+    "solver's answer, or that answer (or what is propagated through its derivative) is not finite. "
+    "Give custom_root another `solve`, use float64, or an `optimality_fun` whose root is unique."
+)
 
 
 class _Optimality(Problem):
@@ -35,8 +43,9 @@ class _Optimality(Problem):
 class MatvecSolver(lx.AbstractLinearSolver):
     """A function ``solve(matvec, b)`` as a linear solver of lineax.
 
-    Its answer is checked: one whose relative residual (Euclidean norms) is above `accuracy` counts
-    as failed. By default that is what our own solves have to meet.
+    Its answer is checked: one whose relative residual (Euclidean norms) is above `accuracy` fails.
+    By default that is what our own solves have to meet. A failure raises here, and is not left to
+    the caller, who would advise what a user of `custom_root` cannot pass.
     """
 
     solve: Callable[[Callable, PyTree], PyTree]
@@ -48,7 +57,13 @@ class MatvecSolver(lx.AbstractLinearSolver):
         return operator
 
     def compute(self, state: Any, vector: PyTree, options: dict[str, Any]) -> Any:
-        """Return the function's answer, and whether it solves the system."""
+        """Return the function's answer.
+
+        Raises
+        ------
+        SolveError
+            If it does not solve the system.
+        """
         del options
         x = self.solve(state.mv, vector)
         gap = tree.norm(tree.sub(state.mv(x), vector))
@@ -56,9 +71,8 @@ class MatvecSolver(lx.AbstractLinearSolver):
         accuracy = self.accuracy
         if accuracy is None:
             accuracy = 100 * linear.tolerance(tree.result_dtype(vector))
-        solved = (gap <= accuracy * size) | ~jnp.isfinite(size)
-        result = lx.RESULTS.where(solved, lx.RESULTS.successful, lx.RESULTS.breakdown)
-        return x, result, {}
+        x = raise_if(x, ~(gap <= accuracy * size), [ADVICE])
+        return x, lx.RESULTS.successful, {}
 
     def transpose(self, state: Any, options: dict[str, Any]) -> Any:
         """Return the transposed operator."""

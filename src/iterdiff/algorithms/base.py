@@ -1,6 +1,8 @@
 """The contract of an algorithm: a state, and one traceable step."""
 
 import abc
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +14,14 @@ from jaxtyping import Array, Float, PyTree
 from iterdiff import tree
 from iterdiff.checks import check_problem
 from iterdiff.problems import Problem
+
+UNTRACEABLE = (
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+"""What JAX raises where a function asks for the value of what is being traced."""
 
 Scalar = Float[Array, ""] | float
 """A hyper-parameter such as a step size: a real scalar, maybe traced."""
@@ -65,6 +75,15 @@ class Algorithm(eqx.Module):
         """What to know before differentiating the steps, or why not to; empty: nothing."""
         return ""
 
+    @property
+    def lag(self) -> int:
+        """How many steps before the last one the iterate was made.
+
+        1 where a step moves to the point that the step before has proposed: the derivative of
+        the last step alone is zero, so that the last k steps are the k that made the iterate.
+        """
+        return 0
+
     @abc.abstractmethod
     def init(self, problem: Any, x0: PyTree, theta: PyTree) -> State:
         """Return the state whose iterate is `x0`."""
@@ -105,6 +124,22 @@ def check_fits(problem: Problem, algorithm: Algorithm) -> None:
             f"`algorithm`: {type(algorithm).__name__} cannot solve a {type(problem).__name__}; "
             f"it solves {names}."
         )
+
+
+@contextlib.contextmanager
+def traceable_step(algorithm: Algorithm) -> Iterator[None]:
+    """Say what to do where JAX cannot trace a step; its error and the traceback stay.
+
+    A problem's own functions have been traced before: what fails is the algorithm.
+    """
+    try:
+        yield
+    except UNTRACEABLE as error:
+        error.add_note(
+            f"The steps of {type(algorithm).__name__} must be traceable by JAX (jax.numpy in place "
+            "of NumPy, jax.lax.cond in place of `if`); @iterdiff.implicit takes any solver at all."
+        )
+        raise
 
 
 def scalar(value: Scalar) -> Float[Array, ""]:

@@ -33,7 +33,9 @@ class Unrolled(Mode):
 
     Forward mode costs about as much again per direction and no memory; reverse mode as below;
     both to any order, under ``jit`` and ``vmap``, with a fixed number of steps or a stopping
-    rule.
+    rule. A step that loops until it is content (most line searches) has no reverse mode: JAX says
+    "Reverse-mode differentiation does not work for lax.while_loop" when it transposes. Take
+    `Implicit`, forward mode, or an algorithm without a loop in its step.
 
     Parameters
     ----------
