@@ -296,6 +296,15 @@ def test_one_step_of_a_solver_that_proposes_is_not_zero(checked):
         assert jnp.all(jax.grad(total)(jnp.array([1.0, 0.5]), itd.Steps(1)) == 0)
 
 
+def test_a_trace_counts_the_last_steps_as_a_solve_does():
+    problem, descent = itd.Minimization(BOWL), from_optimistix(optx.GradientDescent(0.1, **LOOSE))
+    run = (problem, descent, jnp.array([2.0, 1.5]), jnp.array([1.0, 0.5]))
+    for last in (1, 3):
+        ds = itd.trace(*run, steps=60, modes={"late": itd.Unrolled(last=last)})
+        error = float(jnp.linalg.norm((1 - 0.2 * CURVATURES) ** last))
+        assert float(ds.jacobian_error.sel(mode="late")[-1]) == pytest.approx(error, rel=1e-6)
+
+
 COMPARING = {
     "NelderMead": (optx.minimise, BOWL, optx.NelderMead(**LOOSE), "only compares values"),
     "BestSoFar": (

@@ -340,3 +340,24 @@ def test_members_of_a_batch_take_steps_of_their_own(mode):
         *expected, alone = one(theta)
         assert steps[i] == alone
         assert relative_error([jac[i] for jac in found], expected) < 1e-12
+
+
+LOPSIDED = jnp.array([[2.0, 1.0, 0.0], [-1.0, 3.0, 0.5], [0.2, 0.0, 1.5]])
+
+
+@pytest.mark.parametrize("checked", [False, True])
+@pytest.mark.parametrize("claim", ["symmetric", "positive_definite"])
+def test_a_false_claim_of_symmetry_makes_no_wrong_derivative(claim, checked):
+    problem = itd.LinearSystem(lambda x, theta: LOPSIDED @ x, lambda theta: theta, **{claim: True})
+    mode = itd.Checked(itd.Implicit(), on_failure="raise") if checked else itd.Implicit()
+
+    def first(theta):
+        run = problem, itd.Richardson(0.3), jnp.zeros(3), theta
+        return itd.solve(*run, stop=itd.Steps(300), mode=mode).x[0]
+
+    if claim == "positive_definite":  # Cholesky's factors are of another matrix, which shows
+        with pytest.raises(RuntimeError, match="linear solve"):
+            jax.grad(first)(jnp.ones(3))
+    else:
+        truth = jnp.linalg.inv(LOPSIDED)[0]
+        np.testing.assert_allclose(jax.grad(first)(jnp.ones(3)), truth, rtol=1e-12)

@@ -38,7 +38,7 @@ from iterdiff.error import NEAR, REASONS, ErrorEstimate, compare
 from iterdiff.failure import raise_if
 from iterdiff.hoisting import hoist, merged, perturbed
 from iterdiff.modes.base import Mode, Outcome, Tangents, Task
-from iterdiff.modes.implicit import Implicit, structure_of
+from iterdiff.modes.implicit import Implicit
 from iterdiff.problems import CompositeMinimization, Problem
 from iterdiff.stopping import StoppingRule
 
@@ -173,7 +173,7 @@ class Checked(Mode):
             lambda y, i: vanishing(of_residual(i[1]), y, i[0]),
             (lambda y, i: stepped(of_step(i[1]), y, i[0])) if stepped else None,
             (lambda y, i: at_kinks(of_kinks(i[1]), y, i[0])) if at_kinks else None,
-            structure_of(task.problem),
+            linear.structure_of(task.problem),
             self._judge,
             # The default implicit derivative is what the check computes at `x` anyway.
             type(self.mode) is Implicit and self.mode.linear_solver is None,

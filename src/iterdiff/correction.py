@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff import linear, tree
 from iterdiff.modes.base import floating_part
-from iterdiff.modes.implicit import explicit, structure_of
+from iterdiff.modes.implicit import explicit
 from iterdiff.problems import CompositeMinimization, Problem
 from iterdiff.prox import weakly_active
 
@@ -227,7 +227,7 @@ class Correction:
     ) -> tuple[PyTree, Float[Array, ""]]:
         """Solve ``A(x^+) y = b`` from the answer at `x`."""
         operator = self._operator
-        if transpose and not self.at.structure.symmetric:
+        if transpose and not self.at.structure.hessian:
             back = jax.linear_transpose(operator, self.at.x)
             operator = lambda w: back(w)[0]  # noqa: E731
         factors = self.at.factors
@@ -279,7 +279,7 @@ def sensitivity(
         return residual(y, ((of_problem, eqx.combine(moving, of_theta)), closed_over))
 
     moving = floating_part(of_theta)[0]
-    return Sensitivity(in_moving, x, moving, structure_of(problem), solver=linear_solver)
+    return Sensitivity(in_moving, x, moving, linear.structure_of(problem), solver=linear_solver)
 
 
 def at_kink(problem: CompositeMinimization, x: PyTree, theta: PyTree) -> Bool[Array, ""]:

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float, PyTree
 
-from iterdiff import tree
+from iterdiff import linear, tree
 from iterdiff.correction import Sensitivity
 from iterdiff.hoisting import hoist, perturbed
 from iterdiff.modes.base import floating_part
-from iterdiff.modes.implicit import explicit, structure_of
+from iterdiff.modes.implicit import explicit
 from iterdiff.problems import Problem
 
 Apply = Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]
@@ -58,7 +58,7 @@ def with_derivative(
         def in_moving(y, moving):
             return residual(y, ((of_problem, eqx.combine(moving, rest)), closed_over))
 
-        return Sensitivity(in_moving, y, moving, structure_of(problem), solver=solver)
+        return Sensitivity(in_moving, y, moving, linear.structure_of(problem), solver=solver)
 
     @jax.custom_jvp
     def solution(shift, y, inputs):

@@ -36,6 +36,7 @@ from iterdiff.dense import Factors
 from iterdiff.failure import raise_if
 from iterdiff.krylov import Limits, Matvec, Vector
 from iterdiff.linear_map import LinearMap
+from iterdiff.problems import Minimization, Problem
 
 SMALL = 500
 """Up to this many unknowns the matrix is formed and factored: a matter of milliseconds."""
@@ -71,11 +72,21 @@ class Structure(NamedTuple):
     Attributes
     ----------
     symmetric, positive_definite : bool
-        As in `Problem`.
+        As in `Problem`: claims, verified by the answers.
+    hessian : bool
+        Whether the operator is a Hessian, so that no transposed one need be made. (A wrong claim
+        of symmetry would make transposed solves wrong, and leave them unchecked.)
     """
 
     symmetric: bool
     positive_definite: bool
+    hessian: bool = False
+
+
+def structure_of(problem: Problem) -> Structure:
+    """Return what the problem knows of ``d residual / dx``."""
+    hessian = isinstance(problem, Minimization)
+    return Structure(problem.symmetric, problem.positive_definite, hessian)
 
 
 def inverse(
@@ -97,7 +108,7 @@ def inverse(
     like : pytree of real floating arrays
         Gives structure, shapes and dtypes of the operands.
     structure : Structure
-        What is known of ``A``. `positive_definite` is verified, `symmetric` is trusted.
+        What is known of ``A``.
     solver : lineax.AbstractLinearSolver, optional
         Used instead of the choice described above, with its own tolerances.
     throw : bool
@@ -149,8 +160,8 @@ def _chosen(
         matvec,
         b,
         solver(False),
-        None if structure.symmetric else solver(True),
-        symmetric=structure.symmetric,
+        None if structure.hessian else solver(True),
+        symmetric=structure.hessian,
     )
 
 
@@ -169,8 +180,8 @@ def _by_lineax(matvec, size, dtype, structure, solver, throw) -> Matvec:
         matvec,
         b,
         solve,
-        None if structure.symmetric else solve,
-        symmetric=structure.symmetric,
+        None if structure.hessian else solve,
+        symmetric=structure.hessian,
     )
 
 

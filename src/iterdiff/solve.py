@@ -18,7 +18,6 @@ from iterdiff.checks import check_residual, check_theta, check_x0
 from iterdiff.failure import raise_if
 from iterdiff.modes.base import Mode, Task, floating_part
 from iterdiff.modes.implicit import Implicit
-from iterdiff.modes.unrolled import Unrolled
 from iterdiff.problems import CompositeMinimization, Problem
 from iterdiff.prox import weakly_active
 from iterdiff.solution import Solution, Status
@@ -91,7 +90,7 @@ def solve(
     mode.check(stop)
     task = Task(problem, algorithm, x0, theta, stop)
     with traceable_step(algorithm):
-        solution = _solve(task, counted_from_the_proposal(mode, task), throw)
+        solution = _solve(task, mode, throw)
     return _raise_on_failure(solution) if throw else solution
 
 
@@ -111,19 +110,6 @@ def check_kinds(stop: StoppingRule, mode: Mode) -> None:
         raise TypeError(
             f"`mode` must be a mode instance such as iterdiff.Implicit(), not {mode!r}."
         )
-
-
-def counted_from_the_proposal(mode: Mode, task: Task) -> Mode:
-    """Return a mode that differentiates the last steps, counted from what made the iterate.
-
-    Else one-step differentiation of an algorithm with a lag would be zero, without a word.
-    """
-    if isinstance(mode, Checked):
-        return dataclasses.replace(mode, mode=counted_from_the_proposal(mode.mode, task))
-    if not isinstance(mode, Unrolled) or not isinstance(mode.last, int):
-        return mode
-    last = min(mode.last + task.algorithm.lag, task.stop.max_steps)
-    return dataclasses.replace(mode, last=last)
 
 
 @eqx.filter_jit

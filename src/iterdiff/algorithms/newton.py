@@ -52,6 +52,5 @@ def newton_step(
 ) -> PyTree:
     """Return ``x`` after one Newton step on the residual; NaN where the linear solve fails."""
     residual, tangent = jax.linearize(lambda y: problem.residual(y, theta), x)
-    structure = linear.Structure(problem.symmetric, problem.positive_definite)
-    solve = linear.inverse(tangent, x, structure, solver=linear_solver)
+    solve = linear.inverse(tangent, x, linear.structure_of(problem), solver=linear_solver)
     return tree.sub(x, solve(residual))

@@ -109,7 +109,7 @@ class Implicit(Mode):
 
     def _corrected(self, residual: Callable, problem: Problem, x: PyTree, inputs: Any) -> PyTree:
         value, tangent = jax.linearize(lambda y: residual(y, inputs), x)
-        solve = linear.inverse(tangent, x, structure_of(problem), solver=self.linear_solver)
+        solve = linear.inverse(tangent, x, linear.structure_of(problem), solver=self.linear_solver)
         return tree.sub(x, solve(value))
 
     def _attach(
@@ -133,7 +133,7 @@ class Implicit(Mode):
             _, pushed = jax.jvp(in_inputs, tuple(moving), tuple(moving_tangents))
             tangent = jax.linearize(lambda y: residual(y, inputs), x)[1]
             solve = linear.inverse(
-                tangent, x, structure_of(problem), solver=self.linear_solver, throw=throw
+                tangent, x, linear.structure_of(problem), solver=self.linear_solver, throw=throw
             )
             return x, tree.scale(-1.0, solve(pushed))
 
@@ -175,11 +175,6 @@ class ImplicitTangents(Tangents):
             return self.mode.attach(self.problem, state.x, theta, throw=False)
 
         return jax.vmap(lambda v: jax.jvp(attached, (moving,), (v,))[1])(self.directions)
-
-
-def structure_of(problem: Problem) -> linear.Structure:
-    """Return what the problem knows of ``d residual / dx``."""
-    return linear.Structure(problem.symmetric, problem.positive_definite)
 
 
 def explicit(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Callable, Any]:

@@ -158,7 +158,7 @@ class Unrolled(Mode):
             return _outcome(self._all_steps(task))
         if self.last == "auto":
             return _outcome(truncation.late_enough(task, self.rtol, self.checkpoint))
-        return _outcome(truncation.late(task, self.last, self.checkpoint))
+        return _outcome(truncation.late(task, steps_back(self.last, task), self.checkpoint))
 
     def _all_steps(self, task: Task) -> loops.Run:
         """Run, all steps differentiable."""
@@ -192,7 +192,16 @@ class Unrolled(Mode):
         if self.last is None or self.last == "auto":
             steps = task.stop.max_steps
             return following(task.problem, task.algorithm, x0, theta, directions, steps)
-        return LateTangents(task.problem, task.algorithm, task.theta, directions, self.last)
+        last = steps_back(self.last, task)
+        return LateTangents(task.problem, task.algorithm, task.theta, directions, last)
+
+
+def steps_back(last: int, task: Task) -> int:
+    """Return how many steps back the last `last` begin that made the iterate.
+
+    Else one-step differentiation of an algorithm with a lag would be zero, without a word.
+    """
+    return min(last + task.algorithm.lag, task.stop.max_steps)
 
 
 def check_differentiable(algorithm: Algorithm) -> None:
