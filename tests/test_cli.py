@@ -1,6 +1,5 @@
 """The command line: what it writes, and that bad input ends in one line."""
 
-import importlib.util
 import sys
 
 import pytest
@@ -22,13 +21,6 @@ def test_help(words, capsys):
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 0 and "usage: iterdiff" in capsys.readouterr().out
-
-
-def test_diagnose_is_offered_once_it_exists(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    exists = importlib.util.find_spec("iterdiff.diagnose") is not None
-    assert ("diagnose" in capsys.readouterr().out) == exists
 
 
 def test_study_writes_everything(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """`diagnose` measures what it says, on problems where that is known."""
 
+import importlib
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -8,9 +9,12 @@ import pytest
 
 import iterdiff as itd
 from iterdiff.cli import main
-from iterdiff.error import DISAGREES, REASONS, SINGULAR
+from iterdiff.diagnosis import ModeDiagnosis
+from iterdiff.error import DISAGREES, ONE_SIDED, REASONS, SINGULAR
+from iterdiff.modes.base import Task
 from iterdiff.probing import probe
 
+MODULE = importlib.import_module("iterdiff.diagnose")  # the package's name is the function
 CURVATURES = jnp.array([0.1, 0.4, 1.0])
 STEP = 1.0
 
@@ -59,8 +63,51 @@ def _implicit_error(t, x, jacobian):
 
 def test_recommends_the_cheapest_that_gets_there(diagnosis):
     reachable = {k: m for k, m in diagnosis.modes.items() if m.steps_to_rtol is not None}
-    assert diagnosis.recommended == min(reachable, key=lambda k: reachable[k].seconds)
+    least = min(mode.seconds for mode in reachable.values())
+    assert reachable[diagnosis.recommended].seconds <= 1.25 * least
     assert "one-step never" in diagnosis.advice
+
+
+def of_a_mode(seconds, steps, memory):
+    return ModeDiagnosis(1e-9, steps, False, seconds, memory)
+
+
+@pytest.mark.parametrize(
+    ("unrolled", "implicit", "expected"),
+    [
+        ((1.2, 60, 10), (1.0, 70, 10), "unrolled"),  # as fast, with fewer steps
+        ((1.0, 70, 20), (1.2, 70, 10), "implicit"),  # as many, with less memory
+        ((1.0, 70, 20), (1.3, 60, 10), "unrolled"),  # faster
+    ],
+)
+def test_times_that_hardly_differ_do_not_decide(unrolled, implicit, expected):
+    found = {"unrolled": of_a_mode(*unrolled), "implicit": of_a_mode(*implicit)}
+    task = Task(*quadratic(), itd.Steps(400))
+    system = probe(lambda v: v, jnp.zeros(3))
+    assert MODULE._advise(found, 1e-4, task, system)[0] == expected
+
+
+def test_steps_are_bounds_where_not_every_step_is_looked_at(diagnosis):
+    assert diagnosis.every == 2
+    steps = diagnosis.modes["implicit"].steps_to_rtol
+    assert f"<= {steps}" in str(diagnosis)
+    assert f"within {steps} steps" in diagnosis.advice
+    each = itd.diagnose(*quadratic(), rtol=1e-2, budget=150)
+    assert each.every == 1 and "<=" not in str(each)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"budget": 0}, ValueError, "`budget` must be at least 1"),
+        ({"budget": 2.5}, TypeError, "budget"),
+        ({"rtol": "a"}, TypeError, "rtol"),
+        ({"rtol": 0.0}, ValueError, "`rtol` must be positive"),
+    ],
+)
+def test_refuses_what_is_no_tolerance_or_budget(arguments, error, message):
+    with pytest.raises(error, match=message):
+        itd.diagnose(*quadratic(), **arguments)
 
 
 def test_fits_a_terminal(diagnosis):
@@ -99,6 +146,18 @@ UNTRUSTED = {
             jnp.array(1.0),
         ),
         SINGULAR,
+    ),
+    "kink": (
+        (
+            itd.CompositeMinimization(
+                lambda x, theta: jnp.sum((x - theta) ** 2) / 2,
+                lambda v, theta, step: itd.prox.soft_threshold(v, step),
+            ),
+            itd.ProximalGradient(0.5),
+            jnp.zeros(2),
+            jnp.array([1.0, 3.0]),
+        ),
+        ONE_SIDED,
     ),
     "another problem": (
         (itd.RootFinding(lambda x, theta: x - 1.02 * theta), Own(), jnp.zeros(2), jnp.ones(2)),
@@ -140,5 +199,9 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert main(["diagnose", "mine:run", "--rtol", "1e-3"]) == 0
     printed = capsys.readouterr().out
     assert "contraction rate   0.673612" in printed and "Use " in printed  # sin(x) at x = cos(x)
+    assert main(["diagnose", "mine:run", "--budget", "7"]) == 0
+    assert "trial run          7 steps" in capsys.readouterr().out
+    assert main(["diagnose", "mine:run", "--budget", "0"]) == 2
+    assert "`budget` must be at least 1" in capsys.readouterr().err
     assert main(["diagnose", "mine:nothing"]) == 2
     assert "nothing" in capsys.readouterr().err

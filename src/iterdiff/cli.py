@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,8 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_study(commands)
-    if importlib.util.find_spec("iterdiff.diagnose") is not None:
-        _add_diagnose(commands)
+    _add_diagnose(commands)
     _add_explore(commands)
     listing = commands.add_parser("list", help="list the built-in studies, a line each")
     listing.set_defaults(run=_list)
@@ -151,6 +149,7 @@ def _add_diagnose(commands: Any) -> None:
     diagnose.add_argument(
         "--rtol", type=float, default=1e-3, help="relative error of the derivative that is wanted"
     )
+    diagnose.add_argument("--budget", type=int, help="steps of the trial run (default: 1000)")
     diagnose.set_defaults(run=_diagnose)
 
 
@@ -167,7 +166,7 @@ def _diagnose(parsed: argparse.Namespace) -> int:
     if not isinstance(run, tuple) or len(run) != 4:
         raise TypeError(f"`{parsed.run_of}` must be a tuple (problem, algorithm, x0, theta).")
     diagnose = importlib.import_module("iterdiff.diagnose").diagnose
-    print(diagnose(*run, rtol=parsed.rtol))
+    print(diagnose(*run, rtol=parsed.rtol, budget=parsed.budget))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -13,10 +13,10 @@ from jaxtyping import PyTree
 from iterdiff import tree
 from iterdiff.agreement import disagree, is_foreign, remembers
 from iterdiff.algorithms.base import Algorithm, check_fits
-from iterdiff.checks import check_residual, check_theta, check_untraced, check_x0
+from iterdiff.checks import check_residual, check_theta, check_tolerance, check_untraced, check_x0
 from iterdiff.correction import Points, correct
 from iterdiff.diagnosis import Diagnosis, ModeDiagnosis
-from iterdiff.error import DISAGREES, OK, REASONS, SINGULAR, TOO_FAR
+from iterdiff.error import DISAGREES, OK, ONE_SIDED, REASONS, SINGULAR, TOO_FAR
 from iterdiff.modes.base import Mode, Task, floating_part
 from iterdiff.modes.implicit import Implicit
 from iterdiff.modes.unrolled import OneStep, Unrolled
@@ -24,7 +24,7 @@ from iterdiff.probing import Spectrum, probe
 from iterdiff.problems import Minimization, Problem
 from iterdiff.reference import WORTHLESS, polish
 from iterdiff.solve import solve
-from iterdiff.stopping import Steps
+from iterdiff.stopping import Steps, positive_int
 from iterdiff.trace import trace
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ RECORDS = 200
 
 PROBES = 8
 """Random directions in which derivatives are followed, above so many parameters."""
+
+ALIKE = 1.25
+"""Times that differ by less than this factor are taken to be the same."""
 
 LEAST_RUNS, MOST_RUNS, ENOUGH_SECONDS = 3, 30, 0.1
 """How often a gradient is timed."""
@@ -79,9 +82,8 @@ def diagnose(
     does not come to rest there, the diagnosis says so and recommends nothing. Above 16
     parameters derivatives are followed in 8 random directions.
     """
-    if not rtol > 0:
-        raise ValueError(f"`rtol` must be positive, but it is {rtol}.")
-    budget = 1000 if budget is None else budget
+    check_tolerance("rtol", rtol)
+    budget = 1000 if budget is None else positive_int("budget", budget)
     check_fits(problem, algorithm)
     x0, theta = check_x0(x0), check_theta(theta)
     check_residual(problem, x0, theta)
@@ -97,7 +99,6 @@ def diagnose(
     reason = _doubt(task, end.x, truth, bool(found))
     if reason != OK:
         return _untrusted(task, rtol, step, system, reason)
-    every = max(1, budget // RECORDS)
     parameters = tree.size(floating_part(theta)[0])
     data = trace(
         problem,
@@ -108,9 +109,14 @@ def diagnose(
         modes=modes,
         reference=truth,
         probes=None if parameters <= 2 * PROBES else PROBES,
-        every=every,
+        every=_every(task),
     )
     return _judge(task, rtol, step, system, data, modes, float(tree.norm(truth)))
+
+
+def _every(task: Task) -> int:
+    """Return how many steps of the trial run lie between two looks."""
+    return max(1, task.stop.max_steps // RECORDS)
 
 
 def _modes_for(algorithm: Algorithm) -> dict[str, Mode]:
@@ -158,6 +164,8 @@ def _doubt(task: Task, x: PyTree, truth: PyTree, found: bool) -> int:
         return SINGULAR
     if not found:
         return TOO_FAR
+    if bool(there.one_sided):
+        return ONE_SIDED
     if not is_foreign(algorithm) or remembers(algorithm, problem, x, theta):
         return OK
 
@@ -169,7 +177,6 @@ def _doubt(task: Task, x: PyTree, truth: PyTree, found: bool) -> int:
 
 
 def _untrusted(task: Task, rtol: float, step: Spectrum, system: Spectrum, reason: int) -> Diagnosis:
-    symmetric, definite = _probed(system, tree.result_dtype(task.x0))
     advice = "No derivative can be recommended: " + REASONS[reason]
     if not step.radius < 1 and reason == TOO_FAR:
         advice += (
@@ -177,9 +184,31 @@ def _untrusted(task: Task, rtol: float, step: Spectrum, system: Spectrum, reason
             "smaller, or start nearer."
         )
     return Diagnosis(
-        rtol, task.stop.max_steps, False, REASONS[reason], step.radius, symmetric, definite,
-        task.problem.symmetric, True, float("nan"), 0, float("nan"), {}, None, advice,
-    )  # fmt: skip
+        **_measured(task, rtol, step, system),
+        trusted=False,
+        reason=REASONS[reason],
+        relative=True,
+        distance=float("nan"),
+        burn_in=0,
+        burn_in_peak=float("nan"),
+        modes={},
+        recommended=None,
+        advice=advice,
+    )
+
+
+def _measured(task: Task, rtol: float, step: Spectrum, system: Spectrum) -> dict[str, Any]:
+    """Return the fields that hold whether the truth is known or not."""
+    symmetric, definite = _probed(system, tree.result_dtype(task.x0))
+    return {
+        "rtol": rtol,
+        "steps": task.stop.max_steps,
+        "every": _every(task),
+        "contraction_rate": step.radius,
+        "symmetric": symmetric,
+        "positive_definite": definite,
+        "declared_symmetric": task.problem.symmetric,
+    }
 
 
 def _judge(
@@ -203,7 +232,6 @@ def _judge(
     burn_in, peak = 0, 1.0
     if "unrolled" in modes:
         burn_in, peak = _burn_in(data.jacobian_error.sel(mode="unrolled").values, data)
-    symmetric, definite = _probed(system, tree.result_dtype(task.x0))
     # The iterates' error, relative to the solution's norm; iteration 0's serves a zero solution.
     errors = data.iterate_error.values
     distance = float(errors[-1]) / (length or float(errors[0]) or 1.0)
@@ -214,10 +242,17 @@ def _judge(
             "step), so that the answer is wrong whatever its derivative."
         )
     return Diagnosis(
-        rtol, task.stop.max_steps, True, "", step.radius, symmetric, definite,
-        task.problem.symmetric, size > 0, distance, burn_in, peak, found,
-        recommended, advice,
-    )  # fmt: skip
+        **_measured(task, rtol, step, system),
+        trusted=True,
+        reason="",
+        relative=size > 0,
+        distance=distance,
+        burn_in=burn_in,
+        burn_in_peak=peak,
+        modes=found,
+        recommended=recommended,
+        advice=advice,
+    )
 
 
 def _burn_in(curve: np.ndarray, data: "xarray.Dataset") -> tuple[int, float]:
@@ -273,7 +308,11 @@ def _cost(task: Task, mode: Mode, steps: int | None) -> tuple[float, int]:
 def _advise(
     found: Mapping[str, ModeDiagnosis], rtol: float, task: Task, system: Spectrum
 ) -> tuple[str | None, str]:
-    """Return the mode whose gradient is right to `rtol` at the least time, and why."""
+    """Return the mode whose gradient is right to `rtol` at the least time, and why.
+
+    Of modes about as fast, it is the one with the fewest steps, then the least memory: these are
+    counted, so that the advice does not change from one run to the next.
+    """
     symmetric, definite = _probed(system, tree.result_dtype(task.x0))
     reachable = {k: m for k, m in found.items() if m.steps_to_rtol is not None}
     if not reachable:
@@ -281,7 +320,9 @@ def _advise(
             f"No mode reaches a derivative error of {rtol:g}: the iteration does not converge "
             "at this point. Make the step smaller, or use another algorithm."
         )
-    name = min(reachable, key=lambda name: reachable[name].seconds)
+    least = min(m.seconds for m in reachable.values())
+    fast = {k: m for k, m in reachable.items() if m.seconds <= ALIKE * least}
+    name = min(fast, key=lambda k: (fast[k].steps_to_rtol, fast[k].temporary_bytes))
     text = f"Use {_LABELS[name]}: its derivative is right to {rtol:g} {_after(found[name])}"
     others = [f"{k} {_after(m)}" for k, m in found.items() if k != name]
     text += f" ({'; '.join(others)})." if others else "."
@@ -295,8 +336,8 @@ def _advise(
 def _after(mode: ModeDiagnosis) -> str:
     if mode.steps_to_rtol is None:
         return "never"
-    about = "about " if mode.extrapolated else ""
-    return f"after {about}{mode.steps_to_rtol} steps, {1e3 * mode.seconds:.2g} ms a gradient"
+    when = "after about" if mode.extrapolated else "within"
+    return f"{when} {mode.steps_to_rtol} steps, {1e3 * mode.seconds:.2g} ms a gradient"
 
 
 _LABELS = {"unrolled": "Unrolled()", "one-step": "OneStep()", "implicit": "Implicit()"}

@@ -15,8 +15,9 @@ class ModeDiagnosis:
     error : float
         Relative error of its derivative, as solution derivative, after the trial run.
     steps_to_rtol : int or None
-        Steps until that error is below `rtol`: measured where the trial run reached it, else
-        extrapolated at the contraction rate; None where it never will be.
+        Steps until that error is below `rtol`: measured where the trial run reached it (an upper
+        bound where only every so many steps were looked at), else extrapolated at the
+        contraction rate; None where it never will be.
     extrapolated : bool
         Whether `steps_to_rtol` is extrapolated.
     seconds : float
@@ -43,6 +44,8 @@ class Diagnosis:
         The relative error of the derivative that is wanted.
     steps : int
         Steps of the trial run.
+    every : int
+        Steps from one look at the derivatives to the next.
     trusted : bool
         Whether the truth that everything is measured against could be established.
     reason : str
@@ -72,6 +75,7 @@ class Diagnosis:
 
     rtol: float
     steps: int
+    every: int
     trusted: bool
     reason: str
     contraction_rate: float
@@ -100,13 +104,20 @@ class Diagnosis:
             steps = f"steps to {self.rtol:g}"
             rows += ["", f"{'mode':<12}{error:>11}{steps:>18}{'ms':>11}{'memory':>13}"]
         for name, mode in self.modes.items():
-            steps = "never" if mode.steps_to_rtol is None else str(mode.steps_to_rtol)
-            steps = ("~" if mode.extrapolated and mode.steps_to_rtol is not None else "") + steps
+            steps = self._steps_of(mode)
             rows.append(
                 f"{name:<12}{mode.error:>11.2g}{steps:>18}"
                 f"{1e3 * mode.seconds:>11.3g}{_bytes(mode.temporary_bytes):>13}"
             )
         return "\n".join([*rows, "", *textwrap.wrap(self.advice, 79)])
+
+    def _steps_of(self, mode: ModeDiagnosis) -> str:
+        if mode.steps_to_rtol is None:
+            return "never"
+        if mode.extrapolated:
+            return f"~{mode.steps_to_rtol}"
+        looked_at = self.every == 1 or mode.steps_to_rtol == 0
+        return f"{'' if looked_at else '<= '}{mode.steps_to_rtol}"
 
     def _distance(self) -> str:
         known = math.isfinite(self.distance)
