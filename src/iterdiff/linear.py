@@ -14,8 +14,6 @@ up to `FALLBACK`      the same, or conjugate gradients (GMRES where it is not kn
 above                 the Krylov method alone
 ====================  ==================================================================
 
-Where several solves share an operator (see `factors_of`), it is factored up to `DENSE` unknowns.
-
 Every answer is checked by its own residual (by a product with the operator, or with its matrix
 where that is less work); one that fails is an exception or NaN, never a
 wrong number. The tolerances belong to these solves: nothing is inherited from the solver of
@@ -40,9 +38,6 @@ from iterdiff.problems import Minimization, Problem
 
 SMALL = 500
 """Up to this many unknowns the matrix is formed and factored: a matter of milliseconds."""
-
-DENSE = 1000
-"""Up to this many unknowns it is, where several solves share the factors."""
 
 FALLBACK = 3000
 """Up to this many unknowns it may be formed."""
@@ -132,7 +127,7 @@ def inverse(
         solve_vector = _by_lineax(matvec, size, dtype, structure, solver, throw)
     else:
         if factors is None:
-            factors = _factors(matvec, like, structure, SMALL)
+            factors = _factors(matvec, like, structure)
         rtol = tolerance(dtype) if rtol is None else rtol
         solve_vector = _chosen(matvec, structure, factors, rtol, throw)
     return lambda b: tree.from_vector(solve_vector(tree.to_vector(b)), like)
@@ -245,16 +240,16 @@ def factors_of(
     def matvec(v: Vector) -> Vector:
         return tree.to_vector(operator(tree.from_vector(v, like)))
 
-    return _factors(matvec, like, structure, DENSE)
+    return _factors(matvec, like, structure)
 
 
-def _factors(matvec: Matvec, like: PyTree, structure: Structure, certainly: int) -> Factors | None:
+def _factors(matvec: Matvec, like: PyTree, structure: Structure) -> Factors | None:
     """Return the factors where the matrix is small or no Krylov method is worth a trial."""
     size, dtype = tree.size(like), tree.result_dtype(like)
     if size > FALLBACK:
         return None
     linear_map = LinearMap.of(matvec, jax.ShapeDtypeStruct((size,), dtype))
-    if size > certainly and limits(linear_map, structure).trial >= FEWEST:
+    if size > SMALL and limits(linear_map, structure).trial >= FEWEST:
         return None
     return _factored(linear_map, structure)
 
