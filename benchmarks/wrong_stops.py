@@ -188,14 +188,31 @@ def overhead(rounds: int, steps: int = 200) -> dict[tuple[str, str], Cost]:
     logistic = Setup(itd.Minimization(gradients.inner), itd.GradientDescent(h), start, theta)
     case = wrong_cases.contraction_case(wrong_cases.generator("cost"), 0.9, 0.0, 200)
     layer = wrong_cases.tanh_layer(itd.Picard())(jax.tree.map(jnp.asarray, case | {"label": 0}))
+    cases = {
+        "logistic regression, 30 unknowns": logistic,
+        "layer, 200": layer,
+        "chain, 2000 (conjugate gradients)": chain(2000),
+    }
     found = {}
-    for name, setup in (("logistic regression, 30 unknowns", logistic), ("layer, 200", layer)):
+    for name, setup in cases.items():
         for key, mode in wrong_cases.BOTH.items():
             found[name, f"{key}, {steps} steps"] = _cost(setup, mode, steps, rounds)
         run = (setup.problem, setup.algorithm, setup.x0, setup.theta)
         ended = setup._replace(x0=itd.solve(*run, stop=itd.Steps(steps)).x)
         found[name, "implicit, from the end"] = _cost(ended, itd.Implicit(), 1, 10 * rounds)
     return found
+
+
+def chain(size: int) -> Setup:
+    """Return springs in a chain: a product costs little, and no matrix is formed."""
+    stiffness = jnp.linspace(1.0, 3.0, size)
+
+    def energy(x: jax.Array, force: jax.Array) -> jax.Array:
+        own = jnp.sum(stiffness * x**2 / 2 + jnp.cosh(x) / 20)
+        return own + jnp.sum((x - jnp.roll(x, 1)) ** 2) / 4 - x @ force
+
+    force = jnp.asarray(wrong_cases.generator("chain").normal(size=size))
+    return Setup(itd.Minimization(energy), itd.GradientDescent(0.3), jnp.zeros(size), force)
 
 
 COUNTED = {"lu": "factorisations", "cholesky": "factorisations", "triangular_solve": "solves"}

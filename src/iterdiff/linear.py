@@ -285,17 +285,20 @@ def _several(linear_map: LinearMap, structure: Structure, rtol: float) -> Callab
             factors = _factored(here, structure)
             return jax.vmap(lambda b: dense.substitute(factors, b))(rows)
 
+        def one(b):
+            return _krylov(here, b, structure, within, rtol)
+
+        alone = len(rows) == 1
+        found = jax.tree.map(lambda v: v[None], one(rows[0])) if alone else jax.vmap(one)(rows)
+        answers, solved = found
         zero = jnp.zeros((), jnp.int32)  # closed over, and so tied to the only round
 
-        def one(b):
-            x, solved = _krylov(here, b, structure, within, rtol)
+        def densely():
+            factors = _factored(here, structure, zero)
+            certain = jax.vmap(lambda b: dense.substitute(factors, b))(rows)
+            return jnp.where(solved[:, None], answers, certain)
 
-            def densely():
-                return dense.substitute(_factored(here, structure, zero), b)
-
-            return tree.only_if(~solved, densely, x)
-
-        return one(rows[0])[None] if len(rows) == 1 else jax.vmap(one)(rows)
+        return tree.only_if(~jnp.all(solved), densely, answers)
 
     solve = jax.custom_batching.custom_vmap(directly)
 
