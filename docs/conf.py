@@ -27,6 +27,8 @@ suppress_warnings = ["config.cache"]
 html_theme = "furo"
 html_title = "iterdiff"
 html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["formulas.css"]
 html_show_sphinx = False
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
