@@ -5,6 +5,8 @@ import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
+from sphinx_gallery.sorting import FunctionSortKey
+
 os.environ.setdefault("MPLBACKEND", "Agg")
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
@@ -27,6 +29,8 @@ suppress_warnings = ["config.cache"]
 html_theme = "furo"
 html_title = "iterdiff"
 html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["formulas.css"]
 html_show_sphinx = False
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
@@ -41,6 +45,25 @@ napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
+# The gallery goes from what everyone needs to what few do.
+EXAMPLES = (
+    "A0_quickstart.py",
+    "a0_burn_in.py",
+    "b2_scipy_brentq.py",
+    "b1_scipy_sparse_solve.py",
+    "b0_scipy_minimize.py",
+    "b4_power_iteration.py",
+    "b3_sinkhorn.py",
+    "b7_late_start.py",
+    "b6_accelerate_the_pair.py",
+    "A1_your_own_study.py",
+)
+
+
+def place_of_example(file):
+    return EXAMPLES.index(file)
+
+
 sphinx_gallery_conf = {
     "examples_dirs": ["../examples"],
     "gallery_dirs": ["generated/examples"],
@@ -52,4 +75,5 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "remove_config_comments": True,
     "write_computation_times": False,
+    "within_subsection_order": FunctionSortKey(place_of_example),
 }

@@ -90,3 +90,5 @@ assert losses[-1] < losses[0]
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 axes.plot(losses, marker="o")
 axes.set(xlabel="outer step", ylabel="validation loss")
+axes.set_title("The validation loss, twelve steps down its gradient")
+plt.show()

@@ -90,4 +90,6 @@ axes.plot(trace.iteration, trace.iterate_error, color="0.6", label="potentials")
 for mode in trace.mode.values:
     axes.plot(trace.iteration, trace.jacobian_error.sel(mode=mode), label=f"Jacobian, {mode}")
 axes.set(yscale="log", xlabel="iteration", ylabel="absolute error (Frobenius)")
+axes.set_title("Sinkhorn's iteration: the unrolled derivative lags behind")
 axes.legend()
+plt.show()

@@ -74,4 +74,6 @@ figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 for name, values in errors.items():
     axes.plot(counts, values, marker="o", label=name)
 axes.set(yscale="log", xlabel="steps", ylabel="absolute error of the derivative (Euclidean)")
+axes.set_title("Power iteration: two derivatives of the leading eigenvector")
 axes.legend()
+plt.show()

@@ -129,6 +129,7 @@ for axis, (method, kappa, algorithm, rate), totals in zip(axes, RUNS, TOTALS, st
     axis.set(yscale="log", xlabel="K, steps left out", title=f"{method}, κ = {kappa:g}")
     axis.legend(fontsize="small")
 axes[0].set_ylabel("Jacobian error, relative to ‖J*‖")
+figure.suptitle("Error of every late start (dots: the best K, dashed: the rule)")
 plt.show()
 
 # %%

@@ -1,5 +1,6 @@
 """The documents are true: their code runs, and the reference lists every public name."""
 
+import importlib
 import re
 import runpy
 from types import ModuleType
@@ -59,3 +60,45 @@ def test_relative_links_lead_somewhere():
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             made_by_the_build = target.startswith("generated/")
             assert made_by_the_build or ((ROOT / page).parent / target).exists(), (page, target)
+
+
+@pytest.fixture
+def mathml(monkeypatch):
+    pytest.importorskip("latex2mathml", reason="what writes formulas is in the extra [docs]")
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
+    return importlib.import_module("mathml")
+
+
+def test_primes_are_exponents_and_bounds_are_below_their_operator(mathml):
+    text = mathml.to_mathml(r"\arg\min_x \max_{k} |f_k'(x)| + \ln y", "block")
+    assert re.search(
+        r'<msubsup>.*<mpadded [^>]*><mo class="prime"[^>]*>\u2032</mo></mpadded>', text
+    )
+    assert re.search(r"<munder><mo [^>]*>arg min</mo><mi>x</mi></munder>", text)
+    assert re.search(r"<munder><mo [^>]*>max</mo>", text)
+    assert "munder" not in mathml.to_mathml(r"\max_k f_k", "inline")
+    with pytest.raises(ValueError, match="no MathML"):
+        mathml.to_mathml(r"\nosuchthing x", "inline")
+
+
+def test_no_line_break_between_a_formula_and_a_comma(mathml):
+    from docutils import nodes, utils
+
+    page = utils.new_document("page")
+    strong = nodes.strong("", "", nodes.Text("not for "), nodes.math("", "b"))
+    parts = [
+        "where (",
+        nodes.math("", "a"),
+        "), and ",
+        strong,
+        ": but ",
+        nodes.math("", "c"),
+        " is",
+    ]
+    page += nodes.paragraph(
+        "", "", *[p if isinstance(p, nodes.Node) else nodes.Text(p) for p in parts]
+    )
+    mathml.keep_together(None, page, "page")
+    assert page.astext() == "where (a), and not for b: but c is"
+    kept = [inline.astext() for inline in page.findall(nodes.inline)]
+    assert kept == ["(a),", "b:"]

@@ -194,7 +194,7 @@ def _draw_late_starts(axes: Any, case: "xarray.Dataset") -> None:
         dot = {"color": VERMILION, "markeredgecolor": "white", "markersize": 7, "zorder": 5}
         at = errors.sel(total=total, start=best)
         at = float(at.where(np.isfinite(at) & (at > 0)))
-        axes.plot([best], [at], "o", label="best K", clip_on=False, **dot)
+        axes.plot([best], [at], "o", label="first best K", clip_on=False, **dot)
     predicted = float(case.late_start_predicted)
     if np.isfinite(predicted):
         look = {**BOUND, "linewidth": 1.5, "color": VERMILION, "label": "best K by theory"}
