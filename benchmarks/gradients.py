@@ -233,6 +233,18 @@ def steps_needed(case: Case) -> int:
     return int(itd.solve(case.problem(case.data), algorithm, start, case.theta, stop=rule).steps)
 
 
+def with_own_slope(case: Case, steps: int) -> dict[str, Callable]:
+    """Return the run and its gradients, the loss's slope given as a sigmoid or not."""
+    own = problems.slope_by_hand(case)
+    answers = {
+        PRIMAL: scanned(own, steps),
+        DEFAULT: by_iterdiff(own, itd.Steps(steps), MODES[DEFAULT]),
+    }
+    named = {f"{key}, the loss's slope given": answer for key, answer in answers.items()}
+    named[DEFAULT] = by_iterdiff(case, itd.Steps(steps), MODES[DEFAULT])
+    return {k: f if PRIMAL in k else gradient_of(case, f) for k, f in named.items()}
+
+
 def step_norm(case: Case, needed: int) -> float:
     """Return a tolerance at which optimistix stops after about as many steps."""
     before, after = (jax.jit(scanned(case, n))(case.theta, case.data) for n in (needed - 1, needed))
@@ -250,7 +262,7 @@ def run(effort: Effort) -> Section:
     if effort.toy:
         return section
     section.figures += _figures(rows)
-    table = parts(small, steps, scanned(small, steps))
+    table = parts(small, steps, scanned(small, steps), with_own_slope(small, steps))
     section.add(table, measure(table, effort))
 
     strong = problems.logistic("logistic 569×30, penalty 0.1", problems.breast_cancer(), 0.1)

@@ -15,7 +15,7 @@ from iterdiff.linearised import Linearised
 from iterdiff.modes.base import Task
 
 
-def parts(case: Case, steps: int, primal: Callable) -> Table:
+def parts(case: Case, steps: int, primal: Callable, others: dict[str, Callable]) -> Table:
     """Return the table of the parts of iterdiff's default gradient of a counted run.
 
     Parameters
@@ -26,6 +26,8 @@ def parts(case: Case, steps: int, primal: Callable) -> Table:
         How many.
     primal : callable
         ``primal(theta, data)``, the run by a plain scan.
+    others : dict
+        More functions of the same, to compare with.
     """
 
     def task(theta: Any, data: Data) -> Task:
@@ -64,6 +66,7 @@ def parts(case: Case, steps: int, primal: Callable) -> Table:
         "the same, keeping its iterates": kept,
         "slopes alone: the step's second derivatives at kept iterates": slopes,
         "the sweep back over kept iterates, slopes included": sweep,
+        **others,
     }
     variants = [Variant(k, lambda inputs, f=f: f(*inputs), answers=False) for k, f in named.items()]
     title = f"Where the time goes: {case.name}, {steps:,} steps"
