@@ -1,4 +1,4 @@
-"""Run the benchmarks; write one table and one picture: ``python -m benchmarks [NAME ...]``."""
+"""Run the benchmarks; write one report and two pictures: ``python -m benchmarks [NAME ...]``."""
 
 import argparse
 import importlib
@@ -15,7 +15,7 @@ import matplotlib  # noqa: E402
 jax.config.update("jax_enable_x64", True)
 matplotlib.use("Agg")
 
-from benchmarks import harness, picture, targets  # noqa: E402
+from benchmarks import harness, picture, stored, targets  # noqa: E402
 from benchmarks.sections import Section  # noqa: E402
 
 NAMES = (
@@ -52,6 +52,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11, help="turns of each variant, at most")
     parser.add_argument("--quick", action="store_true", help="few rounds: rough figures")
     parser.add_argument(
+        "--draw",
+        action="store_true",
+        help="measure nothing: draw the pictures of the report in the folder",
+    )
+    parser.add_argument(
         "name",
         nargs="*",
         help=f"which benchmarks: by default all about speed ({', '.join(NAMES)}); "
@@ -66,9 +71,12 @@ def main() -> None:
 
         wrong_derivatives.main()
         return
+    if arguments.draw:
+        stored.draw(arguments.out)
+        return
     effort = harness.QUICK if arguments.quick else harness.Effort(arguments.rounds)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    start, sections = time.perf_counter(), []
+    start, sections, drawn = time.perf_counter(), [], []
     for name in arguments.name or NAMES:
         sections.append(importlib.import_module(f"benchmarks.{name}").run(effort))
         minutes = (time.perf_counter() - start) / 60
@@ -79,8 +87,8 @@ def main() -> None:
         figures = [figure for section in sections for figure in section.figures]
         curves = [curve for section in sections for curve in section.curves]
         if figures or curves:
-            picture.draw(figures, curves, arguments.out / "speed.png")
-    print(f"Written to {arguments.out}: speed.md, speed.png")
+            drawn = picture.draw(figures, curves, arguments.out)
+    print(f"Written to {arguments.out}: {', '.join(['speed.md', *(file.name for file in drawn)])}")
 
 
 if __name__ == "__main__":

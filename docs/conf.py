@@ -59,11 +59,6 @@ EXAMPLES = (
     "A1_your_own_study.py",
 )
 
-
-def place_of_example(file):
-    return EXAMPLES.index(file)
-
-
 sphinx_gallery_conf = {
     "examples_dirs": ["../examples"],
     "gallery_dirs": ["generated/examples"],
@@ -75,5 +70,5 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "remove_config_comments": True,
     "write_computation_times": False,
-    "within_subsection_order": FunctionSortKey(place_of_example),
+    "within_subsection_order": FunctionSortKey(EXAMPLES.index),
 }

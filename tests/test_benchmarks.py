@@ -2,12 +2,13 @@
 
 import importlib
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import first_gradient, growth, harness, picture, targets
+from benchmarks import first_gradient, growth, harness, picture, stored, targets
 from benchmarks.__main__ import NAMES, report
 from benchmarks.harness import Table, Variant
 from benchmarks.sections import Curve, Section
@@ -90,5 +91,28 @@ def test_report_and_picture(tmp_path):
     text = report([section], harness.TOY, 1.0)
     assert "1 of 2 targets are met" in text
     assert "0.300 MB (a note) | **no** | 0.0800 MB: others" in text
-    picture.draw(figures, curves, tmp_path / "speed.png")
-    assert (tmp_path / "speed.png").stat().st_size > 10_000
+    drawn = picture.draw(figures, curves, tmp_path)
+    assert [file.name for file in drawn] == ["speed-targets.png", "speed-growth.png"]
+    assert all(file.stat().st_size > 10_000 for file in drawn)
+
+
+def test_stored_results_are_drawn_again(tmp_path):
+    kept = Path(__file__).parents[1] / "benchmarks" / "results" / "speed.md"
+    text = kept.read_text(encoding="utf-8")
+    figures, curves = stored.figures(text), stored.curves(text)
+    # Each row of the table comes back as it was written, unless its target has changed since.
+    assert figures
+    assert set(targets.table(figures).splitlines()[4:]) <= set(text.splitlines())
+    assert {curve.axis for curve in curves} == set(growth.AXES)
+    for curve in curves:
+        assert curve.exponent == pytest.approx(
+            growth.exponent(curve.sizes, curve.costs), abs=0.02, nan_ok=True
+        )
+    (tmp_path / "speed.md").write_text(text, encoding="utf-8")
+    assert all(file.stat().st_size > 50_000 for file in stored.draw(tmp_path))
+
+
+def test_what_is_beyond_the_picture_is_marked():
+    assert picture._within(1e-9, "o") == (picture.LOWEST, "<")
+    assert picture._within(1e9, "o") == (picture.HIGHEST, ">")
+    assert picture._within(2.0, "o") == (2.0, "o")
