@@ -46,11 +46,11 @@ def _narrow(v):
     return (narrow.T @ (narrow @ v.astype(jnp.float32))).astype(jnp.float64)
 
 
+# JAX 0.12 writes one product less.
+OF_LAYERS = 3 if jax.__version_info__ < (0, 11) else 2
+
 # The number says how many values are found to be columns of constants, or multiples of these, and
 # are needed as they are.
-# A later JAX writes one product of the second derivative less.
-TWO_LAYERS = 3 if jax.__version_info__ < (0, 11) else 2
-
 MAPS = {
     "product": (lambda v: SQUARE @ v, 1),
     "gram": (lambda v: X.T @ (D * (X @ v)) + E * v, 1),
@@ -66,7 +66,7 @@ MAPS = {
     "jit inside": (lambda v: jax.jit(lambda u: X.T @ jax.jit(lambda w: X @ w)(u))(v), 1),
     "logistic": (_hessian(lambda x: jnp.sum(jnp.logaddexp(0.0, X @ x)) + jnp.exp(E) @ x**2), 1),
     "custom_jvp": (_hessian(lambda x: jnp.sum(_softplus(X @ x))), 1),
-    "two layers": (_hessian(lambda x: jnp.sum(jnp.tanh(SQUARE @ jnp.tanh(X[:SIZE] @ x)))), TWO_LAYERS),
+    "layers": (_hessian(lambda x: jnp.sum(jnp.tanh(SQUARE @ jnp.tanh(X[:SIZE] @ x)))), OF_LAYERS),
     "pytree": (_of_pytree, 0),
     "convolution": (lambda v: jnp.convolve(v, KERNEL, mode="same"), 0),
     "scan": (_by_scan, 0),
