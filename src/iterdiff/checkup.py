@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from iterdiff import tree
 from iterdiff.agreement import disagree, remembers
 from iterdiff.algorithms.base import Algorithm, check_fits
-from iterdiff.checks import check_residual, check_theta, check_tolerance, check_x0
+from iterdiff.checks import Tolerance, check_residual, check_theta, check_tolerance, check_x0
 from iterdiff.correction import Points, correct
 from iterdiff.findings import Checkup as Checkup
 from iterdiff.findings import Finding, difference_finding, suspects
@@ -32,7 +32,7 @@ def check_derivative(
     theta: PyTree,
     *,
     stop: StoppingRule | None = None,
-    tol: float | None = None,
+    tol: Tolerance | None = None,
 ) -> Checkup:
     r"""Cross-check the parts that a derivative is made of, before you trust it.
 
@@ -47,7 +47,7 @@ def check_derivative(
     problem, algorithm, x0, theta, stop
         As in `solve`. Let the run converge: an unconverged one fails a check. In place of an
         algorithm, a solver ``solver(x0, theta)`` as `iterdiff.implicit` takes it, without `stop`.
-    tol : float, optional
+    tol : scalar, optional
         Relative discrepancy that passes, positive; by default 1e-4 in float64 and 2e-2 in float32.
 
     Returns
@@ -81,12 +81,12 @@ def check_derivative(
     x0, theta = check_x0(x0), check_theta(theta)
     check_residual(problem, x0, theta)
     wide = jnp.finfo(tree.result_dtype(x0)).bits >= 64
-    tol = (1e-4 if wide else 2e-2) if tol is None else float(tol)
+    tol = (1e-4 if wide else 2e-2) if tol is None else float(jnp.asarray(tol))
     parts = _Parts(problem, algorithm, x0, theta, stop)
     findings = _ends(parts)
     if parts.starts:
         findings = _derivative_of_objective(parts, tol)
-        findings += _map_findings(parts, "residual", parts.residual, tol)
+        findings += _map_findings(parts, "residual", parts.residual, parts.x, tol)
         findings += _symmetry(parts, tol) + _ends(parts)
     if parts.ends:
         findings += _of_the_solve(parts, tol)
@@ -191,7 +191,7 @@ def _of_the_solve(parts: _Parts, tol: float) -> list[Finding]:
     out = [Finding(name, 0.0 if moved == 0 else length, converged, text)]
     out += [_two_sided(parts, differences, tol)]
     if parts.has_steps:
-        out += _map_findings(parts, "step", parts.step, tol)
+        out += _of_the_step(parts, tol)
     for mode, verdict in verdicts.items():
         text = (
             f"The {mode} derivative is not that of what the solver returns; the checks above say "
@@ -275,16 +275,32 @@ def _derivative_of_objective(parts: _Parts, tol: float) -> list[Finding]:
     return [difference_finding("objective", "x", verdict, suspects(f, parts.x0), tol)]
 
 
-def _map_findings(parts: _Parts, name: str, function, tol: float) -> list[Finding]:
+def _of_the_step(parts: _Parts, tol: float) -> list[Finding]:
+    """Check the step's derivatives at the answer; where they fail, halfway to it.
+
+    The steps of Krylov methods are 0 / 0 at a solution, and differentiable on the way there. What
+    is wrong is wrong there, too.
+    """
+    found = _map_findings(parts, "step", parts.step, parts.x, tol)
+    if all(finding.passed for finding in found):
+        return found
+    halfway = tree.scale(0.5, tree.add(parts.x0, parts.x))
+    there = _map_findings(parts, "step", parts.step, halfway, tol)
+    return there if all(finding.passed for finding in there) else found
+
+
+def _map_findings(
+    parts: _Parts, name: str, function: Callable, x: PyTree, tol: float
+) -> list[Finding]:
     """Compare a map's derivatives in x and in theta with finite differences and transposes."""
     out = []
     for what, at, where in (
-        ("x", parts.x, parts.in_x),
+        ("x", x, parts.in_x),
         ("theta", parts.moving, parts.in_theta),
     ):
 
         def of(p, what=what):
-            return function(p, parts.moving) if what == "x" else function(parts.x, p)
+            return function(p, parts.moving) if what == "x" else function(x, p)
 
         push = jax.jit(lambda v, of=of, at=at: jax.jvp(of, (at,), (v,))[1])
         rounding = 4 * parts.eps * norm(push(at))

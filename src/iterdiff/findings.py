@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from iterdiff.slopes import Verdict, norm
@@ -94,7 +95,12 @@ def difference_finding(
         The gap that passes.
     """
     through = verdict.direction if what == "x" and name != "objective" else None
-    if verdict.kink:
+    if not np.isfinite(norm(verdict.found)):
+        text = (
+            f"The derivative of the {name} in {what} is not finite: a sqrt, a norm or a power at "
+            "zero, or a branch of a `where` that is not taken but differentiated."
+        )
+    elif verdict.kink:
         text = f"The {name} has a kink here: its slopes in {what} forwards and backwards differ."
     elif verdict.opposite():
         text = f"The derivative of the {name} in {what} has the wrong sign."

@@ -31,7 +31,7 @@ class Trial(NamedTuple):
 
 
 def trials(key: jax.Array, at: PyTree, least: float = 0.0) -> tuple[Trial, ...]:
-    """Return what to try: moves relative to 1 plus the size of each leaf, then to its size alone.
+    """Return what to try: moves relative to 1 plus the size of each leaf, then to each number.
 
     All but the last have one direction. The longest increment is not below `least` (up to 0.02).
     """
@@ -39,14 +39,16 @@ def trials(key: jax.Array, at: PyTree, least: float = 0.0) -> tuple[Trial, ...]:
     increments = (1e-5, 1e-6, 1e-7) if wide else (1e-2, 1e-3)
     longer = max(1.0, min(least, 0.02) / increments[0])
     increments = tuple(longer * h for h in increments)
-    drawn = jax.tree.map(lambda v: v[0], tree.random_directions(key, at, 1))
-    drawn = tree.scale(1 / tree.norm(drawn), drawn)
+    sample = jax.tree.map(lambda v: v[0], tree.random_directions(key, at, 1))
+    drawn = tree.scale(1 / tree.norm(sample), sample)
+    moderate = jax.tree.map(lambda v, leaf: v * (1 + tree.norm(leaf)), drawn, at)
 
-    def scaled(size: Callable) -> PyTree:
-        return jax.tree.map(lambda v, leaf: v * size(tree.norm(leaf)), drawn, at)
+    def proportional(v, leaf):
+        largest = jnp.max(jnp.abs(leaf), initial=0)
+        largest = jnp.where(largest > 0, largest, 1)
+        return v * jnp.where(leaf != 0, jnp.abs(leaf), largest)
 
-    moderate = scaled(lambda n: 1 + n)
-    relative = scaled(lambda n: jnp.where(n > 0, n, 1))
+    relative = jax.tree.map(proportional, sample, at)
     return (*(Trial(moderate, h) for h in increments), Trial(relative, increments[0]))
 
 
