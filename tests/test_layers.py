@@ -16,8 +16,8 @@ PACKAGE = Path(iterdiff.__file__).parent
 # other as well (without a cycle). The package's `__init__` is the table of contents, over all.
 ROWS = (
     ("tree", "version", "counting", "walking"),
-    ("failure", "dense", "krylov", "linear_map"),
-    ("problems", "solution", "theory"),
+    ("failure", "dense", "krylov", "linear_map", "slopes"),
+    ("problems", "solution", "theory", "findings"),
     ("linear", "checks", "prox"),
     ("algorithms", "stopping"),
     ("hoisting",),

@@ -1,10 +1,14 @@
 """What a solve returns: the solution, and a status whose members are sentences of advice."""
 
 import enum
+from typing import Any
 
 import equinox as eqx
+import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from iterdiff import tree
 from iterdiff.failure import SolveError
 
 
@@ -107,3 +111,47 @@ class Solution(eqx.Module):
     def message(self) -> str:
         """The advice that belongs to `status`; only outside ``jit`` and ``vmap``."""
         return Status(int(self.status)).advice
+
+    def __repr__(self) -> str:
+        """Return a line: shapes of what is long or being traced, values of what is not."""
+        parts = [
+            f"x={eqx.tree_pformat(self.x, width=1000)}",
+            f"steps={_number(self.steps, '{}')}",
+            f"status={_status(self.status)}",
+            f"residual_norm={_number(self.residual_norm, '{:.3g}')}",
+        ]
+        if self.weakly_active is not None:
+            parts.append(f"weakly_active={_count(self.weakly_active)}")
+        return f"Solution({', '.join(parts)})"
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray | np.generic) and not tree.is_traced(value)
+
+
+def _number(value: Any, form: str) -> str:
+    """Return a scalar's value; of a batch its range; else shape and dtype."""
+    if not _known(value) or np.size(value) == 0:
+        return eqx.tree_pformat(value, width=1000)
+    low, high = form.format(np.min(value)), form.format(np.max(value))
+    return low if np.ndim(value) == 0 else f"{low}..{high}"
+
+
+def _status(value: Any) -> str:
+    """Return the member's name; of a batch, how often each occurs."""
+    if not _known(value):
+        return eqx.tree_pformat(value, width=1000)
+    names = {member.value: member.name for member in Status}
+    codes, counts = np.unique(np.asarray(value), return_counts=True)
+    called = [names.get(code, str(code)) for code in codes.tolist()]
+    if np.ndim(value) == 0:
+        return called[0]
+    return " + ".join(f"{count} {name}" for name, count in zip(called, counts, strict=True))
+
+
+def _count(flags: Any) -> str:
+    """Return how many of the flags are up."""
+    leaves = jax.tree.leaves(flags)
+    if not all(_known(leaf) for leaf in leaves):
+        return eqx.tree_pformat(flags, width=1000)
+    return f"{sum(int(np.sum(leaf)) for leaf in leaves)} of {sum(leaf.size for leaf in leaves)}"

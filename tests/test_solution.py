@@ -1,0 +1,41 @@
+"""What a solution looks like when it is printed."""
+
+import jax
+import jax.numpy as jnp
+
+import iterdiff as itd
+
+LASSO = itd.CompositeMinimization(
+    lambda x, theta: jnp.sum((x["a"] - theta) ** 2) / 2,
+    lambda x, step, theta: itd.prox.soft_threshold(x, step),
+)
+THETA = jnp.array([1.0, 3.0])
+
+
+def solved(theta, steps=100):
+    """Solve a lasso of two coordinates, one of them at a kink."""
+    start, stop = {"a": jnp.zeros(2)}, itd.Steps(steps)
+    return itd.solve(LASSO, itd.ProximalGradient(0.5), start, theta, stop=stop)
+
+
+def test_values_where_they_are_known():
+    expected = (
+        "Solution(x={'a': f64[2]}, steps=100, status=STEPS_DONE, residual_norm=0, "
+        "weakly_active=1 of 2)"
+    )
+    assert repr(solved(THETA)) == str(solved(THETA)) == expected
+
+
+def test_types_where_they_are_traced():
+    seen = []
+    jax.jit(lambda theta: seen.append(repr(solved(theta))) or 0)(THETA)
+    assert "x={'a': f64[2]}, steps=i32[], status=i32[], residual_norm=f64[]" in seen[0]
+
+
+def test_ranges_and_counts_of_a_batch():
+    text = repr(jax.vmap(lambda theta: solved(theta, 1))(jnp.stack([THETA, THETA + 1])))
+    assert "steps=1..1, status=2 STEPS_DONE, residual_norm=1..1" in text
+
+
+def test_other_leaves():
+    assert repr(jax.tree.map(lambda _: None, solved(THETA))).startswith("Solution(x={'a': None}")
