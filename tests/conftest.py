@@ -13,9 +13,9 @@ import matplotlib
 import pytest
 
 # Compiling takes most of the suite's time, and nearly every program runs once. These settings
-# compile in less than half the time, and change how machine code is made, not what is computed.
-# (Level 0 would be a sixth faster, but makes a program of test_closures.py raise a warning that no
-# other level does.) XLA reads them at its first use. What a program costs is measured under `AS_SHIPPED` (helpers.py).
+# compile in about half the time, and change how machine code is made, not what is computed. (Level
+# 0 would be a sixth faster, but makes a program of test_closures.py warn where no other level does.)
+# XLA reads them at its first use. What a program costs is measured under `AS_SHIPPED` (helpers.py).
 QUICK_TO_COMPILE = {
     "xla_backend_optimization_level": "1",
     "xla_cpu_parallel_codegen_split_count": "1",
