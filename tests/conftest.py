@@ -14,7 +14,7 @@ import pytest
 
 # Compiling takes most of the suite's time, and nearly every program runs once. These settings
 # compile in about half the time, and change how machine code is made, not what is computed. (Level
-# 0 would be a sixth faster, but makes a program of test_closures.py warn where no other level does.)
+# 0 would be a sixth faster, but a program of test_closures.py warns there, and at no other level.)
 # XLA reads them at its first use. What a program costs is measured under `AS_SHIPPED` (helpers.py).
 QUICK_TO_COMPILE = {
     "xla_backend_optimization_level": "1",
