@@ -114,6 +114,7 @@ class _Parts:
         self.tiny = underflow(x0)
         self.small = 1e-8 if self.eps < 1e-10 else 1e-4
         keys = jax.random.split(jax.random.key(0), 3)
+        self.theta_key = keys[2]
         self.in_x, self.in_theta = trials(keys[0], self.x), trials(keys[2], self.moving)
         self.u = self.in_x[0].direction
         self.w = trials(keys[1], self.x)[0].direction
@@ -173,7 +174,7 @@ def _of_the_solve(parts: _Parts, tol: float) -> list[Finding]:
     blur = (moved if converged else 0.0) + (rounding if np.isfinite(rounding) else 0.0)
     # The best increment for values with a relative error e is about its cube root.
     least = (blur / max(norm(parts.x), TINY)) ** (1 / 3)
-    where = trials(jax.random.split(jax.random.key(0), 3)[2], parts.moving, least)
+    where = trials(parts.theta_key, parts.moving, least)
     differences = Differences(lambda m: parts.answer(m, Implicit()), parts.moving, where, blur)
 
     def judged(mode: Mode) -> Verdict:
