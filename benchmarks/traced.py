@@ -1,11 +1,12 @@
 """The program inside `iterdiff.trace`, taken out of a call so that it can be timed alone."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
+
+from iterdiff import tracing
 
 
 class _Reached(Exception):
@@ -15,22 +16,21 @@ class _Reached(Exception):
 def compiled_core(call: Callable[[], Any]) -> Callable[[Any], Any]:
     """Return what ``call()``, a call of `iterdiff.trace`, records: a function to compile.
 
-    The call is made up to where it calls `iterdiff.trace.record`, to see with what. The function
+    The call is made up to where it calls `iterdiff.tracing.record`, to see with what. The function
     takes one argument and ignores it: its inputs are those of the call.
     """
-    module = importlib.import_module("iterdiff.trace")
-    record = module.record
+    record = tracing.record
 
     def stop_here(*arguments):
         raise _Reached(arguments)
 
-    module.record = stop_here
+    tracing.record = stop_here
     try:
         call()
     except _Reached as reached:
         arguments = reached.args[0]
     finally:
-        module.record = record
+        tracing.record = record
     arrays, static = eqx.partition(arguments, eqx.is_array)
     held = jax.tree.leaves(arrays)
     structure = jax.tree.structure(arrays)

@@ -1,6 +1,5 @@
 """`diagnose` measures what it says, on problems where that is known."""
 
-import importlib
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -8,13 +7,13 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
+from iterdiff import diagnosing
 from iterdiff.cli import main
 from iterdiff.diagnosis import ModeDiagnosis
 from iterdiff.error import DISAGREES, ONE_SIDED, REASONS, SINGULAR
 from iterdiff.modes.base import Task
 from iterdiff.probing import probe
 
-MODULE = importlib.import_module("iterdiff.diagnose")  # the package's name is the function
 CURVATURES = jnp.array([0.1, 0.4, 1.0])
 STEP = 1.0
 
@@ -84,7 +83,7 @@ def test_times_that_hardly_differ_do_not_decide(unrolled, implicit, expected):
     found = {"unrolled": of_a_mode(*unrolled), "implicit": of_a_mode(*implicit)}
     task = Task(*quadratic(), itd.Steps(400))
     system = probe(lambda v: v, jnp.zeros(3))
-    assert MODULE._advise(found, 1e-4, task, system)[0] == expected
+    assert diagnosing._advise(found, 1e-4, task, system)[0] == expected
 
 
 def test_steps_are_bounds_where_not_every_step_is_looked_at(diagnosis):

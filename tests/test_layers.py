@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -33,10 +34,10 @@ ROWS = (
     ("checked",),
     ("host",),
     ("adapters",),
-    ("solve",),
+    ("solving",),
     ("reference", "probing", "diagnosis", "checkup", "iterate_error"),
-    ("trace",),
-    ("diagnose",),
+    ("tracing",),
+    ("diagnosing",),
     ("bilevel",),
     ("study",),
     ("cli",),
@@ -151,13 +152,13 @@ def test_imports_come_from_rows_above(path):
 
 
 def test_the_check_of_imports_can_fail():
-    assert upward_imports("iterdiff.loop", {"iterdiff.solve"}) == ["iterdiff.solve"]
+    assert upward_imports("iterdiff.loop", {"iterdiff.solving"}) == ["iterdiff.solving"]
     assert upward_imports("iterdiff.theory", {"iterdiff.tree"}) == ["iterdiff.tree"]
     assert upward_imports("iterdiff.modes.implicit", {"iterdiff"}) == ["iterdiff"]
     assert not upward_imports("iterdiff.modes.implicit", {"iterdiff.modes.base", "jax"})
-    hidden = ast.parse("def f():\n    from .. import solve\n")
-    assert set(imports(hidden, "iterdiff.modes.base", False)) == {"iterdiff.solve"}
-    typed = ast.parse("if TYPE_CHECKING:\n    from iterdiff import solve\n")
+    hidden = ast.parse("def f():\n    from .. import solving\n")
+    assert set(imports(hidden, "iterdiff.modes.base", False)) == {"iterdiff.solving"}
+    typed = ast.parse("if TYPE_CHECKING:\n    from iterdiff import solving\n")
     assert not set(imports(typed, "iterdiff.modes.base", False))
 
 
@@ -230,8 +231,22 @@ def arguments(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> int:
 def test_import_is_light():
     script = (
         "import sys, iterdiff\n"
+        "assert 'jax' not in sys.modules\n"
+        "for name in iterdiff.__all__:\n"
+        "    getattr(iterdiff, name)\n"
         f"heavy = [name for name in {NOT_LOADED_BY_IMPORT!r} if name in sys.modules]\n"
-        "sys.exit(f'import iterdiff loads {heavy}' if heavy else 0)\n"
+        "sys.exit(f'importing all of iterdiff loads {heavy}' if heavy else 0)\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_no_module_takes_the_place_of_a_public_name():
+    # Importing it would: a submodule becomes an attribute of its package.
+    modules = {row_name(module_name(path)) for path in FILES}
+    public = {name: getattr(iterdiff, name) for name in iterdiff.__all__}
+    taken = [name for name, value in public.items() if not isinstance(value, ModuleType)]
+    assert not modules.intersection(taken)
+    assert set(dir(iterdiff)) >= public.keys()
+    with pytest.raises(AttributeError, match="no attribute 'gradient_descent'"):
+        _ = iterdiff.gradient_descent

@@ -1,6 +1,5 @@
 """What `trace` measures, against closed forms and brute force."""
 
-import importlib
 
 import equinox as eqx
 import jax
@@ -11,11 +10,9 @@ import pytest
 import xarray
 
 import iterdiff as itd
-from iterdiff import tree
+from iterdiff import tracing, tree
 from tests.helpers import AS_SHIPPED, compiled
 from tests.problems import build
-
-MODULE = importlib.import_module("iterdiff.trace")  # the package's name `trace` is the function
 
 # f = theta x^2 / 2 - b x by gradient descent: e_t = (1 - h theta)^t e_0, and
 # dx_t/dtheta = -h t (1 - h theta)^(t-1) e_0 + (1 - (1 - h theta)^t) dx*/dtheta
@@ -335,13 +332,13 @@ def test_memory_does_not_grow_with_the_steps():
     task = (problem, itd.GradientDescent(0.5), jnp.zeros(n), jnp.ones(n))
 
     def temporary(steps):
-        task_ = MODULE._checked_task(*task, steps)
-        directions, share = MODULE._directions(task_.theta, None, None)
-        truth = MODULE.Reference(jnp.ones(n), jnp.eye(n))
+        task_ = tracing._checked_task(*task, steps)
+        directions, share = tracing._directions(task_.theta, None, None)
+        truth = tracing.Reference(jnp.ones(n), jnp.eye(n))
         follow = {k: mode.tangents(task_, directions) for k, mode in MODES.items()}
-        recorder = MODULE.Recorder(task_, follow, truth, share, 1)
-        carry = MODULE._begin(recorder)
-        program = eqx.filter_jit(MODULE.record).lower(recorder, carry, steps).compile(AS_SHIPPED)
+        recorder = tracing.Recorder(task_, follow, truth, share, 1)
+        carry = tracing._begin(recorder)
+        program = eqx.filter_jit(tracing.record).lower(recorder, carry, steps).compile(AS_SHIPPED)
         memory = program.compiled.memory_analysis()
         return memory.temp_size_in_bytes, memory.output_size_in_bytes
 

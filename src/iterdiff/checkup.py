@@ -21,7 +21,7 @@ from iterdiff.modes.unrolled import Unrolled
 from iterdiff.problems import CompositeMinimization, Minimization, Problem
 from iterdiff.slopes import TINY, Differences, Verdict, compare, norm, trials, underflow
 from iterdiff.solution import Status
-from iterdiff.solve import implicit, solve
+from iterdiff.solving import implicit, solve
 from iterdiff.stopping import StoppingRule
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import iterdiff as itd
+
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -165,8 +167,7 @@ def _diagnose(parsed: argparse.Namespace) -> int:
     run = found() if callable(found) else found
     if not isinstance(run, tuple) or len(run) != 4:
         raise TypeError(f"`{parsed.run_of}` must be a tuple (problem, algorithm, x0, theta).")
-    diagnose = importlib.import_module("iterdiff.diagnose").diagnose
-    print(diagnose(*run, rtol=parsed.rtol, budget=parsed.budget))
+    print(itd.diagnose(*run, rtol=parsed.rtol, budget=parsed.budget))
     return 0
 
 

@@ -14,7 +14,7 @@ from iterdiff.error import OK, SINGULAR, ErrorEstimate, applied, check_layout
 from iterdiff.modes.base import floating_part
 from iterdiff.modes.unrolled import Unrolled
 from iterdiff.problems import Problem
-from iterdiff.solve import solve
+from iterdiff.solving import solve
 from iterdiff.stopping import StoppingRule
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from iterdiff.study.config import Case, Study
 from iterdiff.study.extras import load
 from iterdiff.study.late import late_starts
-from iterdiff.trace import trace
+from iterdiff.tracing import trace
 
 if TYPE_CHECKING:
     import xarray

@@ -23,9 +23,9 @@ from iterdiff.modes.unrolled import OneStep, Unrolled
 from iterdiff.probing import Spectrum, probe
 from iterdiff.problems import Minimization, Problem
 from iterdiff.reference import WORTHLESS, polish
-from iterdiff.solve import solve
+from iterdiff.solving import solve
 from iterdiff.stopping import Steps, positive_int
-from iterdiff.trace import trace
+from iterdiff.tracing import trace
 
 if TYPE_CHECKING:
     import xarray
