@@ -26,13 +26,18 @@ def peak_bytes() -> int:
 
 
 def fresh(module: str, *arguments: str) -> Any:
-    """Run ``python -m module arguments`` in a fresh process; return the JSON it prints last."""
+    """Run ``python -m module arguments`` in a fresh process; return the JSON it prints last.
+
+    It finds every library in bytecode, as installed ones are, and leaves that of this checkout
+    behind, wherever `PYTHONDONTWRITEBYTECODE` is set: the first run compiles it, the next do not.
+    """
     root = Path(__file__).resolve().parents[1]
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**kept, "PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -47,6 +47,8 @@ class Study:
         does not depend on x formed once, by hand.
     formula : callable
         ``formula(theta)``, the solution.
+    others : callable, optional
+        ``others(x, theta, data)`` returns what `itd.trace` records of an iterate besides errors.
     """
 
     step: Callable
@@ -58,6 +60,7 @@ class Study:
     jacobian: jax.Array
     recursion: Callable
     formula: Callable
+    others: Callable | None = None
 
     @property
     def inputs(self) -> Any:
@@ -102,6 +105,7 @@ def small() -> Study:
         jnp.asarray(truth),
         recursion,
         lambda theta: jnp.linalg.solve(problems.ridge_hessian(None, theta, case.data), moment),
+        lambda *at: (case.objective(*at), jnp.linalg.norm(case.residual(*at))),
     )
 
 
@@ -227,12 +231,32 @@ def carried(study: Study, steps: int, inputs: Any, how: str) -> Any:
     return jax.lax.scan(body, (jnp.zeros_like(solution), start), None, steps)[1][0][:-1]
 
 
+def followed(study: Study, steps: int, inputs: Any) -> Any:
+    """Return the errors by the recursion, along the iterates that the step itself makes.
+
+    All that `itd.trace` records is recorded.
+    """
+    theta, solution, truth, data = inputs
+    assert study.others is not None
+    update, others = study.recursion(data, theta), study.others
+
+    def body(carry, _):
+        x, jacobian = carry
+        recorded = jnp.linalg.norm(jacobian - truth), jnp.linalg.norm(x - solution)
+        recorded = jnp.stack([*recorded, *others(x, theta, data)])
+        return (study.step(x, theta, data), update(x, jacobian)[1]), recorded
+
+    start = jnp.zeros_like(solution), jnp.zeros_like(truth)
+    return jax.lax.scan(body, start, None, steps)[1][1:, 0]
+
+
 CARRIED = {
     "by hand: carry p products with dF/dx": "products",
     "by hand: the same, parameters last": "columns",
     "by hand: recursion, dF/dx formed at each step": "formed",
     "by hand: recursion, dF/dx formed once": "once",
 }
+FOLLOWED = "by hand: the same along the step's iterates, recording all that trace does"
 FULL = "iterdiff trace"
 PROBED = f"iterdiff trace, probes={PROBES}"
 
@@ -248,6 +272,8 @@ def variants(study: Study, steps: int, probed: bool) -> tuple[Variant, ...]:
         ),
         Variant(FULL, _ours(study, steps, None)),
     ]
+    if study.others is not None:
+        made.append(Variant(FOLLOWED, functools.partial(followed, study, steps)))
     if probed:
         made.append(Variant(PROBED, _ours(study, steps, PROBES), answers=False))
     return tuple(made)

@@ -1,6 +1,5 @@
 """What `trace` measures, against closed forms and brute force."""
 
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp

@@ -20,7 +20,7 @@ def _table_of_contents() -> dict[str, str]:
 
 
 _HOME = _table_of_contents()
-__all__ = list(_HOME)
+__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
