@@ -194,6 +194,7 @@ IMPORTS = {
     "jax, equinox, lineax": ("jax", "equinox", "lineax"),
     "iterdiff": ("iterdiff",),
     "jax": ("jax",),
+    "jax, and SciPy's LAPACK, which it loads for the first factorisation": ("jax", "scipy.linalg"),
     "jaxopt": ("jaxopt",),
     "optimistix": ("optimistix",),
 }
