@@ -386,3 +386,16 @@ def test_a_step_that_jax_cannot_trace_is_told_the_way_out(by_numpy):
     note = "\n".join(caught.value.__notes__)
     assert "steps of Halving must be traceable by JAX" in note
     assert "@iterdiff.implicit takes any solver" in note
+
+
+def test_measuring_such_a_step_tells_the_same():
+    run = MINIMUM, Halving(by_numpy=True), jnp.ones(2), jnp.ones(2)
+    unrolled = {"unrolled": itd.Unrolled()}
+    for measure in (
+        lambda: itd.trace(*run, steps=2, modes=unrolled),
+        lambda: itd.trace(*run, steps=2, modes=unrolled, reference=jnp.zeros(2)),
+        lambda: itd.diagnose(*run),
+    ):
+        with pytest.raises(jax.errors.JAXTypeError) as caught:
+            measure()
+        assert "steps of Halving must be traceable by JAX" in "\n".join(caught.value.__notes__)

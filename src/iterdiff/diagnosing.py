@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from iterdiff import tree
 from iterdiff.agreement import disagree, is_foreign, remembers
-from iterdiff.algorithms.base import Algorithm, check_fits
+from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
 from iterdiff.checks import check_residual, check_theta, check_tolerance, check_untraced, check_x0
 from iterdiff.correction import Points, correct
 from iterdiff.diagnosis import Diagnosis, ModeDiagnosis
@@ -89,7 +89,8 @@ def diagnose(
     check_residual(problem, x0, theta)
     check_untraced("diagnose", problem, algorithm, x0, theta)
     task = Task(problem, algorithm, x0, theta, Steps(budget))
-    end = _trial(task)
+    with traceable_step(algorithm):
+        end = _trial(task)
     truth, found = polish(problem, end.x, theta)
     if not bool(found):
         truth, found = polish(problem, x0, theta)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff import loop as loops
 from iterdiff import tree
-from iterdiff.algorithms.base import Algorithm, check_fits
+from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
 from iterdiff.checks import check_residual, check_theta, check_untraced, check_x0
 from iterdiff.compiling import compiled
 from iterdiff.correction import correct
@@ -251,12 +251,13 @@ def trace(
     task = _checked_task(problem, algorithm, x0, theta, steps)
     moving = floating_part(task.theta)[0]
     directions, share = _directions(moving, count, key)
-    guess = _last_iterate(task) if reference is None else task.x0
-    truth = find_reference(problem, guess, task.theta, directions, reference)
-    followers = {name: mode.tangents(task, directions) for name, mode in modes.items()}
     judged = directions if estimate else None
-    recorder = Recorder(task, followers, truth, share, every, judged)
-    measured = _record_all(recorder, steps // every, progress)
+    with traceable_step(algorithm):
+        guess = _last_iterate(task) if reference is None else task.x0
+        truth = find_reference(problem, guess, task.theta, directions, reference)
+        followers = {name: mode.tangents(task, directions) for name, mode in modes.items()}
+        recorder = Recorder(task, followers, truth, share, every, judged)
+        measured = _record_all(recorder, steps // every, progress)
     return _dataset(recorder, measured, modes)
 
 
