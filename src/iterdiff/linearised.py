@@ -8,6 +8,7 @@ of which there is one for all.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -52,8 +53,8 @@ class Linearised:
     def __init__(self, step: Callable, moving: PyTree, example: PyTree, count: int):
         self.step, self.moving = step, moving
         # One that shares no array with what moves, as the rows do not.
-        example = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), example)
-        found = jax.make_jaxpr(self._pieces)(example)
+        self.example = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), example)
+        found = jax.make_jaxpr(self._pieces)(self.example)
         row_size = len(jax.tree.leaves(example))
         self.varying = counting.depends(found.jaxpr, [True] * row_size)
         sizes = [v.aval.size * v.aval.dtype.itemsize for v in found.jaxpr.outvars]
@@ -64,9 +65,6 @@ class Linearised:
         self.at_once = min(MOST_AT_ONCE, count, max(1, inputs // SHARE // max(1, own)))
         if counting.does(found.jaxpr, BRANCHING):
             self.at_once = 1
-        self.structure = jax.tree.structure(jax.eval_shape(self._vjp, example))
-        if self.at_once > 1:
-            self.shared = self._split(self._pieces(example))[1]
 
     def pull(self, rows: PyTree, count: Int[Array, ""], carry: tuple) -> tuple:
         """Pull (cotangent, total) back over the first `count` rows, the last one first.
@@ -86,6 +84,9 @@ class Linearised:
 
             return jax.lax.fori_loop(jnp.int32(0), count, one, carry)
 
+        leaves, structure = jax.tree.flatten(self._vjp(self.example))
+        shared = self._split(leaves)[1]
+
         def several(i, carry):
             end = count - i * self.at_once
             start = jnp.maximum(end - self.at_once, 0)
@@ -96,7 +97,7 @@ class Linearised:
 
             def one(j, carry):
                 of_row = jax.tree.map(lambda v: v[end - start - 1 - j], own)
-                return _accumulated(self._join(of_row), carry)
+                return _accumulated(self._join(of_row, shared, structure), carry)
 
             return jax.lax.fori_loop(jnp.int32(0), end - start, one, carry)
 
@@ -113,10 +114,10 @@ class Linearised:
         pairs = list(zip(pieces, self.varying, strict=True))
         return [p for p, varies in pairs if varies], [p for p, varies in pairs if not varies]
 
-    def _join(self, own: list[Array]) -> Callable:
-        own_, shared = iter(own), iter(self.shared)
-        pieces = [next(own_ if varies else shared) for varies in self.varying]
-        return jax.tree.unflatten(self.structure, pieces)
+    def _join(self, own: list[Array], shared: list[Array], structure: Any) -> Callable:
+        own_, shared_ = iter(own), iter(shared)
+        pieces = [next(own_ if varies else shared_) for varies in self.varying]
+        return jax.tree.unflatten(structure, pieces)
 
 
 def _accumulated(pull: Callable, carry: tuple) -> tuple:
