@@ -39,13 +39,15 @@ OPERATORS = {
     "not_definite_after_all": (INDEFINITE, DEFINITE),
     "general": (NONSYMMETRIC, GENERAL),
 }
-# (SMALL, FALLBACK, SLOWER): the matrix at once; a Krylov method that gives up after a step, since
-# it has no time, then the matrix; a Krylov method with time enough; a Krylov method alone
+# (SMALL, FALLBACK, SLOWER, FEWEST): the matrix at once, small, or large; a Krylov method that gives
+# up after a step, since it has no time, then the matrix; a Krylov method with time enough; a Krylov
+# method alone
 METHODS = {
-    "dense": (SIZE, SIZE, 5),
-    "fallback": (0, SIZE, 5),
-    "patient": (0, SIZE, 1e-9),
-    "krylov": (0, 0, 5),
+    "dense": (SIZE, SIZE, 5, 0),
+    "dense, large": (0, SIZE, 5, 10**9),
+    "fallback": (0, SIZE, 5, 0),
+    "patient": (0, SIZE, 1e-9, 0),
+    "krylov": (0, 0, 5, 0),
 }
 
 
@@ -57,9 +59,9 @@ def method(request, monkeypatch) -> str:
 
 
 def force(monkeypatch, method: str) -> None:
-    for name, value in zip(("SMALL", "FALLBACK", "SLOWER"), METHODS[method], strict=True):
+    names = ("SMALL", "FALLBACK", "SLOWER", "FEWEST")
+    for name, value in zip(names, METHODS[method], strict=True):
         monkeypatch.setattr(linear, name, value)
-    monkeypatch.setattr(linear, "FEWEST", 0)  # so small a system is worth no trial
 
 
 def solve(matrix, b, structure, **options):
@@ -98,7 +100,9 @@ def test_the_switches_are_really_thrown(monkeypatch):
         return {name for name in ("lu", "cholesky", "qr") if counting.does(jaxpr, (name,))}
 
     assert factorisations("dense", GENERAL) == {"lu"}
-    assert factorisations("dense", DEFINITE) == {"cholesky", "qr"}
+    assert factorisations("dense", DEFINITE) == {"lu"}
+    assert factorisations("dense, large", GENERAL) == {"lu"}
+    assert factorisations("dense, large", DEFINITE) == {"cholesky", "qr"}
     assert factorisations("fallback", DEFINITE) == {"cholesky", "qr"}
     assert factorisations("krylov", DEFINITE) == set()
 
@@ -264,9 +268,10 @@ def test_many_right_hand_sides_share_one_factorisation():
     np.testing.assert_allclose(found.T, np.linalg.inv(matrix), atol=1e-12)
 
 
-def test_what_a_batch_needs_not_does_not_run():
+def test_what_a_batch_needs_not_does_not_run(monkeypatch):
     # The compiler moves what no round changes out of a loop; what is meant to be skipped would
     # run for every member.
+    force(monkeypatch, "dense, large")
     matrices, rows = np.stack([SPD, SPD + np.eye(SIZE)]), np.stack([RHS, RHS])
     batch = jax.jit(jax.vmap(lambda m, b: solve(m, b, DEFINITE, throw=True)))
     text = batch.lower(matrices, rows).compile().as_text()

@@ -6,9 +6,9 @@ is chosen by size, structure, counted work and observed convergence:
 ====================  ==================================================================
 unknowns              method
 ====================  ==================================================================
-up to `SMALL`         form the matrix, factor it once: Cholesky where it should be positive
-                      definite (QR when that fails), else LU with partial pivoting
-up to `FALLBACK`      the same, or conjugate gradients (GMRES where it is not known to be
+up to `SMALL`         form the matrix, factor it once: LU with partial pivoting
+up to `FALLBACK`      the same (where it should be positive definite by Cholesky's method, and QR
+                      when that fails), or conjugate gradients (GMRES where it is not known to be
                       positive definite), whichever takes less time by the work counted and the
                       convergence observed: see `limits`
 above                 the Krylov method alone
@@ -127,7 +127,10 @@ def inverse(
         solve_vector = _by_lineax(matvec, size, dtype, structure, solver, throw)
     else:
         if factors is None:
-            factors = _factors(matvec, like, structure)
+            # LU of a small matrix takes no longer than Cholesky's method, which needs a second one
+            # for where it fails: a program twice as long to compile.
+            known = structure if size > SMALL else structure._replace(positive_definite=False)
+            factors = _factors(matvec, like, known)
         rtol = tolerance(dtype) if rtol is None else rtol
         solve_vector = _chosen(matvec, structure, factors, rtol, throw)
     return lambda b: tree.from_vector(solve_vector(tree.to_vector(b)), like)
@@ -235,7 +238,10 @@ def limits(linear_map: LinearMap, structure: Structure, columns: int = 1) -> Lim
 def factors_of(
     operator: Callable[[PyTree], PyTree], like: PyTree, structure: Structure
 ) -> Factors | None:
-    """Return the operator's factors, for several solves; None where Krylov methods are better."""
+    """Return the operator's factors, for several solves; None where Krylov methods are better.
+
+    Where it should be positive definite they say whether it is.
+    """
 
     def matvec(v: Vector) -> Vector:
         return tree.to_vector(operator(tree.from_vector(v, like)))
