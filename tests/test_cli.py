@@ -1,5 +1,6 @@
 """The command line: what it writes, and that bad input ends in one line."""
 
+import subprocess
 import sys
 
 import pytest
@@ -125,3 +126,13 @@ def test_missing_extra_is_named(library, tmp_path, monkeypatch, capsys):
 def test_traceback_on_demand():
     with pytest.raises(ValueError, match="no study"):
         main(["--traceback", "study", "nothing-like-it"])
+
+
+def test_a_fresh_process_finds_the_algorithms():
+    # Public names are loaded when they are asked for; a file names them as words.
+    script = (
+        "from iterdiff.study.choices import algorithm_classes\n"
+        "assert {'GradientDescent', 'Newton', 'FISTA'} <= algorithm_classes().keys()\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -14,14 +14,15 @@ from iterdiff.algorithms.base import State
 from tests.helpers import compiled, dot, fixed_direction, relative_error
 from tests.problems import DTYPES, NAMES, build
 
+PUBLIC = {name: getattr(itd, name) for name in itd.__all__}
 EXPORTED = {
     name: value
-    for name, value in vars(itd).items()
+    for name, value in PUBLIC.items()
     if isinstance(value, type) and issubclass(value, itd.Algorithm) and value is not itd.Algorithm
 }
 FAMILIES = {
     kind.__name__: kind
-    for kind in vars(itd).values()
+    for kind in PUBLIC.values()
     if isinstance(kind, type) and issubclass(kind, itd.Problem) and kind is not itd.Problem
 }
 each_algorithm = pytest.mark.parametrize("algorithm", EXPORTED)

@@ -25,9 +25,10 @@ MODES: Mapping[str, tuple[str, ...]] = {
 
 def algorithm_classes() -> dict[str, type[Algorithm]]:
     """Return every algorithm that iterdiff exports, by name."""
+    public = {name: getattr(iterdiff, name) for name in iterdiff.__all__}
     return {
         name: value
-        for name, value in vars(iterdiff).items()
+        for name, value in public.items()
         if inspect.isclass(value) and issubclass(value, Algorithm) and not inspect.isabstract(value)
     }
 
