@@ -1,3 +1,5 @@
+__all__: list[str]
+
 from iterdiff import adapters as adapters
 from iterdiff import prox as prox
 from iterdiff import theory as theory
