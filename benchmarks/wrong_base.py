@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import iterdiff as itd
-from iterdiff.agreement import is_foreign
+from iterdiff.accuracy.consistency import is_foreign
 
 RTOL = 1e-2
 """The tolerance of every `Checked` here."""

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from iterdiff.adapters.foreign import BRACKETS, ForeignState, require
+from iterdiff.adapters.common import BRACKETS, ForeignState, require
 from iterdiff.algorithms.base import Algorithm
-from iterdiff.problems import (
+from iterdiff.problems.linear_system import LinearSystem
+from iterdiff.problems.problem import (
     CompositeMinimization,
     FixedPoint,
-    LinearSystem,
     Minimization,
     Problem,
     RootFinding,

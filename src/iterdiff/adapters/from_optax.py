@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 import jax
 from jaxtyping import PyTree
 
-from iterdiff.adapters.foreign import ForeignState, require
+from iterdiff.adapters.common import ForeignState, require
 from iterdiff.algorithms.base import Algorithm
-from iterdiff.problems import Minimization, Problem
+from iterdiff.problems.problem import Minimization, Problem
 
 
 class OptaxAlgorithm(Algorithm):

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from iterdiff.adapters.foreign import BRACKETS, SIMPLICES, ForeignState, require
+from iterdiff.adapters.common import BRACKETS, SIMPLICES, ForeignState, require
 from iterdiff.algorithms.base import Algorithm
-from iterdiff.problems import FixedPoint, LinearSystem, Minimization, Problem, RootFinding
+from iterdiff.problems.linear_system import LinearSystem
+from iterdiff.problems.problem import FixedPoint, Minimization, Problem, RootFinding
 
 NO_TAGS: frozenset[object] = frozenset()
 

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from iterdiff import tree
-from iterdiff.algorithms.base import Algorithm, State, scalar
-from iterdiff.problems import FixedPoint, Problem, RootFinding
+from iterdiff.algorithms.base import Algorithm, State
+from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import scalar
+from iterdiff.problems.problem import FixedPoint, Problem, RootFinding
 
 BRACKET = (
     "`lower` and `upper` of Bisection must bracket a root: the residual has the same sign (or is "

@@ -5,19 +5,13 @@ from typing import ClassVar
 import equinox as eqx
 from jaxtyping import Array, Float, PyTree
 
-from iterdiff import tree
-from iterdiff.algorithms.base import (
-    Algorithm,
-    Iterate,
-    State,
-    Stationary,
-    check_range,
-    scalar,
-)
-from iterdiff.problems import Minimization, Problem
+from iterdiff.algorithms.base import Algorithm, Iterate, State, StatelessAlgorithm
+from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_range, scalar
+from iterdiff.problems.problem import Minimization, Problem
 
 
-class GradientDescent(Stationary):
+class GradientDescent(StatelessAlgorithm):
     r"""Gradient descent, :math:`x_{t+1} = x_t - h \nabla_x f(x_t, \theta)`.
 
     On a quadratic with spectrum in :math:`[\ell, L]` it converges for :math:`0 < h < 2/L`, at

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from iterdiff import tree
 from iterdiff.algorithms.base import Algorithm, State
-from iterdiff.problems import FixedPoint, LinearSystem, Minimization, Problem, RootFinding
+from iterdiff.jaxtools import tree
+from iterdiff.problems.linear_system import LinearSystem
+from iterdiff.problems.problem import FixedPoint, Minimization, Problem, RootFinding
 
 EQUATIONS = (RootFinding, Minimization, LinearSystem, FixedPoint)
 

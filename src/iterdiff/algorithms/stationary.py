@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from iterdiff import tree
-from iterdiff.algorithms.base import Algorithm, Iterate, State, Stationary, check_range, scalar
-from iterdiff.problems import LinearSystem, Problem
+from iterdiff.algorithms.base import Algorithm, Iterate, State, StatelessAlgorithm
+from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_range, scalar
+from iterdiff.problems.linear_system import LinearSystem
+from iterdiff.problems.problem import Problem
 
 
-class Richardson(Stationary):
+class Richardson(StatelessAlgorithm):
     r"""Richardson iteration, :math:`x_{t+1} = x_t + h (b - A x_t)`.
 
     It converges when every eigenvalue of :math:`A` satisfies :math:`|1 - h \lambda| < 1`, at the
