@@ -21,11 +21,6 @@ SURE = 0.1
 """The residual's root is known well enough where Newton's corrections shrink by this factor."""
 
 
-def is_foreign(algorithm: Algorithm) -> bool:
-    """Return whether the algorithm's step is written outside this package."""
-    return not type(algorithm).__module__.startswith("iterdiff.")
-
-
 def remembers(algorithm: Algorithm, problem: Problem, x: PyTree, theta: PyTree) -> bool:
     """Return whether the state holds more than the iterate.
 

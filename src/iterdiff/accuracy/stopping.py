@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, PyTree
 from iterdiff.accuracy.correction import correct
 from iterdiff.accuracy.estimate import compare
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import Tolerance, check_tolerance, positive_int
+from iterdiff.jaxtools.arguments import Tolerance, check_count, check_tolerance
 from iterdiff.jaxtools.lax import only_if
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.stopping import StopContext, StoppingRule
@@ -83,8 +83,8 @@ class DerivativeErrorBelow(StoppingRule):
         check_tolerance("rtol", rtol)
         check_tolerance("atol", atol, zero=True)
         self.rtol = rtol
-        self.max_steps = positive_int("max_steps", max_steps)
-        self.every = positive_int("every", every)
+        self.max_steps = check_count("max_steps", max_steps)
+        self.every = check_count("every", every)
         self.atol = atol
 
     def directions(self, theta: PyTree) -> PyTree:

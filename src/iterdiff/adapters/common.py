@@ -1,8 +1,5 @@
 """What the adapters share."""
 
-import importlib
-from types import ModuleType
-
 from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import State
@@ -24,20 +21,3 @@ class ForeignState(State):
 
     x: PyTree
     memory: PyTree
-
-
-def require(library: str) -> ModuleType:
-    """Import an optional library.
-
-    Raises
-    ------
-    ImportError
-        If it is not installed, with what to do.
-    """
-    try:
-        return importlib.import_module(library)
-    except ImportError as error:
-        raise ImportError(
-            f"this adapter needs {library}, which is not installed: "
-            "pip install 'iterdiff[adapters]'"
-        ) from error

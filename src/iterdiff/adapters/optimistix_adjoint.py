@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import PyTree
 
-from iterdiff.adapters.common import require
 from iterdiff.adapters.from_optimistix import (
     keeps_the_best,
     lag_of,
@@ -18,6 +17,7 @@ from iterdiff.adapters.from_optimistix import (
     why_not_differentiable,
 )
 from iterdiff.adapters.optimistix_loop import Bounded, bounded_while, while_loop
+from iterdiff.jaxtools.extras import import_extra
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
 from iterdiff.modes.unrolled import Unrolled
@@ -139,7 +139,7 @@ def _check_taken(mode: Unrolled) -> None:
 
 @functools.cache
 def _adjoint_class() -> type:
-    optimistix = require("optimistix")
+    optimistix = import_extra("optimistix", "adapters")
 
     class ModeAdjoint(optimistix.AbstractAdjoint):
         """A mode of iterdiff as an adjoint of optimistix."""

@@ -3,7 +3,7 @@
 import abc
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -51,10 +51,15 @@ class Algorithm(eqx.Module):
     Attributes
     ----------
     accepts : tuple of type
-        The classes of problem that it solves; any other is one ValueError, see `check_fits`.
+        The classes of problem that it solves; any other is a ValueError, see `check_fits`.
+    consistent : bool
+        Whether every fixed point of the step is known to be a root of the problem's residual, as
+        it is where the step only uses the problem's own functions. By default it is not known:
+        `Checked`, `diagnose` and `check_derivative` then test it.
     """
 
     accepts: eqx.AbstractClassVar[tuple[type[Problem], ...]]
+    consistent: ClassVar[bool] = False
 
     @property
     def differentiable(self) -> bool:

@@ -59,6 +59,7 @@ class Bisection(Algorithm):
     lower: Float[Array, ""] = eqx.field(converter=scalar)
     upper: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (RootFinding, FixedPoint)
+    consistent: ClassVar[bool] = True
 
     @property
     def differentiable(self) -> bool:

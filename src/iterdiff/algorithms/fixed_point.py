@@ -38,6 +38,7 @@ class Picard(StatelessAlgorithm):
 
     damping: Float[Array, ""] = eqx.field(converter=scalar, default=1.0)
     accepts: ClassVar[tuple[type[Problem], ...]] = (FixedPoint,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse damping that is not positive."""
@@ -99,6 +100,7 @@ class Anderson(Algorithm):
     depth: int = eqx.field(static=True)
     damping: Float[Array, ""] = eqx.field(converter=scalar, default=1.0)
     accepts: ClassVar[tuple[type[Problem], ...]] = (FixedPoint,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse a window without columns, and damping that is not positive."""

@@ -36,6 +36,7 @@ class GradientDescent(StatelessAlgorithm):
 
     step_size: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse a step that is not positive."""
@@ -83,6 +84,7 @@ class HeavyBall(Algorithm):
     step_size: Float[Array, ""] = eqx.field(converter=scalar)
     momentum: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse hyper-parameters out of range."""
@@ -134,6 +136,7 @@ class Nesterov(Algorithm):
     step_size: Float[Array, ""] = eqx.field(converter=scalar)
     momentum: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse hyper-parameters out of range."""

@@ -54,6 +54,7 @@ class ConjugateGradient(Algorithm):
     """
 
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+    consistent: ClassVar[bool] = True
 
     def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Conjugate:
         """Return the state at `x0`; the first direction is the residual."""
@@ -112,6 +113,7 @@ class GMRES(StatelessAlgorithm):
 
     restart: int = eqx.field(static=True)
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse a cycle without vectors."""

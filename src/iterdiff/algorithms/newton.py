@@ -40,6 +40,7 @@ class Newton(StatelessAlgorithm):
         LinearSystem,
         FixedPoint,
     )
+    consistent: ClassVar[bool] = True
 
     def step(self, problem: Problem, state: Iterate, theta: PyTree) -> Iterate:
         """Return the state after one Newton step."""

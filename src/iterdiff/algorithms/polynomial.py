@@ -74,6 +74,7 @@ class Chebyshev(Algorithm):
     smallest: Float[Array, ""] = eqx.field(converter=scalar)
     largest: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization, LinearSystem)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse an interval that is empty or not positive."""
@@ -198,6 +199,7 @@ class Sobolev(Algorithm):
     )
     norm: str = eqx.field(static=True, default="B")
     accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization, LinearSystem)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse parameters out of range."""

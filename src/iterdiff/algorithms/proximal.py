@@ -40,6 +40,7 @@ class ProximalGradient(StatelessAlgorithm):
 
     step_size: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (CompositeMinimization,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse a step that is not positive."""
@@ -90,6 +91,7 @@ class FISTA(Algorithm):
 
     step_size: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (CompositeMinimization,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse a step that is not positive."""

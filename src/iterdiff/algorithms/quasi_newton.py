@@ -56,6 +56,7 @@ class Chord(Algorithm):
     """
 
     accepts: ClassVar[tuple[type[Problem], ...]] = EQUATIONS
+    consistent: ClassVar[bool] = True
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> _Factored:
         """Return the state at `x0`, with the factored Jacobian there."""
@@ -101,6 +102,7 @@ class Broyden(Algorithm):
     """
 
     accepts: ClassVar[tuple[type[Problem], ...]] = EQUATIONS
+    consistent: ClassVar[bool] = True
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> _Secant:
         """Return the state at `x0`, with the inverse Jacobian there."""

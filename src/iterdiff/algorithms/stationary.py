@@ -40,6 +40,7 @@ class Richardson(StatelessAlgorithm):
 
     step_size: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse a step that is not positive."""
@@ -88,6 +89,7 @@ class Jacobi(Algorithm):
     damping: Float[Array, ""] = eqx.field(converter=scalar, default=1.0)
     diagonal: object = eqx.field(static=True, default=None)
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse damping that is not positive."""
@@ -149,6 +151,7 @@ class GaussSeidel(Algorithm):
     """
 
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+    consistent: ClassVar[bool] = True
 
     def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Triangular:
         """Return the state at `x0`, with the triangle of ``A(theta)``."""
@@ -187,6 +190,7 @@ class SOR(Algorithm):
 
     relaxation: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse a relaxation that cannot converge."""

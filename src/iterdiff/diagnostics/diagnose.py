@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from iterdiff.accuracy.consistency import disagree, is_foreign, remembers
+from iterdiff.accuracy.consistency import disagree, remembers
 from iterdiff.accuracy.correction import NewtonPoints, correct
 from iterdiff.accuracy.estimate import DISAGREES, OK, ONE_SIDED, REASONS, SINGULAR, TOO_FAR
 from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
@@ -18,7 +18,7 @@ from iterdiff.diagnostics.diagnosis import Diagnosis, ModeDiagnosis
 from iterdiff.diagnostics.reference import WORTHLESS, polish
 from iterdiff.diagnostics.trace import trace
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import check_tolerance, positive_int
+from iterdiff.jaxtools.arguments import check_count, check_tolerance
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.spectrum import Spectrum, probe
 from iterdiff.loop.stopping import Steps
@@ -86,7 +86,7 @@ def diagnose(
     parameters derivatives are followed in 8 random directions.
     """
     check_tolerance("rtol", rtol)
-    budget = 1000 if budget is None else positive_int("budget", budget)
+    budget = 1000 if budget is None else check_count("budget", budget)
     check_fits(problem, algorithm)
     x0, theta = check_x0(x0), check_theta(theta)
     check_residual(problem, x0, theta)
@@ -170,7 +170,7 @@ def _doubt(task: Task, x: PyTree, truth: PyTree, found: bool) -> int:
         return TOO_FAR
     if bool(there.one_sided):
         return ONE_SIDED
-    if not is_foreign(algorithm) or remembers(algorithm, problem, x, theta):
+    if algorithm.consistent or remembers(algorithm, problem, x, theta):
         return OK
 
     def step(y: PyTree) -> PyTree:

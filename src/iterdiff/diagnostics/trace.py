@@ -16,6 +16,8 @@ from iterdiff.accuracy.estimate import compare
 from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
 from iterdiff.diagnostics.reference import Reference, find_reference
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_count
+from iterdiff.jaxtools.extras import import_extra
 from iterdiff.jaxtools.jaxpr import shared
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.tree import floating_part
@@ -279,11 +281,8 @@ def _check_counts(
     if isinstance(probes, tuple) and len(probes) == 2 and eqx.is_array(probes[1]):
         count, key = probes
     for name, value in (("steps", steps), ("probes", count), ("every", every)):
-        if value is None and name == "probes":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            pair = " (or a pair of such an int and a PRNG key)" if name == "probes" else ""
-            raise ValueError(f"`{name}` must be an int of at least 1{pair}, not {value!r}.")
+        if value is not None or name != "probes":
+            check_count(name, value)
     if every > steps:
         raise ValueError(f"`every` = {every} exceeds `steps` = {steps}: nothing would be recorded.")
     if not isinstance(estimate, bool):
@@ -338,12 +337,7 @@ def _record_all(recorder: Recorder, count: int, progress: Progress | None) -> Me
 
 
 def _dataset(recorder: Recorder, measured: Measured, modes: Mapping[str, Mode]) -> "xarray.Dataset":
-    try:
-        import xarray
-    except ImportError as error:
-        raise ImportError(
-            "`trace` returns an xarray.Dataset; install it by pip install 'iterdiff[study]'."
-        ) from error
+    xarray = import_extra("xarray", "study")
     variables: dict[str, Any] = {
         "iterate_error": ("iteration", measured.iterate_error, {"long_name": "‖x_t − x*‖"}),
         "residual_norm": ("iteration", measured.residual_norm, {"long_name": "‖r(x_t, θ)‖"}),

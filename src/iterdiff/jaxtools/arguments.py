@@ -1,4 +1,4 @@
-"""Checks and conversions of scalar arguments: counts, ranges, tolerances."""
+"""Checks and conversions of scalar arguments: hyper-parameters, counts, tolerances."""
 
 from typing import Any
 
@@ -11,11 +11,22 @@ from jaxtyping import Array, ArrayLike, Float, Real
 from iterdiff.jaxtools import tree
 
 Scalar = Float[Array, ""] | float
-"""A hyper-parameter such as a step size: a real scalar, maybe traced."""
+"""A hyper-parameter such as a step size: a real scalar, possibly traced."""
+
+Tolerance = Real[ArrayLike, ""]
+"""A real scalar, possibly traced: what `check_tolerance` accepts."""
 
 
 def scalar(value: Scalar) -> Float[Array, ""]:
-    """Convert a hyper-parameter to a floating scalar array (a field converter)."""
+    """Convert a hyper-parameter to a floating scalar array (a field converter).
+
+    Raises
+    ------
+    TypeError
+        If `value` is not a real number.
+    ValueError
+        If `value` is an array with dimensions.
+    """
     if not eqx.is_array_like(value) or jnp.iscomplexobj(value):
         raise TypeError(
             "a hyper-parameter (a step size, a momentum, a bound of the spectrum) must be a real "
@@ -33,14 +44,14 @@ def scalar(value: Scalar) -> Float[Array, ""]:
 
 
 def check_range(name: str, value: Array, low: float, high: float = float("inf")) -> None:
-    """Refuse a concrete hyper-parameter outside the open interval (low, high).
+    """Raise unless a hyper-parameter lies in the open interval ``(low, high)``.
 
-    A traced value is let through: its run shows a divergence by its status.
+    A traced value passes: if it is out of range, the status of the run shows it.
 
     Raises
     ------
     ValueError
-        If `value` is known and outside, or NaN.
+        If `value` is known and outside the interval, or NaN.
     """
     if tree.is_traced(value) or not eqx.is_array(value):
         return
@@ -49,40 +60,41 @@ def check_range(name: str, value: Array, low: float, high: float = float("inf"))
         raise ValueError(f"`{name}` must be greater than {low:g} and {upper}, but it is {value}.")
 
 
-def check_count(name: str, value: int) -> None:
-    """Refuse what is no positive Python int.
+def check_count(name: str, value: Any, *, least: int = 1) -> int:
+    """Return `value` if it is a Python int of at least `least`.
 
     Raises
     ------
-    TypeError, ValueError
-        Naming the argument.
+    TypeError
+        If `value` is not an int (a bool does not count as one).
+    ValueError
+        If `value` is below `least`.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`{name}` must be a Python int, not {type(value).__name__}.")
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, not {value}.")
-
-
-Tolerance = Real[ArrayLike, ""]
-"""A real scalar: what `check_tolerance` lets pass."""
+        raise TypeError(f"`{name}` must be a Python int, not {value!r}.")
+    if value < least:
+        raise ValueError(f"`{name}` must be at least {least}, but it is {value}.")
+    return value
 
 
 def check_tolerance(name: str, value: Any, *, zero: bool = False) -> None:
-    """Refuse a tolerance that is known and out of range.
+    """Raise unless `value` is a real scalar in range.
 
     Parameters
     ----------
     name : str
-        What the argument is called.
+        The argument's name in messages.
     value : real scalar
-        The tolerance; it may be traced.
+        The tolerance. A traced value is not checked for its range.
     zero : bool
-        Whether it may be zero.
+        Whether zero is allowed.
 
     Raises
     ------
-    TypeError, ValueError
-        Naming the argument.
+    TypeError
+        If `value` is not a real number.
+    ValueError
+        If `value` is known and negative, or zero where that is not allowed, or NaN.
     """
     if not is_number(value) or np.ndim(value) or jnp.result_type(value).kind not in "fiu":
         raise TypeError(f"`{name}` must be a real number, not {value!r}.")
@@ -98,20 +110,5 @@ def is_number(leaf: Any) -> bool:
 
 
 def is_known(leaf: Any) -> bool:
-    """Return whether the value of `leaf` is known, that is, not being traced."""
+    """Return whether JAX knows the value of `leaf`, rather than tracing it."""
     return not tree.is_traced(leaf)
-
-
-def positive_int(name: str, value: int) -> int:
-    """Return `value` if it is a positive Python int; else say so.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Naming the argument.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`{name}` must be a Python int, not {type(value).__name__}.")
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, not {value}.")
-    return value

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import check_tolerance, positive_int
+from iterdiff.jaxtools.arguments import check_count, check_tolerance
 from iterdiff.problems.problem import Problem
 
 
@@ -89,7 +89,7 @@ class Steps(StoppingRule):
     judges_derivative: ClassVar[bool] = False
 
     def __init__(self, n: int):
-        self.max_steps = positive_int("n", n)
+        self.max_steps = check_count("n", n)
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> PyTree:
         """Return nothing: the rule looks at no iterate."""
@@ -142,7 +142,7 @@ class ResidualBelow(StoppingRule):
             raise ValueError("`rtol` and `atol` are both zero; for a fixed number use `Steps`.")
         self.rtol = rtol
         self.atol = atol
-        self.max_steps = positive_int("max_steps", max_steps)
+        self.max_steps = check_count("max_steps", max_steps)
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> Float[Array, ""]:
         """Return the norm below which the residual is to fall."""

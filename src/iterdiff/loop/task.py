@@ -76,6 +76,7 @@ class WithTangents(Algorithm):
     inner: Algorithm
     follow: "Tangents"
     accepts: ClassVar[tuple[type[Problem], ...]] = (Problem,)
+    consistent: ClassVar[bool] = True
 
     def init(self, problem: Any, x0: PyTree, theta: PyTree) -> Any:
         """Return the state and its tangents."""

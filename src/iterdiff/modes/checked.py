@@ -29,7 +29,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, PyTree
 
-from iterdiff.accuracy.consistency import disagree, is_foreign, remembers
+from iterdiff.accuracy.consistency import disagree, remembers
 from iterdiff.accuracy.correction import Correction, at_kink
 from iterdiff.accuracy.estimate import NEAR, REASONS, ErrorEstimate, compare
 from iterdiff.accuracy.report import REPORT_SIZE, to_vector
@@ -247,7 +247,7 @@ class _ForeignAnswer(NamedTuple):
 
 def _asks_for_steps(task: Task | _ForeignAnswer, x: PyTree) -> bool:
     """Return whether the algorithm's step can be asked, and need be, for what it solves."""
-    if isinstance(task, _ForeignAnswer) or not is_foreign(task.algorithm):
+    if isinstance(task, _ForeignAnswer) or task.algorithm.consistent:
         return False
     return not remembers(task.algorithm, task.problem, x, task.theta)
 

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from iterdiff.accuracy.sensitivity import explicit
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_count
 from iterdiff.jaxtools.closures import perturbed
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.solve import inverse
@@ -70,10 +71,7 @@ class Implicit(Mode):
 
     def __check_init__(self):
         """Refuse what is no linear solver and no count."""
-        if isinstance(self.refine, bool) or not isinstance(self.refine, int):
-            raise TypeError(f"`refine` must be an int, not {type(self.refine).__name__}.")
-        if self.refine < 0:
-            raise ValueError(f"`refine` must not be negative, but it is {self.refine}.")
+        check_count("refine", self.refine, least=0)
         solver = self.linear_solver
         if solver is not None and not isinstance(solver, lx.AbstractLinearSolver):
             raise TypeError(

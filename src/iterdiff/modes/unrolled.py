@@ -107,10 +107,7 @@ class Unrolled(Mode):
         if not self.rtol > 0:
             raise ValueError(f"`rtol` must be positive, but it is {self.rtol}.")
         if self.last is not None and self.last != "auto":
-            if isinstance(self.last, bool) or not isinstance(self.last, int):
-                raise TypeError(f"`last` must be an int, 'auto' or None, not {self.last!r}.")
-            if self.last < 1:
-                raise ValueError(f"`last` must be at least 1, but it is {self.last}.")
+            check_count("last", self.last)
         if self.checkpoint not in get_args(Checkpoint):
             names = ", ".join(repr(name) for name in get_args(Checkpoint))
             raise ValueError(f"`checkpoint` must be one of {names}, not {self.checkpoint!r}.")
