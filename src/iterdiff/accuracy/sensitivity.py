@@ -60,7 +60,7 @@ class Sensitivity:
         self.residual, self.moving = residual, moving
         self._in_moving = lambda m: residual(x, m)
         self.value, self.operator = jax.linearize(lambda y: residual(y, moving), x)
-        self.factors = None if solver else factors_of(self.operator, x, structure)
+        self.factors = factors_of(self.operator, x, structure, solver)
         self._options = {"solver": solver, "throw": throw, "factors": self.factors}
 
     def solve(self, b: PyTree) -> PyTree:

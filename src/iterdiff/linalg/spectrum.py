@@ -1,4 +1,4 @@
-"""What a few products with a linear map tell of it: spectral radius, symmetry, definiteness."""
+"""Spectral radius, symmetry and definiteness of a linear map, estimated from a few products."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,11 +8,12 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.linalg.krylov import arnoldi
 
 Vector = Float[np.ndarray, " n"]
 
-HUGE = 1e150
-"""What grows beyond this, or is not a number, is infinite here: its square may overflow."""
+FINITE_MAX_MAGNITUDE = 1e150
+"""Larger entries count as infinite: their squares may overflow."""
 
 
 class Spectrum(NamedTuple):
@@ -21,10 +22,9 @@ class Spectrum(NamedTuple):
     Attributes
     ----------
     values : complex array
-        Approximate eigenvalues; the extreme ones come out first, as the Krylov space grows.
+        Ritz values: approximate eigenvalues, of which the extreme ones converge first.
     exact : bool
-        Whether the Krylov space is the whole space (or invariant), so that these are
-        eigenvalues.
+        Whether these are eigenvalues, because the Krylov space is invariant or the whole space.
     asymmetry : float
         ``|<u, A v> - <v, A u>|`` over ``||u|| ||A v|| + ||v|| ||A u||``, the largest of three
         pairs of random vectors; zero to rounding for a symmetric map.
@@ -36,14 +36,12 @@ class Spectrum(NamedTuple):
 
     @property
     def radius(self) -> float:
-        """The largest modulus: the spectral radius, from below unless `exact`."""
+        """The largest modulus: the spectral radius, or a lower bound of it unless `exact`."""
         return float(np.max(np.abs(self.values)))
 
 
 def probe(apply: Callable[[PyTree], PyTree], like: PyTree, products: int = 40) -> Spectrum:
-    """Probe a linear map by at most `products` products, and six more for its symmetry.
-
-    Arnoldi's method with full reorthogonalisation, from a random vector.
+    """Estimate the spectrum of a linear map by Arnoldi's method from a random vector.
 
     Parameters
     ----------
@@ -52,49 +50,39 @@ def probe(apply: Callable[[PyTree], PyTree], like: PyTree, products: int = 40) -
     like : pytree of real floating arrays
         Gives structure, shapes and dtypes.
     products : int
-        The largest dimension of the Krylov space.
+        The largest dimension of the Krylov space, and so the number of products. Six more measure
+        the asymmetry.
     """
 
-    def flat(vector):
-        return tree.to_vector(apply(tree.from_vector(vector, like)))
+    def matvec(v: Vector) -> Vector:
+        return tree.to_vector(apply(tree.from_vector(v, like)))
 
-    push = jax.jit(flat)
-    size = tree.size(like)
-    dtype = tree.result_dtype(like)
+    size, dtype = tree.size(like), tree.result_dtype(like)
+    steps = min(products, size)
+
+    @jax.jit
+    def measure(start, vectors):
+        return arnoldi(matvec, start, steps)[1], jax.lax.map(matvec, vectors)
+
     rng = np.random.default_rng(0)
-
-    def product(v: Vector) -> Vector:
-        return np.asarray(push(v.astype(dtype)), float)
-
-    values, exact = _arnoldi(product, rng.standard_normal(size), min(products, size))
-    return Spectrum(values, exact, max(_asymmetry(product, rng, size) for _ in range(3)))
-
-
-def _arnoldi(product: Callable[[Vector], Vector], start: Vector, most: int):
-    basis = [start / np.linalg.norm(start)]
-    hessenberg = np.zeros((most + 1, most))
-    for j in range(most):
-        image = product(basis[j])
-        if not np.all(np.abs(image) < HUGE):
-            return np.array([np.inf]), False
-        scale = np.linalg.norm(image)
-        for _ in range(2):
-            for i, v in enumerate(basis):
-                overlap = float(v @ image)
-                hessenberg[i, j] += overlap
-                image = image - overlap * v
-        rest = float(np.linalg.norm(image))
-        if rest <= 1e-10 * max(scale, 1e-300) or j + 1 == start.size:
-            return np.linalg.eigvals(hessenberg[: j + 1, : j + 1]), True
-        hessenberg[j + 1, j] = rest
-        basis.append(image / rest)
-    return np.linalg.eigvals(hessenberg[:most, :most]), False
+    start, vectors = rng.standard_normal(size), rng.standard_normal((6, size))
+    measured = measure(start.astype(dtype), vectors.astype(dtype))
+    columns, images = (np.asarray(array, float) for array in measured)
+    pairs = zip(vectors.reshape(3, 2, size), images.reshape(3, 2, size), strict=True)
+    asymmetry = max(_asymmetry(*pair) for pair in pairs)
+    if not np.all(np.abs(columns) < FINITE_MAX_MAGNITUDE):
+        return Spectrum(np.array([np.inf]), False, asymmetry)
+    hessenberg = columns.T
+    breaks = np.flatnonzero(np.diag(hessenberg, -1) == 0)  # the Krylov space is exhausted
+    order = int(breaks[0]) + 1 if breaks.size else steps
+    exact = breaks.size > 0 or steps == size
+    return Spectrum(np.linalg.eigvals(hessenberg[:order, :order]), exact, asymmetry)
 
 
-def _asymmetry(product: Callable[[Vector], Vector], rng: np.random.Generator, size: int) -> float:
-    u, v = rng.standard_normal((2, size))
-    au, av = product(u), product(v)
-    if not np.all(np.abs([au, av]) < HUGE):
+def _asymmetry(vectors: Float[np.ndarray, "2 n"], images: Float[np.ndarray, "2 n"]) -> float:
+    if not np.all(np.abs(images) < FINITE_MAX_MAGNITUDE):
         return np.inf
-    weight = np.linalg.norm(u) * np.linalg.norm(av) + np.linalg.norm(v) * np.linalg.norm(au)
-    return float(abs(u @ av - v @ au) / max(weight, 1e-300))
+    (u, v), (image_u, image_v) = vectors, images
+    weight = np.linalg.norm(u) * np.linalg.norm(image_v)
+    weight += np.linalg.norm(v) * np.linalg.norm(image_u)
+    return float(abs(u @ image_v - v @ image_u) / max(weight, 1e-300))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iterdiff.linalg.matrix import LinearMap
+from iterdiff.jaxtools.linear_map import LinearMap
 from tests.helpers import compiled
 
 SIZE, ROWS = 8, 40
@@ -133,5 +133,5 @@ def test_what_is_there_already_is_not_multiplied_out():
 def test_work_is_counted_before_anything_runs():
     transposed = X.T
     linear_map = LinearMap.of(lambda v: transposed @ (D * (X @ v)), E)
-    assert linear_map.work == 4 * ROWS * SIZE + ROWS
-    assert linear_map.forming == SIZE * 2 * ROWS * SIZE  # neither X v nor its multiples by D
+    assert linear_map.product_flops == 4 * ROWS * SIZE + ROWS
+    assert linear_map.matrix_flops == SIZE * 2 * ROWS * SIZE  # neither X v nor its multiples by D
