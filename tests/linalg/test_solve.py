@@ -53,7 +53,8 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 def solve(matrix, b, structure, solver, **options):
     """Return the answer to `b`; `solver` is one of lineax or the name of a method."""
-    b, solver = jnp.asarray(b), SOLVERS.get(solver, solver)
+    solver = SOLVERS[solver] if isinstance(solver, str) else solver
+    b = jnp.asarray(b)
     return inverse(lambda v: matrix @ v, b, structure, solver=solver, **options)(b)
 
 
@@ -120,8 +121,6 @@ def test_a_singular_operator_is_a_failure(method):
         loud = compiled(lambda m, b: solve(m, b, structure, method, throw=True))
         with pytest.raises(RuntimeError, match="`linear_solver`"):
             jax.block_until_ready(loud(matrix, RHS))
-        with pytest.raises(itd.SolveError, match="`throw=False`"):
-            solve(matrix, RHS, structure, method, throw=True)
 
 
 @every_method
@@ -365,7 +364,7 @@ def test_a_wrong_answer_fails_although_the_solver_reports_success():
     by = jax.jit(lambda m, b, scale: solve(m, b, GENERAL, Scripted([], scale)))
     assert np.all(np.isfinite(by(SPD, RHS, 1.0)))
     assert np.all(np.isnan(by(SPD, RHS, 1.0 + 1e-6)))
-    with pytest.raises(itd.SolveError, match="`linear_solver`"):
+    with pytest.raises(RuntimeError, match="`linear_solver`"):
         solve(SPD, RHS, GENERAL, Scripted([], 1.0 + 1e-6), throw=True)
     # A wrong claim of symmetry makes lineax return the operator as its own transpose.
     claimed = Structure(symmetric=True, positive_definite=False)
@@ -379,9 +378,11 @@ def test_the_check_allows_the_tolerance_that_the_user_chose():
         loose(SPD, RHS, 1.0 + 1e-5), np.linalg.solve(SPD, RHS) * (1 + 1e-5), rtol=1e-12
     )
     assert np.all(np.isnan(loose(SPD, RHS, 1.0 + 1e-3)))
-    for solver in (lx.CG(rtol=1e-2, atol=1e-2), lx.Normal(lx.CG(rtol=1e-2, atol=1e-2))):
-        x = solve(SPD, RHS, DEFINITE, solver, throw=True)
-        assert 1e-8 < relative_error(SPD @ x, jnp.asarray(RHS)) < 1e-2
+    x = solve(SPD, RHS, DEFINITE, lx.CG(rtol=1e-2, atol=1e-2), throw=True)
+    assert 1e-8 < relative_error(SPD @ x, jnp.asarray(RHS)) < 1e-2
+    # The tolerances of a wrapped solver count, too.
+    wrapped = solve(SPD, RHS, GENERAL, lx.Normal(Scripted([], 1.0 + 1e-5, 1e-6)))
+    assert np.all(np.isfinite(wrapped))
 
 
 def test_a_least_squares_solver_needs_a_consistent_system():

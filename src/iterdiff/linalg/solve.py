@@ -115,8 +115,10 @@ def inverse(
             return raise_if(x, failed, [FAILURE])
         return jnp.where(failed, jnp.nan, x)
 
+    # A least-squares solver is checked differently for transposed systems.
+    hessian = structure.hessian and checked.assume_full_rank()
+
     def solve_vector(b: Vector) -> Vector:
-        hessian = structure.hessian
         return jax.lax.custom_linear_solve(
             of_vectors.mv,
             b,
