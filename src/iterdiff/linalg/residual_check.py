@@ -111,13 +111,17 @@ def normal_equations_violated(
 
 def _allowed(b: Vector, unit: Float[Array, ""], rtol: Any, atol: Any) -> Float[Array, ""]:
     """Return the largest residual that an answer to `b` may have, in units of `unit`."""
-    relative = jnp.maximum(rtol, default_rtol(b.dtype)) * tree.norm(b / unit)
-    return RESIDUAL_SLACK * (relative + b.size**0.5 * (atol / unit))
+    # Decided while tracing if possible: most solves have constant tolerances.
+    floor, constant = default_rtol(b.dtype), (int, float)
+    rtol = max(rtol, floor) if isinstance(rtol, constant) else jnp.maximum(rtol, floor)
+    allowed = rtol * tree.norm(b / unit)
+    if not (isinstance(atol, constant) and atol == 0):
+        allowed += b.size**0.5 * (atol / unit)
+    return RESIDUAL_SLACK * allowed
 
 
 def failed_if(failed: Bool[Array, ""], result: lx.RESULTS) -> lx.RESULTS:
-    """Return `result`, or that the operator is singular if `failed` and `result` is success."""
-    failed = failed & (result == lx.RESULTS.successful)
+    """Return `result`, or ``RESULTS.singular`` if `failed`."""
     return lx.RESULTS.where(failed, lx.RESULTS.singular, result)
 
 
