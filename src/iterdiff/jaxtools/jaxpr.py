@@ -112,7 +112,9 @@ class _Sharing:
         key = self._key(equation, ins)
         if key is None:
             return run(ins)
-        if key not in self.seen:  # keeps the inputs alive, so that no other array gets the id of one
+        if (
+            key not in self.seen
+        ):  # keeps the inputs alive, so that no other array gets the id of one
             self.seen[key] = ins, run(ins)
         return self.seen[key][1]
 

@@ -1,11 +1,11 @@
 r"""The matrix of a traced linear map, without multiplying by the identity.
 
-The columns of a matrix are products with unit vectors. For :math:`v \mapsto X^T (D (X v))`, ``vmap``
-over unit vectors first computes ``X I``: as much work as the rest, although the result is `X`. Here
-the jaxpr of the map is analysed before it runs. We trace which entries of `v` each intermediate
-value is a scaled copy of. A product of a constant with such a value needs no computation: its
-columns are columns of the constant. Row-wise operations that follow are applied once to all
-columns. Everything else falls back to ``vmap`` over unit vectors.
+The columns of a matrix are products with unit vectors. For :math:`v \mapsto X^T (D (X v))`,
+``vmap`` over unit vectors first computes ``X I``: as much work as the rest, although the result is
+`X`. Here the jaxpr of the map is analysed before it runs. We trace which entries of `v` each
+intermediate value is a scaled copy of. A product of a constant with such a value needs no
+computation: its columns are columns of the constant. Row-wise operations that follow are applied
+once to all columns. Everything else falls back to ``vmap`` over unit vectors.
 
 What it buys: the Hessian of a generalised linear model (ridge and logistic regression) takes half
 the operations. These are the rows "logistic" and "ridge" of the section "Implicit gradients at

@@ -218,7 +218,9 @@ class DenseOrKrylov(CheckedSolver):
         solve = self._shared_solve(linear_map, positive_definite, rtol)
         return solve(linear_map.constants, b[None])[0]
 
-    def _shared_solve(self, linear_map: LinearMap, positive_definite: bool, rtol: float) -> Callable:
+    def _shared_solve(
+        self, linear_map: LinearMap, positive_definite: bool, rtol: float
+    ) -> Callable:
         """Return ``(constants, rows) -> answers``, which sees all rows that ``vmap`` batches."""
 
         def solve_rows(constants, rows):

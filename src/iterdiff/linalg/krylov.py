@@ -152,10 +152,9 @@ def arnoldi_step(
     remainder = image - first @ basis
     second = basis @ remainder
     remainder = remainder - second @ basis
-    height = safe_length(remainder)
-    rounding = 10 * jnp.finfo(basis.dtype).eps
-    independent = jnp.any(remainder != 0) & (height > rounding * safe_length(image))
-    new = jnp.where(independent, remainder / height, 0)
+    height = tree.norm(remainder)
+    independent = height > 10 * jnp.finfo(basis.dtype).eps * tree.norm(image)
+    new = jnp.where(independent, remainder / jnp.where(independent, height, 1), 0)
     coordinates = (first + second).at[k + 1].add(jnp.where(independent, height, 0))
     return basis.at[k + 1].set(new), coordinates
 

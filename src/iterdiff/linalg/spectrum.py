@@ -1,4 +1,8 @@
-"""Spectral radius, symmetry and definiteness of a linear map, estimated from a few products."""
+"""Spectral radius, symmetry and definiteness of a linear map, estimated from a few products.
+
+Only the products are compiled. Arnoldi's method runs on the host, in float64: compiling
+`iterdiff.linalg.krylov.arnoldi` would take four times as long as the whole estimate.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,7 +12,6 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from iterdiff.jaxtools import tree
-from iterdiff.linalg.krylov import arnoldi
 
 Vector = Float[np.ndarray, " n"]
 
@@ -53,36 +56,47 @@ def probe(apply: Callable[[PyTree], PyTree], like: PyTree, products: int = 40) -
         The largest dimension of the Krylov space, and so the number of products. Six more measure
         the asymmetry.
     """
-
-    def matvec(v: Vector) -> Vector:
-        return tree.to_vector(apply(tree.from_vector(v, like)))
-
     size, dtype = tree.size(like), tree.result_dtype(like)
-    steps = min(products, size)
+    matvec = jax.jit(lambda v: tree.to_vector(apply(tree.from_vector(v, like))))
 
-    @jax.jit
-    def measure(start, vectors):
-        return arnoldi(matvec, start, steps)[1], jax.lax.map(matvec, vectors)
+    def product(v: Vector) -> Vector:
+        return np.asarray(matvec(v.astype(dtype)), float)
 
     rng = np.random.default_rng(0)
-    start, vectors = rng.standard_normal(size), rng.standard_normal((6, size))
-    measured = measure(start.astype(dtype), vectors.astype(dtype))
-    columns, images = (np.asarray(array, float) for array in measured)
-    pairs = zip(vectors.reshape(3, 2, size), images.reshape(3, 2, size), strict=True)
-    asymmetry = max(_asymmetry(*pair) for pair in pairs)
-    if not np.all(np.abs(columns) < FINITE_MAX_MAGNITUDE):
-        return Spectrum(np.array([np.inf]), False, asymmetry)
-    hessenberg = columns.T
-    breaks = np.flatnonzero(np.diag(hessenberg, -1) == 0)  # the Krylov space is exhausted
-    order = int(breaks[0]) + 1 if breaks.size else steps
-    exact = breaks.size > 0 or steps == size
-    return Spectrum(np.linalg.eigvals(hessenberg[:order, :order]), exact, asymmetry)
+    values, exact = _ritz_values(product, rng.standard_normal(size), min(products, size))
+    return Spectrum(values, exact, max(_asymmetry(product, rng, size) for _ in range(3)))
 
 
-def _asymmetry(vectors: Float[np.ndarray, "2 n"], images: Float[np.ndarray, "2 n"]) -> float:
-    if not np.all(np.abs(images) < FINITE_MAX_MAGNITUDE):
+def _ritz_values(
+    product: Callable[[Vector], Vector], start: Vector, steps: int
+) -> tuple[np.ndarray, bool]:
+    """Return the Ritz values after `steps` products, and whether these are eigenvalues.
+
+    Classical Gram-Schmidt, applied twice.
+    """
+    basis, hessenberg = np.zeros((steps + 1, start.size)), np.zeros((steps + 1, steps))
+    basis[0] = start / np.linalg.norm(start)
+    for k in range(steps):
+        image = remainder = product(basis[k])
+        if not np.all(np.abs(image) < FINITE_MAX_MAGNITUDE):
+            return np.array([np.inf]), False
+        for _ in range(2):
+            overlaps = basis @ remainder
+            hessenberg[:, k] += overlaps
+            remainder = remainder - overlaps @ basis
+        height = float(np.linalg.norm(remainder))
+        if height <= 1e-10 * max(np.linalg.norm(image), 1e-300) or k + 1 == start.size:
+            return np.linalg.eigvals(hessenberg[: k + 1, : k + 1]), True
+        hessenberg[k + 1, k] = height
+        basis[k + 1] = remainder / height
+    return np.linalg.eigvals(hessenberg[:steps]), False
+
+
+def _asymmetry(product: Callable[[Vector], Vector], rng: np.random.Generator, size: int) -> float:
+    u, v = rng.standard_normal((2, size))
+    image_u, image_v = product(u), product(v)
+    if not np.all(np.abs([image_u, image_v]) < FINITE_MAX_MAGNITUDE):
         return np.inf
-    (u, v), (image_u, image_v) = vectors, images
     weight = np.linalg.norm(u) * np.linalg.norm(image_v)
     weight += np.linalg.norm(v) * np.linalg.norm(image_u)
     return float(abs(u @ image_v - v @ image_u) / max(weight, 1e-300))
