@@ -108,10 +108,11 @@ def check_derivative(
 
 
 def _checkup(run: CheckedRun, tol: float) -> Checkup:
-    """Run the checks that apply. Where the run fails, the residual is checked at `x0`."""
+    """Run the checks that apply."""
     findings = []
     if run.starts:
         findings += check_objective(run, tol)
+    if run.starts or run.ends:
         findings += check_residual_map(run, tol)
         findings += check_symmetry(run, tol)
     findings.append(check_end(run))

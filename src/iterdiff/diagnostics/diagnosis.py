@@ -145,9 +145,10 @@ class Diagnosis:
         return f"{self.burn_in} iterations, peak {self.burn_in_peak:.3g} times the start"
 
 
-def _bytes(count: float) -> str:
+def _bytes(count: int) -> str:
+    size = float(count)
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

@@ -71,7 +71,7 @@ def increments(seed: int, point: PyTree, least: float = 0.0) -> tuple[Increment,
     def by_number(v, leaf):
         scale = np.abs(np.asarray(leaf, float))
         largest = np.max(scale, initial=0)
-        scale[scale == 0] = largest if largest > 0 else 1
+        scale = np.where(scale > 0, scale, largest if largest > 0 else 1.0)
         return np.asarray(v * scale, leaf.dtype)
 
     shared = jax.tree.map(by_leaf, sample, point)

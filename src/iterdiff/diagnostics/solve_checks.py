@@ -128,6 +128,11 @@ def _residual_finding(
 
 def _why_not_solved(run: CheckedRun, newton: NewtonStep, implicit: Comparison, tol: float) -> str:
     """Return why the residual may not vanish at the answer."""
+    if not np.isfinite(newton.length):
+        return (
+            "The Newton step from the solver's answer cannot be computed: d residual / dx is "
+            "singular there, so that the solution has no derivative."
+        )
     mirrored, length = run.newton(tree.scale(-1.0, run.x))
     if implicit.opposite() or length <= tol * norm(mirrored.corrected):
         return (
