@@ -1,4 +1,10 @@
-"""What `trace` measures, against closed forms and brute force."""
+"""What `trace` measures, against closed forms and brute force.
+
+Compiling the recorded scan takes most of the time, so tests share datasets and programs.
+"""
+
+import functools
+import importlib.metadata
 
 import equinox as eqx
 import jax
@@ -9,7 +15,8 @@ import pytest
 import xarray
 
 import iterdiff as itd
-from iterdiff.diagnostics import trace as tracing
+from iterdiff.diagnostics.recorder import begin, record
+from iterdiff.diagnostics.trace import build_recorder
 from iterdiff.jaxtools import tree
 from tests.cases import build
 from tests.helpers import AS_SHIPPED, compiled
@@ -56,7 +63,7 @@ def test_scalar_quadratic_is_the_closed_form(slope):
 
 ALL_MODES = {
     "all": itd.Unrolled(),
-    "last 3": itd.Unrolled(last=3),
+    "last 2": itd.Unrolled(last=2),
     "one": itd.OneStep(),
     "implicit": itd.Implicit(),
     "refined": itd.Implicit(refine=1),
@@ -66,7 +73,7 @@ ALL_MODES = {
 
 @pytest.mark.parametrize(("name", "index"), [("coupled_tree", 1), ("spd_system", 1)])
 def test_every_mode_against_brute_force_at_every_iteration(name, index):
-    case, steps = build(name), 4
+    case, steps = build(name), 3
     algorithm = case.algorithms[index].algorithm
     data = itd.trace(
         case.problem,
@@ -81,7 +88,7 @@ def test_every_mode_against_brute_force_at_every_iteration(name, index):
     truth = jax.jacfwd(case.solution)(case.theta)
 
     def plain(theta, t, last):
-        """Differentiate the last so many of t steps."""
+        """Take t steps, of which the last `last` are differentiated."""
         state = algorithm.init(case.problem, case.x0, theta)
         for s in range(t):
             if last is not None and s == max(t - last, 0):
@@ -102,7 +109,7 @@ def test_every_mode_against_brute_force_at_every_iteration(name, index):
     def brute_force():
         rows = {label: [] for label in ALL_MODES}
         for t in range(steps + 1):
-            for label, last in (("all", None), ("last 3", 3), ("one", 1)):
+            for label, last in (("all", None), ("last 2", 2), ("one", 1)):
                 rows[label].append(error(lambda theta, t=t, last=last: plain(theta, t, last)))
             for label, refine in (("implicit", 0), ("refined", 1)):
                 rows[label].append(error(lambda theta, t=t, r=refine: implicit(theta, t, r)))
@@ -140,16 +147,30 @@ def small_ridge():
     return case.problem, case.algorithms[0].algorithm, case.x0, case.theta
 
 
-@pytest.mark.parametrize("probes", [None, 3])
-@pytest.mark.parametrize("task", [small_ridge, logistic, nonsymmetric])
-def test_estimates_are_within_a_factor_of_two_where_they_are_trusted(task, probes):
-    data = itd.trace(*task(), steps=60, modes=MODES, every=2, probes=probes, estimate=True)
+ESTIMATED = {
+    "ridge": (small_ridge, None),
+    "logistic": (logistic, None),
+    "nonsymmetric": (nonsymmetric, None),
+    "probes": (logistic, 3),
+}
+
+
+@functools.cache
+def estimated(name):
+    """Return a dataset with estimates; every second of 60 steps is recorded."""
+    task, probes = ESTIMATED[name]
+    return itd.trace(*task(), steps=60, modes=MODES, every=2, probes=probes, estimate=True)
+
+
+@pytest.mark.parametrize("name", ESTIMATED)
+def test_trusted_estimates_are_within_a_factor_of_two(name):
+    data = estimated(name)
     assert data.jacobian_error_estimate.dims == data.estimate_trusted.dims == ("mode", "iteration")
     trusted = data.estimate_trusted.values
     assert trusted.dtype == bool
     ratio = (data.jacobian_error_estimate / data.jacobian_error).values
     assert (ratio[trusted] >= 0.5).all() and (ratio[trusted] <= 2).all()
-    # what is not trusted is the far away start, or rounding
+    # Not trusted: far from the solution at the start, and at the level of rounding at the end.
     assert trusted.mean() > 0.8
     late = data.isel(iteration=slice(10, None)).sel(mode="unrolled")
     np.testing.assert_allclose(
@@ -157,25 +178,24 @@ def test_estimates_are_within_a_factor_of_two_where_they_are_trusted(task, probe
     )
 
 
-def test_an_estimate_is_that_of_derivative_error():
+def test_an_estimate_equals_derivative_error():
     problem, algorithm, x0, theta = nonsymmetric()
-    data = itd.trace(problem, algorithm, x0, theta, steps=4, modes=MODES, estimate=True)
 
     def answer(theta):
         task = (problem, algorithm, x0, theta)
         return itd.solve(*task, stop=itd.Steps(4), mode=itd.Unrolled()).x
 
     @compiled
-    def judged(theta):
+    def estimate(theta):
         jacobian = jax.jacfwd(answer)(theta)
         return itd.derivative_error(problem, answer(theta), theta, jacobian, near=np.inf)
 
-    expected, found = judged(theta), data.isel(iteration=-1).sel(mode="unrolled")
+    expected, found = estimate(theta), estimated("nonsymmetric").sel(iteration=4, mode="unrolled")
     np.testing.assert_allclose(found.jacobian_error_estimate, expected.absolute, rtol=1e-10)
     assert bool(found.estimate_trusted) == bool(expected.trusted)
 
 
-def test_no_estimate_that_was_not_asked_for():
+def test_no_estimate_unless_requested():
     without = ridge()
     assert without.jacobian_error_estimate.isnull().all() and not without.estimate_trusted.any()
     nothing = ridge(modes={}, estimate=True)
@@ -231,9 +251,9 @@ def test_probes_are_unbiased():
     assert data.jacobian_error.attrs["directions"] == "4000 probes"
     # the square's relative standard deviation is at most sqrt(2 / count) = 2.2 %
     np.testing.assert_allclose(data.jacobian_error**2, full**2, rtol=4 * np.sqrt(2 / count))
-    again = ridge(modes=MODES, probes=(count, jax.random.key(1))).jacobian_error
-    assert not np.allclose(again, data.jacobian_error, rtol=1e-6)
-    np.testing.assert_allclose(again**2, full**2, rtol=4 * np.sqrt(2 / count))
+    other = ridge(modes=MODES, probes=(count, jax.random.key(1))).jacobian_error
+    assert not np.allclose(other, data.jacobian_error, rtol=1e-6)
+    np.testing.assert_allclose(other**2, full**2, rtol=4 * np.sqrt(2 / count))
 
 
 def test_references_of_each_kind_agree():
@@ -251,34 +271,53 @@ def test_a_given_reference_is_believed():
     assert data.iterate_error[0] == 0  # x0 = 0
 
 
+def not_isolated(x, theta):
+    """Be smallest on a line."""
+    return (jnp.sum(x) - theta) ** 2
+
+
+def without_minimizer(x, theta):
+    """Fall forever."""
+    return theta * jnp.sum(jnp.logaddexp(0.0, -x))
+
+
+def outside(x, theta):
+    """Be undefined at negative x."""
+    return jnp.sum(x * jnp.log(x) - theta * x)
+
+
 REFUSED = {
-    # f = sum(x)^2: not isolated; log(1 + e^-x): no minimiser at all
-    "not isolated": itd.Minimization(lambda x, theta: (jnp.sum(x) - theta) ** 2),
-    "none": itd.Minimization(lambda x, theta: theta * jnp.sum(jnp.logaddexp(0.0, -x))),
+    "not isolated": (not_isolated, 0.0, None, "`reference`"),
+    "no solution": (without_minimizer, 0.0, None, "`reference`"),
+    "singular at the given solution": (not_isolated, 0.0, np.array([0.5, 0.5]), "`reference`"),
+    "not finite at the start": (outside, -1.0, None, "`x0`"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_reference_that_cannot_be_computed_is_refused(name):
-    task = (REFUSED[name], itd.GradientDescent(0.1), jnp.zeros(2), 1.0)
-    with pytest.raises(ValueError, match="`reference`.*Pass `reference=`"):
-        itd.trace(*task, steps=5, modes=MODES)
+def test_a_reference_that_cannot_be_computed(name):
+    objective, start, reference, words = REFUSED[name]
+    task = (itd.Minimization(objective), itd.GradientDescent(0.1), jnp.full(2, start), 1.0)
+    with pytest.raises(ValueError, match=words):
+        itd.trace(*task, steps=5, modes={}, reference=reference)
 
 
 WRONG = {
-    "reference structure": ({"reference": {"a": jnp.zeros(3)}}, ValueError, "structure of `x0`"),
-    "reference shape": ({"reference": jnp.zeros(4)}, ValueError, "`reference` must have the shape"),
-    "modes a list": ({"modes": [itd.Implicit()]}, TypeError, "`modes` must map labels to modes"),
-    "modes of strings": ({"modes": {"a": "implicit"}}, TypeError, "`modes` must map"),
-    "last": ({"modes": {"a": itd.Unrolled(last=13)}}, ValueError, "`last` = 13 exceeds the 12"),
-    "probes": ({"probes": 0}, ValueError, "`probes` must be an int of at least 1"),
-    "every": ({"every": 0}, ValueError, "`every` must be an int"),
-    "every too large": ({"every": 13}, ValueError, "`every` = 13 exceeds `steps` = 12"),
-    "estimate": ({"estimate": 1}, TypeError, "`estimate` must be True or False"),
-    "steps": ({"steps": 0}, ValueError, "`steps` must be an int of at least 1"),
-    "steps no int": ({"steps": 2.0}, ValueError, "`steps` must be an int"),
-    "no pair": ({"probes": (1, 2, 3)}, ValueError, "`probes` .* a pair of such an int and a PRNG"),
-    "no key": ({"probes": (3, 1)}, ValueError, "`probes` .* a pair of such an int and a PRNG key"),
+    "reference structure": ({"reference": {"a": jnp.zeros(3)}}, ValueError, "`reference`"),
+    "reference shape": ({"reference": jnp.zeros(4)}, ValueError, "`reference`"),
+    "reference complex": ({"reference": 1j * jnp.zeros(3)}, TypeError, "`reference`"),
+    "modes a list": ({"modes": [itd.Implicit()]}, TypeError, "`modes`"),
+    "modes of strings": ({"modes": {"a": "implicit"}}, TypeError, "`modes`"),
+    "last": ({"modes": {"a": itd.Unrolled(last=13)}}, ValueError, "`last`"),
+    "probes": ({"probes": 0}, ValueError, "`probes`"),
+    "probes of a pair": ({"probes": (0, jax.random.key(0))}, ValueError, "`probes`"),
+    "every": ({"every": 0}, ValueError, "`every`"),
+    "every too large": ({"every": 13}, ValueError, "`every`"),
+    "estimate": ({"estimate": 1}, TypeError, "`estimate`"),
+    "steps": ({"steps": 0}, ValueError, "`steps`"),
+    "steps no int": ({"steps": 2.0}, TypeError, "`steps`"),
+    "no pair": ({"probes": (1, 2, 3)}, TypeError, "`probes`"),
+    "no key": ({"probes": (3, 1)}, TypeError, "`probes`"),
 }
 
 
@@ -296,7 +335,7 @@ def test_not_under_a_transformation():
         data = itd.trace(problem, itd.GradientDescent(0.1), 0.0, theta, steps=2, modes={})
         return data.iterate_error.values[-1]
 
-    with pytest.raises(TypeError, match="call it outside jit, vmap and grad"):
+    with pytest.raises(TypeError, match="`trace`"):
         jax.jit(final)(1.0)
 
 
@@ -319,7 +358,7 @@ def test_divergence_is_recorded():
 def test_an_algorithm_that_cannot_be_unrolled():
     case = build("cubic_scalar")
     task = (case.problem, itd.Bisection(0.0, 2.0), case.x0, case.theta)
-    with pytest.raises(ValueError, match="cannot differentiate Bisection"):
+    with pytest.raises(ValueError, match="Bisection"):
         itd.trace(*task, steps=3, modes=MODES)
     data = itd.trace(*task, steps=50, modes={"implicit": itd.Implicit()})
     assert data.jacobian_error[0, -1] < 1e-12
@@ -332,42 +371,61 @@ def test_memory_does_not_grow_with_the_steps():
     task = (problem, itd.GradientDescent(0.5), jnp.zeros(n), jnp.ones(n))
 
     def temporary(steps):
-        task_ = tracing._checked_task(*task, steps)
-        directions, share = tracing._directions(task_.theta, None, None)
-        truth = tracing.Reference(jnp.ones(n), jnp.eye(n))
-        follow = {k: mode.tangents(task_, directions) for k, mode in MODES.items()}
-        recorder = tracing.Recorder(task_, follow, truth, share, 1)
-        carry = tracing._begin(recorder)
-        program = eqx.filter_jit(tracing.record).lower(recorder, carry, steps).compile(AS_SHIPPED)
-        memory = program.compiled.memory_analysis()
+        recorder = build_recorder(*task, steps=steps, modes=MODES, reference=1 / np.diag(matrix))
+        program = eqx.filter_jit(record).lower(recorder, begin(recorder), recorder.count)
+        memory = program.compile(AS_SHIPPED).compiled.memory_analysis()
         return memory.temp_size_in_bytes, memory.output_size_in_bytes
 
     (few, few_out), (many, many_out) = temporary(10), temporary(1000)
     jacobian = 8 * n * n
     assert few > jacobian  # else nothing is measured
     assert many - few < jacobian
-    # what comes out: the carry, and one number a curve and iteration (3 modes, 3 curves)
+    # The output is the carry, and one number per curve and iteration (3 modes, 3 curves).
     assert many_out - few_out <= 990 * 8 * 8
 
 
-@pytest.mark.parametrize("given", ["computed", "point", "formula"])
-def test_a_second_reference_compiles_nothing(given):
-    compiled_programs = []
+def cosh(x, theta):
+    """Be smallest at arcsinh(theta)."""
+    return jnp.sum(jnp.cosh(x) - theta * x)
+
+
+def test_a_second_reference_compiles_nothing():
+    compilations = []
 
     def note(event, _, **__):
         if event.endswith("backend_compile_duration"):
-            compiled_programs.append(event)
+            compilations.append(event)
 
-    problem = itd.Minimization(lambda x, theta: jnp.sum(jnp.cosh(x) - theta * x))
-    reference = {"computed": None, "point": jnp.arcsinh(jnp.ones(3)), "formula": jnp.arcsinh}[given]
-    task = (problem, itd.GradientDescent(0.3), jnp.zeros(3))
+    def trace_with_each_reference():
+        compilations.clear()
+        task = (itd.Minimization(cosh), itd.GradientDescent(0.3), jnp.zeros(3), jnp.full(3, 1.0))
+        for reference in (None, jnp.arcsinh(jnp.ones(3)), jnp.arcsinh):
+            data = itd.trace(*task, steps=30, modes=MODES, reference=reference)
+            assert data.iterate_error[-1] < 1e-3
+        return len(compilations)
+
     jax.monitoring.register_event_duration_secs_listener(note)
     try:
-        for count in range(2):
-            compiled_programs.clear()
-            theta = jnp.full(3, 1.0)
-            data = itd.trace(*task, theta, steps=30, modes=MODES, reference=reference)
-            assert data.iterate_error[-1] < 1e-3
-            assert bool(compiled_programs) == (count == 0)
+        assert trace_with_each_reference() > 0
+        assert trace_with_each_reference() == 0
     finally:
         jax.monitoring.unregister_event_duration_listener(note)
+
+
+def test_a_recorder_can_be_run_apart_from_trace():
+    case = build("ridge")
+    task = (case.problem, case.algorithms[0].algorithm, case.x0, case.theta)
+    modes = {"unrolled": itd.Unrolled()}
+    recorder = build_recorder(*task, steps=12, modes=modes)
+    (state, _), rows = record(recorder, begin(recorder), recorder.count)
+    data = ridge()
+    assert rows.shape == (12, 4)
+    np.testing.assert_allclose(rows[:, 0], data.iterate_error[:-1], rtol=1e-12)
+    end = tree.norm(tree.sub(state.x, recorder.reference.x))
+    np.testing.assert_allclose(end, data.iterate_error[-1], rtol=1e-12)
+
+
+def test_a_package_that_is_not_installed(monkeypatch):
+    assert ridge().iterdiff_version == importlib.metadata.version("iterdiff")
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda **_: iter(()))
+    assert ridge().iterdiff_version == "unknown"
