@@ -142,13 +142,7 @@ def nonsymmetric():
     return problem, itd.Picard(), jnp.array([2.0, -2.0, 1.0]), jnp.array([0.3, -0.1, 0.2])
 
 
-def small_ridge():
-    case = build("ridge")
-    return case.problem, case.algorithms[0].algorithm, case.x0, case.theta
-
-
 ESTIMATED = {
-    "ridge": (small_ridge, None),
     "logistic": (logistic, None),
     "nonsymmetric": (nonsymmetric, None),
     "probes": (logistic, 3),
@@ -305,7 +299,7 @@ def test_a_reference_that_cannot_be_computed(name):
 WRONG = {
     "reference structure": ({"reference": {"a": jnp.zeros(3)}}, ValueError, "`reference`"),
     "reference shape": ({"reference": jnp.zeros(4)}, ValueError, "`reference`"),
-    "reference complex": ({"reference": 1j * jnp.zeros(3)}, TypeError, "`reference`"),
+    "reference complex": ({"reference": jnp.zeros(3, complex)}, TypeError, "`reference`"),
     "modes a list": ({"modes": [itd.Implicit()]}, TypeError, "`modes`"),
     "modes of strings": ({"modes": {"a": "implicit"}}, TypeError, "`modes`"),
     "last": ({"modes": {"a": itd.Unrolled(last=13)}}, ValueError, "`last`"),

@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from iterdiff.accuracy.correction import NewtonPoints
 from iterdiff.algorithms.base import Algorithm
+from iterdiff.diagnostics.differentiable_map import DifferentiableMap
 from iterdiff.diagnostics.finite_differences import Increment, increments, norm, smallest_norm
 from iterdiff.diagnostics.newton_points import newton_points
 from iterdiff.jaxtools import tree
@@ -29,35 +30,6 @@ FAILED = (Status.DIVERGED, Status.NOT_FINITE_AT_START)
 
 SEED_X, SEED_THETA, SEED_COTANGENT = range(3)
 """Seeds of the random directions."""
-
-
-class DifferentiableMap:
-    """A function of one pytree of floating arrays, with its derivative in both directions.
-
-    Each derivative is compiled once, and values come from the program of the forward derivative.
-
-    Parameters
-    ----------
-    function : callable
-        The function. JAX can trace it.
-    """
-
-    def __init__(self, function: Callable[[PyTree], PyTree]):
-        self.function = function
-        self._jvp = jax.jit(lambda p, v: jax.jvp(function, (p,), (v,)))
-        self._vjp = jax.jit(lambda p, w: jax.vjp(function, p)[1](w)[0])
-
-    def value(self, point: PyTree) -> PyTree:
-        """Return the value at `point`."""
-        return self._jvp(point, tree.zeros_like(point))[0]
-
-    def forward(self, point: PyTree, direction: PyTree) -> PyTree:
-        """Return the directional derivative at `point`, in forward mode."""
-        return self._jvp(point, direction)[1]
-
-    def reverse(self, point: PyTree, cotangent: PyTree) -> PyTree:
-        """Return the transposed derivative at `point` applied to `cotangent`, in reverse mode."""
-        return self._vjp(point, cotangent)
 
 
 class CheckedRun:

@@ -1,14 +1,13 @@
 """Check the derivatives of one function: by finite differences, and by their transposes."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from iterdiff.diagnostics.checked_run import SEED_X, CheckedRun, DifferentiableMap
+from iterdiff.diagnostics.checked_run import SEED_X, CheckedRun
 from iterdiff.diagnostics.checkup import Finding
+from iterdiff.diagnostics.differentiable_map import DifferentiableMap, ScalarMap
 from iterdiff.diagnostics.finite_differences import (
     Comparison,
     Differences,
@@ -25,49 +24,49 @@ MAX_ZERO_RATIO = 1e-3
 """A derivative this small, relative to the finite difference, is reported as zero."""
 
 ROUNDING_FACTOR = 4.0
-"""A function's values are assumed exact up to this many roundings of its argument."""
+"""Relative error of an argument that values may carry, in units of the machine precision."""
 
 
-class Checked(NamedTuple):
-    """A function, in one of its arguments, whose derivative is checked.
+class CheckedMap(NamedTuple):
+    """A function of one of its arguments, whose derivative is checked.
 
     Attributes
     ----------
     name, argument : str
-        How the function and the argument are called in messages.
-    function : callable
+        The names of the function and the argument in messages.
+    map : DifferentiableMap or ScalarMap
         The function of that argument.
-    value, forward : callable
-        ``value(point)``, and ``forward(point, direction)``, the derivative to check.
     point : pytree of real floating arrays
         Where the derivative is checked.
     increments : tuple of Increment
-        At which increments.
+        The increments of finite differences.
     near_identity : bool
-        Whether the derivative is the identity plus or minus something that may have the wrong sign.
+        Whether the derivative is the identity plus a term that may have the wrong sign.
     least : float
         See `finite_differences.compare`.
     """
 
     name: str
     argument: str
-    function: Callable[[PyTree], PyTree]
-    value: Callable[[PyTree], PyTree]
-    forward: Callable[[PyTree, PyTree], PyTree]
+    map: DifferentiableMap | ScalarMap
     point: PyTree
     increments: tuple[Increment, ...]
     near_identity: bool = False
     least: float = 0.0
 
+    def forward(self, direction: PyTree) -> PyTree:
+        """Return the directional derivative at the point."""
+        return self.map.forward(self.point, direction)
+
     def rounding(self, eps: float) -> float:
         """Return the error that rounding of the argument causes in values (absolute)."""
-        return ROUNDING_FACTOR * eps * norm(self.forward(self.point, self.point))
+        return ROUNDING_FACTOR * eps * norm(self.forward(self.point))
 
 
 def check_objective(run: CheckedRun, tol: float) -> list[Finding]:
     """Compare the gradient of the objective with finite differences.
 
-    At `x0`: at a minimiser, both are zero.
+    The point is `x0`, since both vanish at a minimizer.
     """
     problem, theta = run.problem, run.theta
     if isinstance(problem, Minimization):
@@ -76,25 +75,26 @@ def check_objective(run: CheckedRun, tol: float) -> list[Finding]:
         objective = problem.smooth
     else:
         return []
-    # In reverse mode only: an objective with a custom_vjp has no other derivative.
-    program = jax.jit(jax.value_and_grad(lambda x: objective(x, theta)))
-    checked = Checked(
-        "objective",
-        "x",
-        lambda x: objective(x, theta),
-        lambda x: program(x)[0],
-        lambda x, v: tree.dot(program(x)[1], v),
-        run.x0,
-        increments(SEED_X, run.x0),
-    )
-    return [_difference_finding(checked, checked.rounding(run.eps), tol)]
+    gradient = ScalarMap(lambda x: objective(x, theta))
+    checked = CheckedMap("objective", "x", gradient, run.x0, increments(SEED_X, run.x0))
+    return [_difference_finding(checked, run, tol)]
 
 
 def check_residual_map(run: CheckedRun, tol: float) -> list[Finding]:
     """Check the derivatives of the residual at the answer, in both arguments."""
     in_theta = DifferentiableMap(lambda floating: run.residual(run.x, floating))
-    maps = {"x": run.residual_in_x, "theta": in_theta}
-    return _check_map("residual", maps, run.x, run, tol)
+    return [
+        *_check_map(
+            CheckedMap(
+                "residual", "x", run.residual_in_x, run.x, run.increments_x, near_identity=True
+            ),
+            run,
+            tol,
+        ),
+        *_check_map(
+            CheckedMap("residual", "theta", in_theta, run.floating, run.increments_theta), run, tol
+        ),
+    ]
 
 
 def check_step(run: CheckedRun, tol: float) -> list[Finding]:
@@ -111,12 +111,19 @@ def check_step(run: CheckedRun, tol: float) -> list[Finding]:
 
 
 def _check_step_at(x: PyTree, run: CheckedRun, tol: float) -> list[Finding]:
-    maps = {
-        "x": DifferentiableMap(lambda x: run.step(x, run.floating)),
-        "theta": DifferentiableMap(lambda floating: run.step(x, floating)),
-    }
-    # A step that changes nothing has the identity as its derivative in x.
-    return _check_map("step", maps, x, run, tol, least_in_x=1.0)
+    in_x = DifferentiableMap(lambda x: run.step(x, run.floating))
+    in_theta = DifferentiableMap(lambda floating: run.step(x, floating))
+    # A step that changes nothing has the identity as its derivative in x, hence `least`.
+    return [
+        *_check_map(
+            CheckedMap("step", "x", in_x, x, run.increments_x, near_identity=True, least=1.0),
+            run,
+            tol,
+        ),
+        *_check_map(
+            CheckedMap("step", "theta", in_theta, run.floating, run.increments_theta), run, tol
+        ),
+    ]
 
 
 def check_symmetry(run: CheckedRun, tol: float) -> list[Finding]:
@@ -131,56 +138,27 @@ def check_symmetry(run: CheckedRun, tol: float) -> list[Finding]:
     return [_finding("d residual / dx is symmetric, as declared", gap, tol, text)]
 
 
-def _check_map(
-    name: str,
-    maps: dict[str, DifferentiableMap],
-    x: PyTree,
-    run: CheckedRun,
-    tol: float,
-    least_in_x: float = 0.0,
-) -> list[Finding]:
-    """Compare a function's derivatives with finite differences, and with their transposes."""
-    found = []
-    for checked in (
-        _checked(name, "x", maps["x"], x, run.increments_x)._replace(
-            near_identity=True, least=least_in_x
-        ),
-        _checked(name, "theta", maps["theta"], run.floating, run.increments_theta),
-    ):
-        rounding = checked.rounding(run.eps)
-        found.append(_difference_finding(checked, rounding, tol))
-        found.append(_transpose_finding(checked, maps[checked.argument], rounding, run, tol))
-    return found
+def _check_map(checked: CheckedMap, run: CheckedRun, tol: float) -> list[Finding]:
+    """Compare a derivative with finite differences, and with its transpose."""
+    return [_difference_finding(checked, run, tol), _transpose_finding(checked, run, tol)]
 
 
-def _checked(
-    name: str, argument: str, function: DifferentiableMap, point: PyTree, increments: tuple
-) -> Checked:
-    return Checked(
-        name, argument, function.function, function.value, function.forward, point, increments
-    )
-
-
-def _difference_finding(checked: Checked, rounding: float, tol: float) -> Finding:
+def _difference_finding(checked: CheckedMap, run: CheckedRun, tol: float) -> Finding:
     """Compare the derivative with finite differences."""
-    differences = Differences(checked.value, checked.point, checked.increments, rounding)
-
-    def forward(direction: PyTree) -> PyTree:
-        return checked.forward(checked.point, direction)
-
-    comparison = compare(forward, differences, tol, checked.least)
+    differences = Differences(
+        checked.map.value, checked.point, checked.increments, checked.rounding(run.eps)
+    )
+    comparison = compare(checked.forward, differences, tol, checked.least)
     text = "" if comparison.gap <= tol else _cause(checked, comparison)
     name = f"{checked.name}: derivative in {checked.argument} = finite difference"
     return _finding(name, comparison.gap, tol, text)
 
 
-def _transpose_finding(
-    checked: Checked, function: DifferentiableMap, rounding: float, run: CheckedRun, tol: float
-) -> Finding:
+def _transpose_finding(checked: CheckedMap, run: CheckedRun, tol: float) -> Finding:
     """Compare ``w . (J v)`` in forward mode with ``(J^T w) . v`` in reverse mode."""
     w, v = run.cotangent, checked.increments[0].direction
-    forward = function.forward(checked.point, v)
-    reverse = function.reverse(checked.point, w)
+    forward, reverse = checked.forward(v), checked.map.reverse(checked.point, w)
+    rounding = checked.rounding(run.eps)
     floor = max(rounding / tol, checked.least * norm(v), run.smallest_norm) * norm(w)
     gap = abs(float(tree.dot(w, forward)) - float(tree.dot(reverse, v)))
     gap /= max(norm(forward) * norm(w), norm(reverse) * norm(v), floor)
@@ -197,7 +175,7 @@ def _finding(name: str, gap: float, tol: float, text: str) -> Finding:
     return Finding(name, gap, passed, "" if passed else text)
 
 
-def _cause(checked: Checked, comparison: Comparison) -> str:
+def _cause(checked: CheckedMap, comparison: Comparison) -> str:
     """Return why the derivative may differ from finite differences."""
     name, argument = checked.name, checked.argument
     derivative = f"The derivative of the {name} in {argument}"
@@ -222,7 +200,7 @@ def _cause(checked: Checked, comparison: Comparison) -> str:
         text = (
             f"{derivative} disagrees with finite differences. A stop_gradient may hide a part of "
             f"the dependence on {argument}, a custom derivative rule may be wrong, or the {name} "
-            "may be not differentiable here."
+            "may not be differentiable here."
         )
-    rules = derivative_rules_in(checked.function, checked.point)
+    rules = derivative_rules_in(checked.map.function, checked.point)
     return f"{text} The {name} uses {', '.join(rules)}." if rules else text
