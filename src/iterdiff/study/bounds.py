@@ -1,5 +1,6 @@
-"""The curse of unrolling, method by method, with the bounds that theory gives."""
+"""Theoretical bounds of the Jacobian error, for quadratic and for smooth objectives."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,153 +17,110 @@ from iterdiff.algorithms.polynomial import Chebyshev, Sobolev
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
 from iterdiff.modes.unrolled import Unrolled
-from iterdiff.problems import Minimization, Problem
+from iterdiff.problems import Problem
 from iterdiff.reference import find_reference
-from iterdiff.study.config import Curve, Setting
-
-METHODS = {
-    "GD, 1/L": {"type": "GradientDescent", "step_size": "1/L"},
-    "GD, 2/(L+l)": {"type": "GradientDescent", "step_size": "2/(L+l)"},
-    "heavy ball": {"type": "HeavyBall"},
-    "Nesterov": {"type": "Nesterov"},
-    "Chebyshev": {"type": "Chebyshev"},
-    "Sobolev": {"type": "Sobolev"},
-}
-"""First-order methods, each with its usual parameters for a spectrum in [l, L]."""
-
-MODES = {
-    "unrolled": {"type": "Unrolled"},
-    "implicit": {"type": "Implicit"},
-    "one-step": {"type": "OneStep"},
-    "last 20": {"type": "Unrolled", "last": 20},
-}
-"""Late start: only the last 20 steps are differentiated."""
+from iterdiff.study.config import Curve, PosedProblem, Theory
 
 
-def quadratic(**options: Any) -> tuple[Setting, ...]:
-    r"""Return a quadratic with a chosen spectrum.
+@dataclasses.dataclass(frozen=True)
+class QuadraticBounds(Theory):
+    """Bounds for a quadratic objective with known bounds of the spectrum and a known solution.
 
-    .. math::
+    They cover `Unrolled` and `Implicit` for methods with their usual parameters, and late starts
+    (`OneStep` is one) of gradient descent. The bound is NaN for other modes and methods.
 
-        f(x, \theta) = \tfrac12 x^\top Q D(\theta) Q^\top x - b^\top x, \qquad
-        D(\theta) = \mathrm{diag}(\lambda_j e^{\theta_j}),
-
-    with a random orthogonal Q and a solution of random entries at :math:`\theta = 0`. The
-    derivatives of the Hessian commute with it, so that theory's bounds hold.
-
-    Parameters
+    Attributes
     ----------
-    size : int
-        Unknowns, 2 or more; as many parameters.
-    condition : float
-        L/l, above 1; L is 1.
-    spectrum : {"logarithmic", "uniform", "ends"}
-        Where the eigenvalues lie: evenly on a logarithmic or linear scale, or half of them at
-        either end (the worst case).
-    start : float
-        Standard deviation of the start's entries.
-    seed : int
-        Draws Q, the solution and the start.
+    commuting : bool
+        Whether the derivatives of the Hessian commute with it. Sharper bounds then hold.
     """
-    size, condition, kind = options["size"], options["condition"], options["spectrum"]
-    if isinstance(size, bool) or not isinstance(size, int) or size < 2:
-        raise ValueError(f"`problem.size` must be a whole number of 2 or more, not {size!r}.")
-    if isinstance(condition, bool) or not isinstance(condition, int | float) or not condition > 1:
-        raise ValueError(f"`problem.condition` must be a number above 1, not {condition!r}.")
-    low = 1.0 / condition
-    spectra = {
-        "logarithmic": np.geomspace(low, 1.0, size),
-        "uniform": np.linspace(low, 1.0, size),
-        "ends": np.where(np.arange(size) < size // 2, low, 1.0),
-    }
-    if kind not in spectra:
-        raise ValueError(f"`problem.spectrum` must be one of {', '.join(spectra)}, not {kind!r}.")
-    draw = np.random.default_rng(int(options["seed"]))
-    basis = jnp.asarray(np.linalg.qr(draw.standard_normal((size, size)))[0])
-    values = jnp.asarray(spectra[kind])
-    solution = jnp.asarray(draw.standard_normal(size))
-    linear = basis @ (values * (basis.T @ solution))
 
-    def objective(x: Array, theta: Array) -> Float[Array, ""]:
-        turned = basis.T @ x
-        return jnp.sum(values * jnp.exp(theta) * turned**2) / 2 - jnp.dot(linear, x)
+    commuting: bool
 
-    def exact(theta: Array) -> Array:
-        return basis @ ((basis.T @ linear) / (values * jnp.exp(theta)))
+    def curves(
+        self, posed: PosedProblem, algorithm: Algorithm, modes: Mapping[str, Mode]
+    ) -> Mapping[str, Curve]:
+        """Return the bound of every mode; nothing for methods that the theory does not cover."""
+        if posed.spectrum is None or posed.reference is None:
+            return {}
+        low, high = posed.spectrum
+        factors = worst_cases(algorithm, low, high)
+        if factors is None:
+            return {}
 
-    setting = Setting(
-        problem=Minimization(objective),
-        x0=jnp.asarray(float(options["start"]) * draw.standard_normal(size)),
-        theta=jnp.zeros(size),
-        title=f"quadratic, {size} unknowns, {kind} spectrum, L/l = {condition:g}",
-        spectrum=(low, 1.0),
-        reference=exact,
-        facts={"quadratic": 1.0, "commuting": 1.0},
-    )
-    return (setting,)
+        def bound(t: np.ndarray) -> np.ndarray:
+            sizes = _sizes(posed.problem, posed.reference, posed.x0, posed.theta)
+            rate = self.rate(posed, algorithm)
+            run = _Run((low, high), self.commuting, algorithm, rate, sizes, factors(t))
+            rows = [_row(mode, t, run) for mode in modes.values()]
+            return np.array(rows).reshape(len(modes), len(t))
+
+        return {"bound": bound}
+
+    def rate(self, posed: PosedProblem, algorithm: Algorithm) -> float | None:
+        """Return `contraction_rate` for the spectrum of the problem."""
+        return contraction_rate(posed.spectrum, algorithm)
 
 
-def bounds(
-    setting: Setting, algorithm: Algorithm, modes: Mapping[str, Mode]
-) -> Mapping[str, Curve]:
-    """Return theory's bound of the Jacobian error in every mode, NaN where theory has none.
+@dataclasses.dataclass(frozen=True)
+class SmoothBounds(Theory):
+    r"""Bounds for gradient descent on a smooth, strongly convex objective.
 
-    It covers quadratics with known bounds of the spectrum: `Unrolled` and `Implicit` for methods
-    with their usual parameters, and late starts (`OneStep` is one) of gradient descent.
+    If the Hessian has its spectrum in :math:`[\ell, L]` everywhere, a step contracts by
+    :math:`\rho`, and its drift is at most :math:`h (M_x \|J^*\| + M_\theta) \|x_t - x^*\|`,
+    where :math:`M_x` and :math:`M_\theta` are Lipschitz constants of the Hessian and of
+    :math:`\partial_\theta \nabla f`. So `iterdiff.theory.late_start_bound` holds, also for a
+    start at iteration 0 (all steps), and `iterdiff.theory.implicit_bound` holds. Theory knows no
+    contraction rate of methods with momentum on such objectives.
+
+    Attributes
+    ----------
+    lipschitz_x, lipschitz_theta : float
+        The constants :math:`M_x` and :math:`M_\theta`.
     """
-    if not setting.facts.get("quadratic") or setting.spectrum is None or setting.reference is None:
-        return {}
-    low, high = setting.spectrum
-    factors = factors_of(algorithm, low, high)
-    if factors is None:
-        return {}
 
-    def bound(t: np.ndarray) -> np.ndarray:
-        sizes = _sizes(setting.problem, setting.reference, setting.x0, setting.theta)
-        run = _Run(setting, algorithm, sizes, factors(t))
-        rows = [_row(mode, t, run) for mode in modes.values()]
-        return np.array(rows).reshape(len(modes), len(t))
+    lipschitz_x: float
+    lipschitz_theta: float
 
-    return {"bound": bound}
+    def curves(
+        self, posed: PosedProblem, algorithm: Algorithm, modes: Mapping[str, Mode]
+    ) -> Mapping[str, Curve]:
+        """Return the bound of every mode; nothing for methods other than gradient descent."""
+        rate = self.rate(posed, algorithm)
+        if not isinstance(algorithm, GradientDescent) or posed.spectrum is None or not rate < 1:
+            return {}
+        low, step_size = posed.spectrum[0], algorithm.step_size
+        constants = self.lipschitz_x, self.lipschitz_theta
+
+        def bound(t: np.ndarray) -> np.ndarray:
+            directions = tree.basis(posed.theta)
+            truth = find_reference(posed.problem, posed.x0, posed.theta, directions, None)
+            norm, distance = tree.norm(truth.tangents), tree.norm(tree.sub(posed.x0, truth.x))
+            drift = step_size * (constants[0] * norm + constants[1]) * distance
+
+            def row(mode: Mode) -> np.ndarray:
+                if mode == Implicit():
+                    found = theory.implicit_bound(rate**t * distance, low, norm, *constants)
+                    return np.asarray(found, float)
+                start = _late_start(mode, t)
+                if start is None:
+                    return np.full(len(t), np.nan)
+                return np.asarray(theory.late_start_bound(t, start, rate, drift, norm), float)
+
+            return np.array([row(mode) for mode in modes.values()]).reshape(len(modes), len(t))
+
+        return {"bound": bound}
+
+    def rate(self, posed: PosedProblem, algorithm: Algorithm) -> float:
+        """Return `contraction_rate`: the rate on a quadratic with the same spectrum."""
+        return contraction_rate(posed.spectrum, algorithm)
 
 
-def smooth_bounds(
-    setting: Setting, algorithm: Algorithm, modes: Mapping[str, Mode]
-) -> Mapping[str, Curve]:
-    r"""Return theory's bound of the Jacobian error for gradient descent, quadratic or not.
-
-    Where the Hessian has its spectrum in :math:`[\ell, L]` everywhere, a step contracts by
-    :math:`\rho`, and its drift is at most :math:`h (M_x \|J^*\| + M_\theta) \|x_t - x^*\|`, with
-    Lipschitz constants of the Hessian and of :math:`\partial_\theta \nabla f`. So
-    `iterdiff.theory.late_start_bound` holds, of all steps (a start after none) too, and
-    `iterdiff.theory.implicit_bound`. Of the methods with momentum theory knows no contraction
-    there.
-    """
-    rate = rate_of(setting, algorithm)
-    if not isinstance(algorithm, GradientDescent) or not rate < 1 or setting.spectrum is None:
-        return {}
-    low, facts, h = setting.spectrum[0], setting.facts, algorithm.step_size
-    of_change = facts["lipschitz_x"], facts["lipschitz_theta"]
-
-    def bound(t: np.ndarray) -> np.ndarray:
-        directions = tree.basis(setting.theta)
-        truth = find_reference(setting.problem, setting.x0, setting.theta, directions, None)
-        norm, distance = tree.norm(truth.tangents), tree.norm(tree.sub(setting.x0, truth.x))
-        drift = h * (of_change[0] * norm + of_change[1]) * distance
-
-        def row(mode: Mode) -> np.ndarray:
-            if mode == Implicit():
-                found = theory.implicit_bound(rate**t * distance, low, norm, *of_change)
-                return np.asarray(found, float)
-            last = mode.last if isinstance(mode, Unrolled) else "none"
-            if isinstance(last, str):
-                return np.full(len(t), np.nan)
-            start = 0 * t if last is None else np.maximum(t - last, 0)
-            return np.asarray(theory.late_start_bound(t, start, rate, drift, norm), float)
-
-        return np.array([row(mode) for mode in modes.values()]).reshape(len(modes), len(t))
-
-    return {"bound": bound}
+def _late_start(mode: Mode, t: np.ndarray) -> np.ndarray | None:
+    """Return the first differentiated step of an unrolled mode; None for other modes."""
+    if not isinstance(mode, Unrolled) or mode.last == "auto" or mode.accelerate is not None:
+        return None
+    return 0 * t if mode.last is None else np.maximum(t - mode.last, 0)
 
 
 class _Sizes(NamedTuple):
@@ -177,10 +135,12 @@ class _Sizes(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """What the bounds of one run are made of."""
+    """Everything that the bounds of one run depend on."""
 
-    setting: Setting
+    spectrum: tuple[float, float]
+    commuting: bool
     algorithm: Algorithm
+    rate: float
     sizes: _Sizes
     factors: theory.Factors
 
@@ -188,28 +148,27 @@ class _Run(NamedTuple):
 def _row(mode: Mode, t: np.ndarray, run: _Run) -> np.ndarray:
     """Return the bound of one mode, at iterations t."""
     algorithm, sizes = run.algorithm, run.sizes
-    if mode == Unrolled():
-        return _unrolled(t, run)
+    if isinstance(mode, Unrolled) and mode.last is None and mode.accelerate is None:
+        return _unrolled_row(t, run)
     if mode == Implicit():
         # For the equation multiplied by H^-1: its derivative in x is the identity.
         distance = run.factors.iterate * sizes.distance
         bound = theory.implicit_bound(distance, 1.0, sizes.initial, 0.0, sizes.solved)
         return np.asarray(bound, float)
-    rate = rate_of(run.setting, algorithm)
-    last = mode.last if isinstance(mode, Unrolled) else None
-    if isinstance(algorithm, GradientDescent) and isinstance(last, int) and rate < 1:
+    start = _late_start(mode, t)
+    if isinstance(algorithm, GradientDescent) and start is not None and run.rate < 1:
         drift = algorithm.step_size * sizes.stretch * sizes.distance
-        start = np.maximum(t - last, 0)
-        return np.asarray(theory.late_start_bound(t, start, rate, drift, sizes.initial), float)
+        bound = theory.late_start_bound(t, start, run.rate, drift, sizes.initial)
+        return np.asarray(bound, float)
     return np.full(len(t), np.nan)
 
 
-def _unrolled(t: np.ndarray, run: _Run) -> np.ndarray:
-    assert run.setting.spectrum is not None, "checked by the caller"
-    (low, high), algorithm, sizes = run.setting.spectrum, run.algorithm, run.sizes
-    if not run.setting.facts.get("commuting"):
+def _unrolled_row(t: np.ndarray, run: _Run) -> np.ndarray:
+    (low, high), algorithm, sizes = run.spectrum, run.algorithm, run.sizes
+    if not run.commuting:
         bound = theory.noncommuting_bound(run.factors, sizes.initial, sizes.change, sizes.distance)
-    elif isinstance(algorithm, GradientDescent):  # the same, but the worse end of the spectrum
+    elif isinstance(algorithm, GradientDescent):
+        # The same bound as below, but for the worse end of the spectrum.
         step = algorithm.step_size
         bound = theory.gradient_descent_bound(t, low, high, step, sizes.initial, sizes.slope)
     else:
@@ -233,15 +192,19 @@ def _sizes(
     return _Sizes(*norms, *(jnp.linalg.norm(m, 2) for m in maps))
 
 
-def rate_of(setting: Setting, algorithm: Algorithm) -> float:
-    """Return the contraction rate per step of a method, NaN where theory has none.
+def contraction_rate(spectrum: tuple[float, float] | None, algorithm: Algorithm) -> float:
+    """Return the contraction rate per step on a quadratic, dimensionless; NaN if not known.
 
-    For an objective that is not quadratic it is that of a quadratic with the same bounds of the
-    spectrum.
+    Parameters
+    ----------
+    spectrum : (float, float), optional
+        Bounds of the spectrum of the Hessian.
+    algorithm : Algorithm
+        The method.
     """
     rate: Any = np.nan
-    if setting.spectrum is not None:
-        low, high = setting.spectrum
+    if spectrum is not None:
+        low, high = spectrum
         if isinstance(algorithm, GradientDescent):
             rate = theory.gradient_descent_rate(low, high, algorithm.step_size)
         elif isinstance(algorithm, HeavyBall):
@@ -253,16 +216,23 @@ def rate_of(setting: Setting, algorithm: Algorithm) -> float:
     return float(rate)
 
 
-def factors_of(
+def worst_cases(
     algorithm: Algorithm, low: float, high: float
 ) -> Callable[[np.ndarray], theory.Factors] | None:
-    """Return the worst cases of a method's polynomials as a function of t, or None if unknown."""
+    """Return the worst cases of a method's polynomials over the spectrum, as a function of t.
+
+    None for a method, or for parameters, that the theory does not cover.
+    """
     ends = (low, high)
     if isinstance(algorithm, GradientDescent):
         return _compiled(theory.gradient_descent_factors, *ends, algorithm.step_size)
-    if isinstance(algorithm, HeavyBall) and _usual(algorithm, theory.polyak_parameters(*ends)):
+    if isinstance(algorithm, HeavyBall) and _has_parameters(
+        algorithm, theory.polyak_parameters(*ends)
+    ):
         return _compiled(theory.heavy_ball_factors, *ends)
-    if isinstance(algorithm, Nesterov) and _usual(algorithm, theory.nesterov_parameters(*ends)):
+    if isinstance(algorithm, Nesterov) and _has_parameters(
+        algorithm, theory.nesterov_parameters(*ends)
+    ):
         return _compiled(theory.nesterov_factors, *ends)
     if isinstance(algorithm, Chebyshev) and _same_interval(algorithm, low, high):
         return _compiled(theory.chebyshev_factors, *ends)
@@ -279,11 +249,11 @@ def _compiled(factors: Callable[..., theory.Factors], *numbers: Any) -> Callable
 
 
 def _sobolev_factors(t: np.ndarray, low: Array, high: Array) -> theory.Factors:
-    every_one = theory.sobolev_factors(int(t[-1]), low, high)
-    return theory.Factors(*(values[t] for values in every_one))
+    factors = theory.sobolev_factors(int(t[-1]), low, high)
+    return theory.Factors(*(values[t] for values in factors))
 
 
-def _usual(algorithm: HeavyBall | Nesterov, parameters: tuple[Array, Array]) -> bool:
+def _has_parameters(algorithm: HeavyBall | Nesterov, parameters: tuple[Array, Array]) -> bool:
     return np.allclose([algorithm.step_size, algorithm.momentum], parameters, rtol=1e-12)
 
 

@@ -1,220 +1,166 @@
-"""From words to algorithms and modes: ``{"type": "GradientDescent", "step_size": "1/L"}``."""
+"""From settings to objects: algorithms tuned to the spectrum, cases, and the study."""
 
-import dataclasses
 import inspect
-import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import iterdiff
+from iterdiff import theory
 from iterdiff.algorithms.base import Algorithm
+from iterdiff.algorithms.gradient import HeavyBall, Nesterov
 from iterdiff.modes.base import Mode
-from iterdiff.study.config import Case, Overrides, Recipe, Setting, Spec, Study, known, suggestion
-
-OWN_KEYS = ("type", "steps", "every")
-"""The keys of an algorithm that the study reads itself; all others are parameters."""
-
-MODES: Mapping[str, tuple[str, ...]] = {
-    "Unrolled": ("last",),
-    "OneStep": (),
-    "Implicit": ("refine",),
-}
-"""The modes that a file can name, and their parameters."""
+from iterdiff.study.config import Case, PosedProblem, Study, largest_divisor
+from iterdiff.study.options import (
+    OPTIMAL_RATIO,
+    RATIO,
+    AlgorithmOptions,
+    algorithm_classes,
+)
+from iterdiff.study.settings import Settings, Source
 
 
-def algorithm_classes() -> dict[str, type[Algorithm]]:
-    """Return every algorithm that iterdiff exports, by name."""
-    public = {name: getattr(iterdiff, name) for name in iterdiff.__all__}
-    return {
-        name: value
-        for name, value in public.items()
-        if inspect.isclass(value) and issubclass(value, Algorithm) and not inspect.isabstract(value)
-    }
-
-
-def make_algorithm(spec: Spec, setting: Setting, where: str) -> Algorithm:
-    """Return the algorithm that `spec` describes.
+def make_study(settings: Settings, source: Source, *, axis: str, with_theory: bool) -> Study:
+    """Return the study that settings describe.
 
     Parameters
     ----------
-    spec : mapping
-        Its ``type``, and its parameters: numbers, or ``"c/L"`` and ``"2/(L+l)"``, where l and
-        L are the setting's bounds of the spectrum. What is left out takes its usual value:
-        steps 1/L, Polyak's or Nesterov's momentum, the bounds of the spectrum.
-    setting : Setting
-        The problem.
-    where : str
-        For messages.
+    settings : Settings
+        What to run.
+    source : Source
+        Where the settings come from, for messages.
+    axis : str
+        What several posed problems differ in.
+    with_theory : bool
+        Whether to compare the runs with theory.
 
     Raises
     ------
     ValueError
-        If a key is unknown or a parameter out of range: the message names it.
+        If a setting does not fit the problem. The message names the setting.
     """
-    classes = algorithm_classes()
-    kind = str(spec["type"])
-    if kind not in classes:
+    problems = settings.problem.pose()
+    if len(problems) > 1 and len(settings.algorithms) > 1:
         raise ValueError(
-            f"`type` = {kind!r} in {where} is no algorithm. {suggestion(kind, classes)}"
+            f"{source.where(['problem', axis])} has {len(problems)} values and `algorithms` has "
+            f"{len(settings.algorithms)} entries, but a study varies one thing. Reduce one of the "
+            "two to a single entry."
         )
-    fields = {field.name: field.type for field in dataclasses.fields(classes[kind])}
-    names = list(fields)
-    known(spec, [*OWN_KEYS, *names], where)
-    defaults = _tuned(kind, setting.spectrum)
-    given = {k: _value(k, v, setting, where) for k, v in spec.items() if k not in OWN_KEYS}
-    chosen: dict[str, Any] = {k: v for k, v in (defaults | given).items() if k in names}
-    for name, value in chosen.items():
-        if isinstance(value, int) and "Float" in str(fields[name]):
-            chosen[name] = float(value)
-    try:
-        return classes[kind](**chosen)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-def _tuned(kind: str, spectrum: tuple[float, float] | None) -> dict[str, float]:
-    """Return the usual parameters for a spectrum in [l, L]."""
-    if spectrum is None:
-        return {}
-    low, high = spectrum
-    if kind in ("GradientDescent", "Richardson"):
-        return {"step_size": 1 / high}
-    root_low, root_high = math.sqrt(low), math.sqrt(high)
-    ratio = (root_high - root_low) / (root_high + root_low)
-    if kind == "HeavyBall":
-        return {"step_size": 4 / (root_high + root_low) ** 2, "momentum": ratio**2}
-    if kind == "Nesterov":
-        return {"step_size": 1 / high, "momentum": ratio}
-    return {"smallest": low, "largest": high}
-
-
-def _value(key: str, value: Any, setting: Setting, where: str) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"`{key}` in {where} must be a number, not {value!r}.")
-    if not isinstance(value, str):
-        return value
-    text = value.replace(" ", "")
-    over_largest = re.fullmatch(r"([0-9.]+)/L", text)
-    if not over_largest and text != "2/(L+l)":
-        if key == "norm":
-            return value
-        raise ValueError(
-            f'`{key}` in {where} must be a number, "c/L" with a number c, or "2/(L+l)", '
-            f"not {value!r}."
-        )
-    if setting.spectrum is None:
-        raise ValueError(
-            f"`{key}` = {value!r} in {where} needs bounds of the spectrum, which this problem "
-            "does not give; write a number."
-        )
-    low, high = setting.spectrum
-    return float(over_largest[1]) / high if over_largest else 2 / (high + low)
-
-
-def make_mode(spec: Spec, where: str) -> Mode:
-    """Return the mode that `spec` describes.
-
-    Raises
-    ------
-    ValueError
-        If a key is unknown or a parameter out of range: the message names it.
-    """
-    kind = str(spec["type"])
-    if kind not in MODES:
-        raise ValueError(f"`type` = {kind!r} in {where} is no mode. {suggestion(kind, MODES)}")
-    known(spec, ["type", *MODES[kind]], where)
-    try:
-        return getattr(iterdiff, kind)(**{k: v for k, v in spec.items() if k != "type"})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-def make_study(recipe: Recipe, overrides: Overrides) -> Study:
-    """Return a recipe's study with some settings changed.
-
-    Raises
-    ------
-    ValueError
-        If a setting is unknown or out of range: the message names it.
-    """
-    origin = overrides.origin
-    if "data" in overrides.problem and not recipe.takes_data:
-        raise ValueError(f"`data`: the study {recipe.name} takes no table; ridge and logistic do.")
-    known(overrides.problem, recipe.options, f"`problem` in {origin}")
-    settings = recipe.build(**{**recipe.options, **overrides.problem})
-    algorithms = overrides.algorithms or recipe.algorithms
-    modes = {
-        label: make_mode(spec, f"`modes.{label}` in {origin}")
-        for label, spec in (overrides.modes or recipe.modes).items()
-    }
-    if len(settings) > 1 and len(algorithms) > 1:
-        raise ValueError(
-            f"`problem.{recipe.axis}` in {origin} has {len(settings)} values and `algorithms` "
-            f"{len(algorithms)} entries; a study varies one thing: give one of either."
-        )
+    modes = {label: options.make() for label, options in settings.modes.items()}
     cases = [
-        _case(recipe, overrides, setting, (label, spec), modes)
-        for setting in settings
-        for label, spec in algorithms.items()
+        _case(posed, label, settings, source, modes if with_theory else None)
+        for posed in problems
+        for label in settings.algorithms
     ]
-    used = {
-        "study": recipe.name,
-        "problem": {**recipe.options, **overrides.problem},
-        "algorithms": {label: dict(spec) for label, spec in algorithms.items()},
-        "modes": {label: dict(spec) for label, spec in (overrides.modes or recipe.modes).items()},
-    }
     return Study(
-        name=recipe.name,
-        title=overrides.title or next(iter(settings)).title,
+        name=settings.study,
+        title=settings.title or problems[0].title,
         cases=tuple(cases),
         modes=modes,
-        axis="algorithm" if len(settings) == 1 else recipe.axis,
-        probes=overrides.probes,
-        estimate=recipe.estimate,
-        settings=used,
+        axis="algorithm" if len(problems) == 1 else axis,
+        probes=settings.probes,
+        estimate=settings.estimate,
+        settings=settings.in_words(),
     )
 
 
 def _case(
-    recipe: Recipe,
-    overrides: Overrides,
-    setting: Setting,
-    labelled: tuple[str, Spec],
-    modes: Mapping[str, Mode],
+    posed: PosedProblem,
+    label: str,
+    settings: Settings,
+    source: Source,
+    modes: Mapping[str, Mode] | None,
 ) -> Case:
-    """Return the run of one algorithm in one setting."""
-    label, spec = labelled
-    where = f"`algorithms.{label}` in {overrides.origin}"
-    steps, every = _counts(recipe, overrides, spec, where)
-    algorithm = make_algorithm(spec, setting, where)
+    """Return the run of one algorithm on one problem, compared with theory if modes are given."""
+    algorithm = make_algorithm(settings.algorithms[label], posed, label, source)
+    compared = posed.theory if modes is not None else None
+    # Late starts are measured for the full Jacobian, and need steps that can be differentiated.
+    late = settings.probes is None and algorithm.differentiable
+    steps, every = _counts(settings, label, source)
     return Case(
-        label=label if setting.label is None else setting.label,
-        problem=setting.problem,
+        label=label if posed.coordinate is None else posed.coordinate,
+        problem=posed.problem,
         algorithm=algorithm,
-        x0=setting.x0,
-        theta=setting.theta,
+        x0=posed.x0,
+        theta=posed.theta,
         steps=steps,
         every=every,
-        reference=setting.reference,
-        curves=recipe.curves(setting, algorithm, modes),
-        # Late starts are of the full Jacobian, and of steps that can be differentiated.
-        rate=recipe.rate(setting, algorithm)
-        if recipe.rate and overrides.probes is None and algorithm.differentiable
-        else None,
+        reference=posed.reference,
+        curves=compared.curves(posed, algorithm, modes) if compared and modes else {},
+        rate=compared.rate(posed, algorithm) if compared and late else None,
     )
 
 
-def _counts(recipe: Recipe, overrides: Overrides, spec: Spec, where: str) -> tuple[int, int]:
-    """Return steps and every of one run: the overall setting, the algorithm's, the recipe's."""
-    found = []
-    for key, usual in (("steps", recipe.steps), ("every", recipe.every)):
-        value = getattr(overrides, key)
-        if value is None:
-            value = spec.get(key, usual)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{key}` in {where} must be a whole number from 1 on, not {value!r}.")
-        found.append(value)
-    steps, every = found
-    every = min(every, steps) if overrides.every is None else every
-    return steps - steps % every if every <= steps else steps, every
+def _counts(settings: Settings, label: str, source: Source) -> tuple[int, int]:
+    """Return `steps` and `every` of a run; lower a default `every` until it divides `steps`."""
+    options = settings.algorithms[label]
+    steps, every = options.steps or settings.steps, options.every or settings.every
+    if source.sets("every") or source.sets("algorithms", label, "every"):
+        return steps, every
+    return steps, largest_divisor(steps, every)
+
+
+def make_algorithm(
+    options: AlgorithmOptions, posed: PosedProblem, label: str, source: Source
+) -> Algorithm:
+    """Return the algorithm that its options describe.
+
+    Parameters
+    ----------
+    options : AlgorithmOptions
+        The class and its parameters. Parameters that are left out have their usual values for
+        the spectrum: steps 1/L, the momentum of Polyak or Nesterov, the bounds of the spectrum.
+    posed : PosedProblem
+        The problem, for its spectrum.
+    label : str
+        The algorithm's label in the settings.
+    source : Source
+        Where the settings come from, for messages.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is missing or out of range, or needs a spectrum that is not known.
+    """
+    keys = ("algorithms", label)
+    make = algorithm_classes()[options.type]
+    given = {
+        name: _resolved(value, posed, source.where([*keys, name]))
+        for name, value in options.parameters().items()
+    }
+    parameters = inspect.signature(make).parameters
+    chosen = {k: v for k, v in _tuned(make, posed).items() if k in parameters} | given
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in chosen:
+            raise ValueError(
+                f"{source.where([*keys, name])} is missing; {options.type} needs it here."
+            )
+    try:
+        return make(**chosen)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source.where(keys)} is not valid: {error}") from error
+
+
+def _tuned(make: type[Algorithm], posed: PosedProblem) -> dict[str, Any]:
+    """Return the usual parameters for a spectrum in [l, L], those of other algorithms included."""
+    if posed.spectrum is None:
+        return {}
+    low, high = posed.spectrum
+    usual: dict[str, Any] = {"step_size": 1 / high, "smallest": low, "largest": high}
+    if make is HeavyBall:
+        usual["step_size"], usual["momentum"] = map(float, theory.polyak_parameters(low, high))
+    if make is Nesterov:
+        usual["step_size"], usual["momentum"] = map(float, theory.nesterov_parameters(low, high))
+    return usual
+
+
+def _resolved(value: Any, posed: PosedProblem, where: str) -> Any:
+    """Return a parameter with "c/L" and "2/(L+l)" replaced by numbers."""
+    ratio = RATIO.fullmatch(value) if isinstance(value, str) else None
+    if value != OPTIMAL_RATIO and ratio is None:
+        return value
+    if posed.spectrum is None:
+        raise ValueError(
+            f"{where} = {value!r} needs bounds of the spectrum, which this problem does not have. "
+            "Write a number."
+        )
+    low, high = posed.spectrum
+    return 2 / (high + low) if ratio is None else float(ratio["factor"]) / high

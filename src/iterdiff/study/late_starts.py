@@ -1,4 +1,10 @@
-"""Late starts, all at once: the error for every number of steps that are left undifferentiated."""
+"""The error of every late start of a run, from one reverse sweep.
+
+A late start is `Unrolled` with ``last=k``. Measuring T + 1 of them with that public mode would
+take T + 1 solves and derivatives, at a cost that grows with T^2. The sum over steps that reverse
+mode accumulates passes through all of them, so one sweep of our own gives all errors at the cost
+of one reverse pass.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,22 +22,22 @@ from iterdiff.reference import find_reference
 from iterdiff.stopping import Steps
 from iterdiff.study.config import Case
 
-SHARES = (4, 2, 1)
-"""Late starts are measured for a quarter of the steps, for half, and for all of them."""
+TOTALS_PER_STEPS = (4, 2, 1)
+"""By default late starts are measured after a quarter of the steps, half, and all of them."""
 
 
 class LateStarts(NamedTuple):
-    """What late starts of one run do.
+    """Errors of the late starts of one run.
 
     Attributes
     ----------
     totals : int array of shape (k,)
         Numbers of iterations T, ascending.
     errors : float array of shape (k, steps + 1)
-        The absolute Frobenius error of the Jacobian after T iterations when the first K are left
-        undifferentiated, for K = 0 to T, infinite where it is not finite; NaN beyond.
+        The absolute Frobenius error of the Jacobian after T iterations of which the first K are
+        not differentiated, for K = 0 to T; infinite if it is not finite, and NaN for K > T.
     predicted : float
-        The K that theory calls best, whatever T; NaN where it has no contraction rate.
+        The best K by theory, the same for every T; NaN without a contraction rate below 1.
     """
 
     totals: np.ndarray
@@ -40,28 +46,33 @@ class LateStarts(NamedTuple):
 
 
 def late_starts(case: Case, totals: Sequence[int] | None = None) -> LateStarts:
-    r"""Measure late starts of a case, for every K, and predict the best one.
+    r"""Measure the late starts of a case for every K, and predict the best one.
 
-    With :math:`\Phi(T, s)` the derivative of the state at T in that at s, the Jacobian that
-    starts at K is :math:`\sum_{s \ge K} \Phi(T, s+1)\, \partial_\theta F(x_s, \theta)`. Its rows
-    are pulled back from T to 0 once, and the sum after each step is one late start. The cost is
-    that of reverse mode over `case.steps` steps, once for every total.
+    Let :math:`\Phi(T, s)` be the derivative of the state at T in the state at s. The Jacobian
+    that starts at K is :math:`\sum_{s \ge K} \Phi(T, s+1)\, \partial_\theta F(x_s, \theta)`. Its
+    rows are pulled back from T to 0 once; the partial sum after each step is one late start. The
+    cost is one reverse pass over `case.steps` steps for each total.
 
-    The prediction is `iterdiff.theory.late_start`, asked anew at every iterate until it says: now.
-    Its drift is :math:`(1 - \rho) \|J(x_t) - J^*\|` with the implicit derivative
-    :math:`J(x_t)`. In one mode that is the drift itself; of several, each counts by what it adds
-    up to.
+    The prediction is `iterdiff.theory.late_start`, evaluated at each iterate until it predicts
+    that no further step should be skipped. Its drift is :math:`(1 - \rho) \|J(x_t) - J^*\|` with
+    the implicit derivative :math:`J(x_t)`. For one eigenmode this is the drift itself; of
+    several, each counts with its total contribution.
 
     Parameters
     ----------
     case : Case
         A run, with a `rate` if the best start is to be predicted.
     totals : sequence of int, optional
-        Numbers of iterations up to the case's steps; by default `SHARES` of these.
+        Numbers of iterations, at most the case's steps; by default `TOTALS_PER_STEPS` of these.
+
+    Returns
+    -------
+    LateStarts
+        The errors and the prediction.
     """
     task = Task(case.problem, case.algorithm, case.x0, case.theta, Steps(case.steps))
     if totals is None:
-        totals = [max(1, case.steps // share) for share in SHARES]
+        totals = [max(1, case.steps // share) for share in TOTALS_PER_STEPS]
     ends = np.unique(totals)
     directions = tree.basis(floating_part(case.theta)[0])
     guess = task.x0 if case.reference is not None else _last(task, case.steps)
@@ -85,14 +96,14 @@ def _last(task: Task, steps: int) -> PyTree:
 def _predicted(
     task: Task, directions: PyTree, truth: PyTree, rate: Float[Array, ""]
 ) -> Int[Array, ""]:
-    """Return the first iteration from which no further step is to be left out."""
+    """Return the first iteration at which theory predicts that no further step be skipped."""
     arrays, static = eqx.partition(task.state(), eqx.is_array)
-    follow, norm = Implicit().tangents(task, directions), tree.norm(truth)
+    tangents, norm = Implicit().tangents(task, directions), tree.norm(truth)
 
     def too_early(carry):
         arrays, t = carry
         state = eqx.combine(arrays, static)
-        wrong = tree.norm(tree.sub(follow.value(follow.init(state), state), truth))
+        wrong = tree.norm(tree.sub(tangents.value(tangents.init(state), state), truth))
         more = theory.late_start(rate, (1 - rate) * wrong, norm)
         return (t < task.stop.max_steps) & (more > 0.5)
 
@@ -105,7 +116,7 @@ def _predicted(
 
 
 def _run(task: Task, steps: int) -> tuple[Any, PyTree]:
-    """Return the last state, and the arrays of every state that a step was taken from."""
+    """Return the last state, and the arrays of all previous states, stacked."""
     arrays, static = eqx.partition(task.state(), eqx.is_array)
 
     def advance(arrays, _):
@@ -120,59 +131,59 @@ def _run(task: Task, steps: int) -> tuple[Any, PyTree]:
 def _sweep(
     task: Task, truth: PyTree, totals: Int[Array, " k"], steps: int
 ) -> Float[Array, "k starts"]:
-    """Return the errors of all late starts, for every total by one sweep over all steps."""
+    """Return the errors of all late starts, for all totals by one sweep over all steps."""
     problem, algorithm = task.problem, task.algorithm
-    moving, rest = floating_part(task.theta)
+    floating_theta, static_theta = floating_part(task.theta)
     kept = _run(task, steps)[1]
-    begin = task.state()
-    static = eqx.filter(begin, eqx.is_array, inverse=True)
-    floating, other = floating_part(begin)
-    wanted = tree.stack_to_matrix(truth).T
-    _, of_answer = jax.vjp(lambda f: tree.to_vector(eqx.combine(f, other).x), floating)
-    rows = jax.vmap(of_answer)(jnp.eye(wanted.shape[0], dtype=wanted.dtype))[0]
+    start_state = task.state()
+    static = eqx.filter(start_state, eqx.is_array, inverse=True)
+    floating, other = floating_part(start_state)
+    reference = tree.stack_to_matrix(truth).T
+    _, pull_answer = jax.vjp(lambda f: tree.to_vector(eqx.combine(f, other).x), floating)
+    rows = jax.vmap(pull_answer)(jnp.eye(reference.shape[0], dtype=reference.dtype))[0]
 
-    def several(pull, rows):
-        """Pull back the rows of every total; the part of theta becomes a matrix."""
+    def pull_all(pull, rows):
+        """Pull back the rows of every total; return the part in theta as matrices."""
         back, gain = jax.vmap(jax.vmap(pull))(rows)
         return back, jax.vmap(jax.vmap(tree.to_vector))(gain)
 
     def back(carry, at):
         (rows_now, total), (arrays, t) = carry, at
-        # A run of t + 1 iterations ends after this step: its rows begin here.
+        # A run of t + 1 iterations ends with this step, so its rows begin here.
         ends = totals == t + 1
-        rows_now = jax.tree.map(lambda new, old: _chosen(ends, new[None], old), rows, rows_now)
+        rows_now = jax.tree.map(lambda new, old: _where_total(ends, new[None], old), rows, rows_now)
         floating, other = floating_part(eqx.combine(arrays, static))
 
-        def step(floating, moving):
-            state, theta = eqx.combine(floating, other), eqx.combine(moving, rest)
+        def step(floating, floating_theta):
+            state, theta = eqx.combine(floating, other), eqx.combine(floating_theta, static_theta)
             return floating_part(algorithm.step(problem, state, theta))[0]
 
-        rows_now, gain = several(jax.vjp(step, floating, moving)[1], rows_now)
-        rows_now = jax.tree.map(_without_traces, rows_now)
+        rows_now, gain = pull_all(jax.vjp(step, floating, floating_theta)[1], rows_now)
+        rows_now = jax.tree.map(_flush_tiny, rows_now)
         total = total + gain
-        return (rows_now, total), jnp.linalg.norm(total - wanted[None], axis=(1, 2))
+        return (rows_now, total), jnp.linalg.norm(total - reference[None], axis=(1, 2))
 
-    nothing = jax.tree.map(lambda row: jnp.zeros((totals.size, *row.shape), row.dtype), rows)
-    zero = jnp.zeros((totals.size, *wanted.shape), wanted.dtype)
+    no_rows = jax.tree.map(lambda row: jnp.zeros((totals.size, *row.shape), row.dtype), rows)
+    no_sum = jnp.zeros((totals.size, *reference.shape), reference.dtype)
     (rows_now, total), errors = jax.lax.scan(
-        back, (nothing, zero), (kept, jnp.arange(steps)), reverse=True
+        back, (no_rows, no_sum), (kept, jnp.arange(steps)), reverse=True
     )
 
-    def start(moving):
-        state = algorithm.init(problem, task.x0, eqx.combine(moving, rest))
+    def start(floating_theta):
+        state = algorithm.init(problem, task.x0, eqx.combine(floating_theta, static_theta))
         return floating_part(state)[0]
 
-    _, of_start = jax.vjp(start, moving)
-    gain = jax.vmap(jax.vmap(lambda row: tree.to_vector(of_start(row)[0])))(rows_now)
-    first = jnp.linalg.norm(total + gain - wanted[None], axis=(1, 2))
-    none = jnp.broadcast_to(jnp.linalg.norm(wanted), first.shape)
+    _, pull_start = jax.vjp(start, floating_theta)
+    gain = jax.vmap(jax.vmap(lambda row: tree.to_vector(pull_start(row)[0])))(rows_now)
+    first = jnp.linalg.norm(total + gain - reference[None], axis=(1, 2))
+    none = jnp.broadcast_to(jnp.linalg.norm(reference), first.shape)
     return jnp.concatenate([first[:, None], errors.T[:, 1:], none[:, None]], axis=1)
 
 
-def _chosen(which: Array, new: Array, old: Array) -> Array:
+def _where_total(which: Array, new: Array, old: Array) -> Array:
     return jnp.where(which.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
 
-def _without_traces(rows: Array) -> Array:
-    """Return zeros for what is too small to count, whose scale a linear solve cannot take."""
+def _flush_tiny(rows: Array) -> Array:
+    """Flush tiny entries to zero; a linear solve inside a step cannot scale them."""
     return jnp.where(jnp.abs(rows) < jnp.finfo(rows.dtype).tiny ** 0.5, 0.0, rows)

@@ -1,22 +1,28 @@
 """Tables of numbers: scikit-learn's, or a user's CSV file."""
 
-import csv
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
-from iterdiff.study.config import suggestion
-from iterdiff.study.extras import load
+from iterdiff.jaxtools.extras import import_extra
+from iterdiff.study.options import suggestion
+
+if TYPE_CHECKING:
+    import pandas
 
 BUNDLED = ("breast-cancer", "diabetes")
-"""The tables that need no file; scikit-learn brings them."""
+"""The tables that scikit-learn ships."""
+
+CONSTANT_MAX_SPREAD = 1e-12
+"""Standard deviation, relative to the largest entry plus 1, up to which a column is constant."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Features and a target, as they came.
+    """Raw features and a target.
 
     Attributes
     ----------
@@ -27,7 +33,7 @@ class Table:
     columns : tuple of str
         Names of the features.
     target : array of shape (rows,)
-        Numbers, or the words of a class.
+        Finite numbers, or words.
     """
 
     name: str
@@ -43,14 +49,13 @@ class Table:
         ValueError
             If a column is constant.
         """
-        spread = self.features.std(axis=0)
-        flat = spread <= 1e-12 * (1 + np.abs(self.features).max(axis=0))
-        if flat.any():
-            names = ", ".join(f"`{c}`" for c, f in zip(self.columns, flat, strict=True) if f)
+        constant = [c for c, v in zip(self.columns, self.features.T, strict=True) if _constant(v)]
+        if constant:
+            names = ", ".join(f"`{name}`" for name in constant)
             raise ValueError(
-                f"{self.name}: {names} never changes and cannot be standardised; leave it out."
+                f"{self.name}: {names} is constant and cannot be standardised. Leave it out."
             )
-        return (self.features - self.features.mean(axis=0)) / spread
+        return import_extra("sklearn.preprocessing", "study").scale(self.features)
 
     def numbers(self) -> Float[np.ndarray, " rows"]:
         """Return the target with mean 0 and standard deviation 1.
@@ -58,18 +63,21 @@ class Table:
         Raises
         ------
         ValueError
-            If it is no number or constant.
+            If the target holds text or is constant.
         """
         try:
             values = self.target.astype(float)
         except ValueError as error:
             raise ValueError(
-                f"{self.name}: the target holds text ({error}); a regression needs numbers."
+                f"{self.name}: the target holds text ({error}). A regression needs numbers; for "
+                "two classes use the study `logistic`."
             ) from error
-        spread = values.std()
-        if not spread > 0:
-            raise ValueError(f"{self.name}: the target never changes; nothing is to be learned.")
-        return (values - values.mean()) / spread
+        if _constant(values):
+            raise ValueError(
+                f"{self.name}: the target is constant, so there is nothing to learn. Choose "
+                "another column."
+            )
+        return import_extra("sklearn.preprocessing", "study").scale(values)
 
     def signs(self) -> Float[np.ndarray, " rows"]:
         """Return the target's two classes as -1 and 1, in sorted order.
@@ -77,15 +85,42 @@ class Table:
         Raises
         ------
         ValueError
-            If there are not exactly two.
+            If there are not exactly two classes.
         """
-        classes, index = np.unique(self.target, return_inverse=True)
-        if classes.size != 2:
+        encoder = import_extra("sklearn.preprocessing", "study").LabelEncoder()
+        index = encoder.fit_transform(self.target)
+        if encoder.classes_.size != 2:
             raise ValueError(
-                f"{self.name}: the target has {classes.size} different values; logistic regression "
-                "needs two classes (for numbers, use the study `ridge`)."
+                f"{self.name}: the target has {encoder.classes_.size} different values, but "
+                "logistic regression needs two classes. For numbers use the study `ridge`."
             )
         return np.where(index == 1, 1.0, -1.0)
+
+
+def _constant(values: Float[np.ndarray, " rows"]) -> bool:
+    return bool(values.std() <= CONSTANT_MAX_SPREAD * (1 + np.abs(values).max()))
+
+
+def load_table(data: str, target: str) -> Table:
+    """Return a bundled table, or a user's table.
+
+    Parameters
+    ----------
+    data : str
+        The name of a bundled table, or the path of a CSV file.
+    target : str
+        The column of a CSV file to predict; empty for a bundled table.
+
+    Raises
+    ------
+    ValueError
+        If there is no such table, the file is not suitable, or `target` is missing.
+    """
+    if target:
+        return read_csv(Path(data), target)
+    if data.endswith(".csv"):
+        raise ValueError(f"`target` is missing: name the column of {data} to predict.")
+    return bundled(data)
 
 
 def bundled(name: str) -> Table:
@@ -94,109 +129,111 @@ def bundled(name: str) -> Table:
     Raises
     ------
     ValueError
-        If there is none of that name.
+        If there is no table of this name.
     ImportError
         If scikit-learn is not installed.
     """
     if name not in BUNDLED:
         raise ValueError(f"`data`: there is no table {name!r}. {suggestion(name, BUNDLED)}")
-    datasets = load("sklearn.datasets")
+    datasets = import_extra("sklearn.datasets", "study")
     raw = datasets.load_breast_cancer() if name == "breast-cancer" else datasets.load_diabetes()
     columns = tuple(str(c) for c in raw.feature_names)
     return Table(name.replace("-", " "), np.asarray(raw.data, float), columns, raw.target)
 
 
 def read_csv(path: Path, target: str) -> Table:
-    """Return a user's table: a header line, commas, a number in every cell.
+    """Return a user's table: a header line, commas, and a number in every cell.
 
-    The target's column alone may hold words (two classes).
+    The target's column may hold words instead.
 
     Parameters
     ----------
     path : Path
         A CSV file in UTF-8.
     target : str
-        The name of the column to predict; the others are the features.
+        The name of the column to predict; the other columns are the features.
 
     Raises
     ------
     ValueError
         If the file cannot be read, has no column `target`, fewer than two rows or no other
-        column, or if a cell is empty or holds no finite number: the message names line and
-        column.
+        column, or if a cell is empty or not a finite number. The message names line and column.
     """
+    frame = _cells(path)
+    header = [str(name) for name in frame.iloc[0]]
+    _check_header(path, header, target)
+    frame = frame.iloc[1:].set_axis(header, axis="columns")
+    if len(frame) < 2:
+        raise ValueError(
+            f"`data`: {path} has too few rows below the header: {len(frame)}. A fit needs at least "
+            "two."
+        )
+    columns = tuple(name for name in header if name != target)
+    features = np.stack([_numbers(frame[name], path) for name in columns], axis=1)
+    return Table(path.name, features, columns, _numbers(frame[target], path, words=True))
+
+
+def _cells(path: Path) -> "pandas.DataFrame":
+    """Return the cells of a CSV file as text, the header among them, indexed by line."""
+    pandas = import_extra("pandas", "study")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [(i, row) for i, row in enumerate(csv.reader(file), start=1) if row]
+        frame = pandas.read_csv(
+            path,
+            header=None,
+            dtype=object,
+            keep_default_na=False,
+            skip_blank_lines=False,
+            encoding="utf-8-sig",
+        )
     except OSError as error:
         raise ValueError(f"`data`: {path} cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"`data`: {path} is no CSV file in UTF-8: {error}.") from error
-    if not lines:
-        raise ValueError(f"`data`: {path} is empty; it needs a header line and two rows or more.")
-    header = [name.strip() for name in lines[0][1]]
-    _check_header(path, header, target)
-    rows = lines[1:]
-    if len(rows) < 2:
+    except pandas.errors.EmptyDataError as error:
         raise ValueError(
-            f"`data`: {path} has {len(rows)} row{'' if len(rows) == 1 else 's'} of numbers; a fit "
-            "needs two or more."
+            f"`data`: {path} is empty. It needs a header line and at least two rows."
+        ) from error
+    except (UnicodeDecodeError, pandas.errors.ParserError) as error:
+        raise ValueError(
+            f"`data`: {path} is not a CSV file in UTF-8 with equally many cells in every line: "
+            f"{str(error).strip()}."
+        ) from error
+    frame.index += 1
+    frame = frame[~(frame.isna() | (frame == "")).all(axis="columns")]
+    short = frame.isna().any(axis="columns")
+    if short.any():
+        line = short.idxmax()
+        raise ValueError(
+            f"`data`: {path}, line {line} has {int(frame.loc[line].notna().sum())} cells, but the "
+            f"header has {frame.shape[1]}. Fill in the missing ones, or delete the line."
         )
-    place = header.index(target)
-    features = np.empty((len(rows), len(header) - 1))
-    answers = []
-    for i, (line, cells) in enumerate(rows):
-        if len(cells) != len(header):
-            raise ValueError(
-                f"`data`: {path}, line {line} has {len(cells)} cells, but the header has "
-                f"{len(header)}."
-            )
-        where = [f"`data`: {path}, line {line}, column `{name}`" for name in header]
-        numbers = [_number(cells[j], where[j]) for j in range(len(header)) if j != place]
-        features[i] = numbers
-        answers.append(_word(cells[place], where[place]))
-    columns = tuple(name for j, name in enumerate(header) if j != place)
-    return Table(path.name, features, columns, _answers(answers))
+    return frame.map(str.strip)
 
 
 def _check_header(path: Path, header: list[str], target: str) -> None:
     if target not in header:
-        hint = suggestion(target, header)
-        if len(header) == 1 and ";" in header[0]:
-            hint = "The columns seem to be separated by `;`; separate them by commas."
-        raise ValueError(f"`target`: {path} has no column {target!r}. {hint}")
+        advice = suggestion(target, header)
+        if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+            advice = "The header has no comma; separate the columns by commas."
+        raise ValueError(f"`target`: {path} has no column {target!r}. {advice}")
     if len(header) == 1:
-        raise ValueError(f"`data`: {path} has no column but the target; it needs features.")
+        raise ValueError(f"`data`: {path} has only the target's column. Add at least one feature.")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise ValueError(f"`data`: {path} has two columns named {twice[0]!r}; rename one.")
+        raise ValueError(f"`data`: {path} has two columns named {twice[0]!r}. Rename one.")
 
 
-def _word(cell: str, where: str) -> str:
-    if not cell.strip():
-        raise ValueError(f"{where}: the cell is empty; fill it, or delete the line.")
-    return cell.strip()
-
-
-def _number(cell: str, where: str) -> float:
-    word = _word(cell, where)
-    try:
-        value = float(word)
-    except ValueError:
+def _numbers(cells: "pandas.Series", path: Path, *, words: bool = False) -> np.ndarray:
+    """Return a column as finite numbers; with `words`, as text if a cell is not a number."""
+    values = import_extra("pandas", "study").to_numeric(cells, errors="coerce").to_numpy(float)
+    empty, finite = (cells == "").to_numpy(), np.isfinite(values)
+    is_text = np.isnan(values) & ~cells.str.lower().isin(["nan", "+nan", "-nan"]).to_numpy()
+    wrong = empty | (~finite & ~is_text if words else ~finite)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        where = f"`data`: {path}, line {cells.index[first]}, column `{cells.name}`"
+        if empty[first]:
+            raise ValueError(f"{where}: the cell is empty. Fill it, or delete the line.")
         raise ValueError(
-            f"{where}: {word!r} is no number; encode it, or delete the column."
-        ) from None
-    if not np.isfinite(value):
-        raise ValueError(f"{where}: {word} is not finite; fill it, or delete the line.")
-    return value
-
-
-def _answers(words: list[str]) -> np.ndarray:
-    """Return numbers where all are (finite), else the words."""
-    try:
-        values = np.array([float(word) for word in words])
-    except ValueError:
-        return np.array(words)
-    if not np.isfinite(values).all():
-        raise ValueError("`data`: the target holds a value that is not finite.")
-    return values
+            f"{where}: {cells.iloc[first]!r} is not a finite number. Replace it, or delete the "
+            f"{'column' if is_text[first] else 'line'}."
+        )
+    return cells.to_numpy(str) if is_text.any() else cells.to_numpy(object).astype(float)

@@ -1,4 +1,4 @@
-"""The numbers of a study: peak, burn-in, and how soon each error is small."""
+"""Numbers of an error curve: its peak, its burn-in, and the iteration from which it is small."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -7,37 +7,44 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray
 
-TOLERANCE = 1e-6
-"""What counts as small: relative to the true Jacobian's norm, or to the start of an iterate."""
+SMALL_MAX_RELATIVE_ERROR = 1e-6
+"""Largest error that counts as small, relative to the true Jacobian or to the iterate's start."""
 
-ROUNDING = 1e-9
-"""An error this much above its start, relatively, is not yet above it."""
+BURN_IN_MIN_RELATIVE_RISE = 1e-9
+"""Rise above the start, relative to it, up to which an error does not count as above it."""
+
+BEST_START_MAX_RELATIVE_GAP = 1e-12
+"""Gap to the least error, relative to the true Jacobian, up to which late starts are equal."""
+
+PERCENT_MAX_FACTOR = 1.005
+"""Largest growth factor that is printed as a percentage."""
 
 
 class Convergence(NamedTuple):
-    """How one error went.
+    """Numbers of one error curve.
 
     Attributes
     ----------
     start : float
-        Its starting value, that is at iteration 0, or the first that is not zero.
+        The error at iteration 0, or the first nonzero error.
     start_iteration : int
-        Where that is.
+        The iteration of `start`.
     peak : float
-        The largest, absolute.
+        The largest error, absolute.
     peak_iteration : int
-        Where that is.
+        The iteration of `peak`.
     burn_in_end : int or None
-        The last recorded iteration at which it is above its start; 0 without burn-in, None if it
-        still is at the end.
+        The last recorded iteration with an error above the start; 0 without burn-in, None if
+        the error is still above the start at the end.
     small_from : int or None
-        From where on it stays below `TOLERANCE` times `scale`; None if it does not.
+        The iteration from which the error stays below `SMALL_MAX_RELATIVE_ERROR` times `scale`;
+        None if it does not.
     final : float
-        The last one, absolute.
+        The last error, absolute.
     scale : float
-        What "relative" refers to.
+        The size that relative errors refer to.
     relative : bool
-        False where the scale would be 0 and 1 is in its place.
+        Whether `scale` is a true size. If that size is 0, `scale` is 1 instead.
     """
 
     start: float
@@ -52,7 +59,7 @@ class Convergence(NamedTuple):
 
     @property
     def growth(self) -> float:
-        """The peak over the start, dimensionless; 1 without burn-in."""
+        """The peak divided by the start, dimensionless; 1 without burn-in."""
         return self.peak / self.start if self.start > 0 else 1.0
 
     @property
@@ -62,79 +69,80 @@ class Convergence(NamedTuple):
 
 
 def converged(iterations: np.ndarray, errors: np.ndarray, scale: float) -> Convergence:
-    """Return how an error went.
+    """Return the numbers of an error curve.
 
     Parameters
     ----------
     iterations : int array of shape (records,)
         Ascending.
     errors : float array of shape (records,)
-        Nonnegative; what is not finite counts as above everything.
+        Nonnegative. An error that is not finite counts as infinite.
     scale : float
-        What "relative" refers to; 0 stands for none, that is for absolute.
+        The size that relative errors refer to; 0 if there is none.
     """
     errors = np.where(np.isfinite(errors), np.abs(errors), np.inf)
     first = int(np.argmax(errors > 0))
     start = float(errors[first])
-    above = np.flatnonzero(errors > start * (1 + ROUNDING))
+    above = np.flatnonzero(errors > start * (1 + BURN_IN_MIN_RELATIVE_RISE))
     relative = scale > 0
     scale = float(scale) if relative else 1.0
-    large = np.flatnonzero(errors > TOLERANCE * scale)
-    last = len(errors) - 1
+    large = np.flatnonzero(errors > SMALL_MAX_RELATIVE_ERROR * scale)
     return Convergence(
         start=start,
         start_iteration=int(iterations[first]),
         peak=float(errors.max()),
         peak_iteration=int(iterations[int(np.argmax(errors))]),
-        burn_in_end=_end(iterations, above, last),
-        small_from=_after(iterations, large, last),
+        burn_in_end=_last(iterations, above),
+        small_from=_first_after(iterations, large),
         final=float(errors[-1]),
         scale=scale,
         relative=relative,
     )
 
 
-def _end(iterations: np.ndarray, above: np.ndarray, last: int) -> int | None:
-    if not above.size:
+def _last(iterations: np.ndarray, places: np.ndarray) -> int | None:
+    """Return the last iteration in `places`: 0 if there is none, None if it is the very last."""
+    if not places.size:
         return 0
-    return None if above[-1] == last else int(iterations[above[-1]])
+    return None if places[-1] == len(iterations) - 1 else int(iterations[places[-1]])
 
 
-def _after(iterations: np.ndarray, large: np.ndarray, last: int) -> int | None:
-    if not large.size:
+def _first_after(iterations: np.ndarray, places: np.ndarray) -> int | None:
+    """Return the first iteration after all `places`, None if there is none."""
+    if not places.size:
         return int(iterations[0])
-    return None if large[-1] == last else int(iterations[large[-1] + 1])
+    return None if places[-1] == len(iterations) - 1 else int(iterations[places[-1] + 1])
 
 
 def iterate_of(case: "xarray.Dataset") -> Convergence:
-    """Return how the iterate's suboptimality went, relative to its start."""
+    """Return the numbers of the iterate's suboptimality, relative to its start."""
     errors = case.iterate_error.values
     return converged(case.iteration.values, errors, float(errors[0]))
 
 
 def jacobian_of(case: "xarray.Dataset", mode: str) -> Convergence:
-    """Return how a mode's Jacobian error went, relative to the norm of the true Jacobian."""
+    """Return the numbers of a mode's Jacobian error, relative to the norm of the true Jacobian."""
     errors = case.jacobian_error.sel(mode=mode).values
     return converged(case.iteration.values, errors, float(case.reference_norm))
 
 
 def best_start(case: "xarray.Dataset", total: int) -> int:
-    """Return after how many leading steps a late start of `total` iterations errs least.
+    """Return the late start of `total` iterations with the smallest error.
 
-    The first of all that are equally good, up to rounding relative to the true Jacobian.
+    Returns the first of several that are equal up to `BEST_START_MAX_RELATIVE_GAP`.
     """
     errors = case.late_start_error.sel(total=total).dropna("start").values
-    least = errors.min() + ROUNDING * 1e-3 * float(case.reference_norm)
+    least = errors.min() + BEST_START_MAX_RELATIVE_GAP * float(case.reference_norm)
     return int(np.argmax(errors <= least))
 
 
 def deviation(case: "xarray.Dataset") -> tuple[float, float] | None:
-    """Return how far the unrolled Jacobian error is from its closed form, at most.
+    """Return the largest distance of the unrolled Jacobian error from its closed form.
 
     Returns
     -------
     (float, float) or None
-        Absolute, and relative to the largest; None where there is no closed form.
+        Absolute, and relative to the largest error; None without a closed form.
     """
     if "closed_form" not in case or "unrolled" not in case["mode"].values:
         return None
@@ -145,6 +153,8 @@ def deviation(case: "xarray.Dataset") -> tuple[float, float] | None:
     return gap, gap / float(np.max(exact))
 
 
-def times(growth: float) -> str:
-    """Return a factor to be read; one near 1 as a percentage above it."""
-    return f"+{100 * (growth - 1):.1g}%" if growth < 1.005 else f"{growth:.3g}x"
+def factor(growth: float) -> str:
+    """Return a growth factor as text; a factor near 1 as a percentage above 1."""
+    if growth < PERCENT_MAX_FACTOR:
+        return f"+{100 * (growth - 1):.1g}%"
+    return f"{growth:.3g}x"
