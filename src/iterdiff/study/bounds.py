@@ -10,14 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+import iterdiff as itd
 from iterdiff import theory, tree
-from iterdiff.algorithms.base import Algorithm
-from iterdiff.algorithms.gradient import GradientDescent, HeavyBall, Nesterov
-from iterdiff.algorithms.polynomial import Chebyshev, Sobolev
-from iterdiff.modes.base import Mode
-from iterdiff.modes.implicit import Implicit
-from iterdiff.modes.unrolled import Unrolled
-from iterdiff.problems import Problem
 from iterdiff.reference import find_reference
 from iterdiff.study.config import Curve, PosedProblem, Theory
 
@@ -38,7 +32,7 @@ class QuadraticBounds(Theory):
     commuting: bool
 
     def curves(
-        self, posed: PosedProblem, algorithm: Algorithm, modes: Mapping[str, Mode]
+        self, posed: PosedProblem, algorithm: itd.Algorithm, modes: Mapping[str, itd.Mode]
     ) -> Mapping[str, Curve]:
         """Return the bound of every mode; nothing for methods that the theory does not cover."""
         if posed.spectrum is None or posed.reference is None:
@@ -52,12 +46,12 @@ class QuadraticBounds(Theory):
             sizes = _sizes(posed.problem, posed.reference, posed.x0, posed.theta)
             rate = self.rate(posed, algorithm)
             run = _Run((low, high), self.commuting, algorithm, rate, sizes, factors(t))
-            rows = [_row(mode, t, run) for mode in modes.values()]
+            rows = [_row(_unchecked(mode), t, run) for mode in modes.values()]
             return np.array(rows).reshape(len(modes), len(t))
 
         return {"bound": bound}
 
-    def rate(self, posed: PosedProblem, algorithm: Algorithm) -> float | None:
+    def rate(self, posed: PosedProblem, algorithm: itd.Algorithm) -> float | None:
         """Return `contraction_rate` for the spectrum of the problem."""
         return contraction_rate(posed.spectrum, algorithm)
 
@@ -83,11 +77,11 @@ class SmoothBounds(Theory):
     lipschitz_theta: float
 
     def curves(
-        self, posed: PosedProblem, algorithm: Algorithm, modes: Mapping[str, Mode]
+        self, posed: PosedProblem, algorithm: itd.Algorithm, modes: Mapping[str, itd.Mode]
     ) -> Mapping[str, Curve]:
         """Return the bound of every mode; nothing for methods other than gradient descent."""
         rate = self.rate(posed, algorithm)
-        if not isinstance(algorithm, GradientDescent) or posed.spectrum is None or not rate < 1:
+        if not isinstance(algorithm, itd.GradientDescent) or posed.spectrum is None or not rate < 1:
             return {}
         low, step_size = posed.spectrum[0], algorithm.step_size
         constants = self.lipschitz_x, self.lipschitz_theta
@@ -98,8 +92,8 @@ class SmoothBounds(Theory):
             norm, distance = tree.norm(truth.tangents), tree.norm(tree.sub(posed.x0, truth.x))
             drift = step_size * (constants[0] * norm + constants[1]) * distance
 
-            def row(mode: Mode) -> np.ndarray:
-                if mode == Implicit():
+            def row(mode: itd.Mode) -> np.ndarray:
+                if mode == itd.Implicit():
                     found = theory.implicit_bound(rate**t * distance, low, norm, *constants)
                     return np.asarray(found, float)
                 start = _late_start(mode, t)
@@ -107,18 +101,25 @@ class SmoothBounds(Theory):
                     return np.full(len(t), np.nan)
                 return np.asarray(theory.late_start_bound(t, start, rate, drift, norm), float)
 
-            return np.array([row(mode) for mode in modes.values()]).reshape(len(modes), len(t))
+            return np.array([row(_unchecked(mode)) for mode in modes.values()]).reshape(
+                len(modes), len(t)
+            )
 
         return {"bound": bound}
 
-    def rate(self, posed: PosedProblem, algorithm: Algorithm) -> float:
+    def rate(self, posed: PosedProblem, algorithm: itd.Algorithm) -> float:
         """Return `contraction_rate`: the rate on a quadratic with the same spectrum."""
         return contraction_rate(posed.spectrum, algorithm)
 
 
-def _late_start(mode: Mode, t: np.ndarray) -> np.ndarray | None:
+def _unchecked(mode: itd.Mode) -> itd.Mode:
+    """Return the mode that takes the derivative; `Checked` only estimates its error."""
+    return mode.mode if isinstance(mode, itd.Checked) else mode
+
+
+def _late_start(mode: itd.Mode, t: np.ndarray) -> np.ndarray | None:
     """Return the first differentiated step of an unrolled mode; None for other modes."""
-    if not isinstance(mode, Unrolled) or mode.last == "auto" or mode.accelerate is not None:
+    if not isinstance(mode, itd.Unrolled) or mode.last == "auto" or mode.accelerate is not None:
         return None
     return 0 * t if mode.last is None else np.maximum(t - mode.last, 0)
 
@@ -139,24 +140,24 @@ class _Run(NamedTuple):
 
     spectrum: tuple[float, float]
     commuting: bool
-    algorithm: Algorithm
+    algorithm: itd.Algorithm
     rate: float
     sizes: _Sizes
     factors: theory.Factors
 
 
-def _row(mode: Mode, t: np.ndarray, run: _Run) -> np.ndarray:
+def _row(mode: itd.Mode, t: np.ndarray, run: _Run) -> np.ndarray:
     """Return the bound of one mode, at iterations t."""
     algorithm, sizes = run.algorithm, run.sizes
-    if isinstance(mode, Unrolled) and mode.last is None and mode.accelerate is None:
+    if isinstance(mode, itd.Unrolled) and mode.last is None and mode.accelerate is None:
         return _unrolled_row(t, run)
-    if mode == Implicit():
+    if mode == itd.Implicit():
         # For the equation multiplied by H^-1: its derivative in x is the identity.
         distance = run.factors.iterate * sizes.distance
         bound = theory.implicit_bound(distance, 1.0, sizes.initial, 0.0, sizes.solved)
         return np.asarray(bound, float)
     start = _late_start(mode, t)
-    if isinstance(algorithm, GradientDescent) and start is not None and run.rate < 1:
+    if isinstance(algorithm, itd.GradientDescent) and start is not None and run.rate < 1:
         drift = algorithm.step_size * sizes.stretch * sizes.distance
         bound = theory.late_start_bound(t, start, run.rate, drift, sizes.initial)
         return np.asarray(bound, float)
@@ -167,7 +168,7 @@ def _unrolled_row(t: np.ndarray, run: _Run) -> np.ndarray:
     (low, high), algorithm, sizes = run.spectrum, run.algorithm, run.sizes
     if not run.commuting:
         bound = theory.noncommuting_bound(run.factors, sizes.initial, sizes.change, sizes.distance)
-    elif isinstance(algorithm, GradientDescent):
+    elif isinstance(algorithm, itd.GradientDescent):
         # The same bound as below, but for the worse end of the spectrum.
         step = algorithm.step_size
         bound = theory.gradient_descent_bound(t, low, high, step, sizes.initial, sizes.slope)
@@ -178,7 +179,7 @@ def _unrolled_row(t: np.ndarray, run: _Run) -> np.ndarray:
 
 @eqx.filter_jit
 def _sizes(
-    problem: Problem, reference: Callable[[PyTree], PyTree], x0: PyTree, theta: PyTree
+    problem: itd.Problem, reference: Callable[[PyTree], PyTree], x0: PyTree, theta: PyTree
 ) -> _Sizes:
     residual = problem.residual
     initial = jax.jacobian(reference)(theta)
@@ -192,7 +193,7 @@ def _sizes(
     return _Sizes(*norms, *(jnp.linalg.norm(m, 2) for m in maps))
 
 
-def contraction_rate(spectrum: tuple[float, float] | None, algorithm: Algorithm) -> float:
+def contraction_rate(spectrum: tuple[float, float] | None, algorithm: itd.Algorithm) -> float:
     """Return the contraction rate per step on a quadratic, dimensionless; NaN if not known.
 
     Parameters
@@ -205,38 +206,40 @@ def contraction_rate(spectrum: tuple[float, float] | None, algorithm: Algorithm)
     rate: Any = np.nan
     if spectrum is not None:
         low, high = spectrum
-        if isinstance(algorithm, GradientDescent):
+        if isinstance(algorithm, itd.GradientDescent):
             rate = theory.gradient_descent_rate(low, high, algorithm.step_size)
-        elif isinstance(algorithm, HeavyBall):
+        elif isinstance(algorithm, itd.HeavyBall):
             rate = theory.heavy_ball_rate(low, high, algorithm.step_size, algorithm.momentum)
-        elif isinstance(algorithm, Nesterov):
+        elif isinstance(algorithm, itd.Nesterov):
             rate = theory.nesterov_rate(low, high, algorithm.step_size, algorithm.momentum)
-        elif isinstance(algorithm, Chebyshev | Sobolev) and _same_interval(algorithm, low, high):
+        elif isinstance(algorithm, itd.Chebyshev | itd.Sobolev) and _same_interval(
+            algorithm, low, high
+        ):
             rate = theory.chebyshev_rate(low, high)
     return float(rate)
 
 
 def worst_cases(
-    algorithm: Algorithm, low: float, high: float
+    algorithm: itd.Algorithm, low: float, high: float
 ) -> Callable[[np.ndarray], theory.Factors] | None:
     """Return the worst cases of a method's polynomials over the spectrum, as a function of t.
 
     None for a method, or for parameters, that the theory does not cover.
     """
     ends = (low, high)
-    if isinstance(algorithm, GradientDescent):
+    if isinstance(algorithm, itd.GradientDescent):
         return _compiled(theory.gradient_descent_factors, *ends, algorithm.step_size)
-    if isinstance(algorithm, HeavyBall) and _has_parameters(
+    if isinstance(algorithm, itd.HeavyBall) and _has_parameters(
         algorithm, theory.polyak_parameters(*ends)
     ):
         return _compiled(theory.heavy_ball_factors, *ends)
-    if isinstance(algorithm, Nesterov) and _has_parameters(
+    if isinstance(algorithm, itd.Nesterov) and _has_parameters(
         algorithm, theory.nesterov_parameters(*ends)
     ):
         return _compiled(theory.nesterov_factors, *ends)
-    if isinstance(algorithm, Chebyshev) and _same_interval(algorithm, low, high):
+    if isinstance(algorithm, itd.Chebyshev) and _same_interval(algorithm, low, high):
         return _compiled(theory.chebyshev_factors, *ends)
-    if isinstance(algorithm, Sobolev) and _same_interval(algorithm, low, high):
+    if isinstance(algorithm, itd.Sobolev) and _same_interval(algorithm, low, high):
         if algorithm.norm == "B" and algorithm.alpha == 0.5 and algorithm.eta is None:
             return _compiled(_sobolev_factors, *ends)
     return None
@@ -253,9 +256,11 @@ def _sobolev_factors(t: np.ndarray, low: Array, high: Array) -> theory.Factors:
     return theory.Factors(*(values[t] for values in factors))
 
 
-def _has_parameters(algorithm: HeavyBall | Nesterov, parameters: tuple[Array, Array]) -> bool:
+def _has_parameters(
+    algorithm: itd.HeavyBall | itd.Nesterov, parameters: tuple[Array, Array]
+) -> bool:
     return np.allclose([algorithm.step_size, algorithm.momentum], parameters, rtol=1e-12)
 
 
-def _same_interval(algorithm: Chebyshev | Sobolev, low: float, high: float) -> bool:
+def _same_interval(algorithm: itd.Chebyshev | itd.Sobolev, low: float, high: float) -> bool:
     return bool(np.allclose([algorithm.smallest, algorithm.largest], [low, high], rtol=1e-12))

@@ -4,10 +4,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import iterdiff as itd
 from iterdiff import theory
-from iterdiff.algorithms.base import Algorithm
-from iterdiff.algorithms.gradient import HeavyBall, Nesterov
-from iterdiff.modes.base import Mode
 from iterdiff.study.config import Case, PosedProblem, Study, largest_divisor
 from iterdiff.study.options import (
     OPTIMAL_RATIO,
@@ -37,7 +35,7 @@ def make_study(settings: Settings, source: Source, *, axis: str, with_theory: bo
     ValueError
         If a setting does not fit the problem. The message names the setting.
     """
-    problems = settings.problem.pose()
+    problems = _posed(settings, source)
     if len(problems) > 1 and len(settings.algorithms) > 1:
         raise ValueError(
             f"{source.where(['problem', axis])} has {len(problems)} values and `algorithms` has "
@@ -62,12 +60,21 @@ def make_study(settings: Settings, source: Source, *, axis: str, with_theory: bo
     )
 
 
+def _posed(settings: Settings, source: Source) -> tuple[PosedProblem, ...]:
+    try:
+        return settings.problem.pose()
+    except ValueError as error:
+        if source.file is None:
+            raise
+        raise ValueError(f"{source.where(['problem'])} is not valid: {error}") from error
+
+
 def _case(
     posed: PosedProblem,
     label: str,
     settings: Settings,
     source: Source,
-    modes: Mapping[str, Mode] | None,
+    modes: Mapping[str, itd.Mode] | None,
 ) -> Case:
     """Return the run of one algorithm on one problem, compared with theory if modes are given."""
     algorithm = make_algorithm(settings.algorithms[label], posed, label, source)
@@ -100,7 +107,7 @@ def _counts(settings: Settings, label: str, source: Source) -> tuple[int, int]:
 
 def make_algorithm(
     options: AlgorithmOptions, posed: PosedProblem, label: str, source: Source
-) -> Algorithm:
+) -> itd.Algorithm:
     """Return the algorithm that its options describe.
 
     Parameters
@@ -139,15 +146,15 @@ def make_algorithm(
         raise ValueError(f"{source.where(keys)} is not valid: {error}") from error
 
 
-def _tuned(make: type[Algorithm], posed: PosedProblem) -> dict[str, Any]:
+def _tuned(make: type[itd.Algorithm], posed: PosedProblem) -> dict[str, Any]:
     """Return the usual parameters for a spectrum in [l, L], those of other algorithms included."""
     if posed.spectrum is None:
         return {}
     low, high = posed.spectrum
     usual: dict[str, Any] = {"step_size": 1 / high, "smallest": low, "largest": high}
-    if make is HeavyBall:
+    if make is itd.HeavyBall:
         usual["step_size"], usual["momentum"] = map(float, theory.polyak_parameters(low, high))
-    if make is Nesterov:
+    if make is itd.Nesterov:
         usual["step_size"], usual["momentum"] = map(float, theory.nesterov_parameters(low, high))
     return usual
 

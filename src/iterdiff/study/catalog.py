@@ -168,8 +168,15 @@ BUILT_IN: Mapping[str, BuiltIn] = {
 """The built-in studies, by name."""
 
 
-def find(name: str) -> BuiltIn:
+def find(name: str, where: str | None = None) -> BuiltIn:
     """Return a built-in study.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    where : str, optional
+        Where the name was given, for the message.
 
     Raises
     ------
@@ -177,7 +184,8 @@ def find(name: str) -> BuiltIn:
         If no built-in study has this name. The message suggests the nearest one.
     """
     if name not in BUILT_IN:
-        raise ValueError(f"there is no study {name!r}. {suggestion(name, BUILT_IN)}")
+        start = "there is no study" if where is None else f"{where} names no built-in study:"
+        raise ValueError(f"{start} {name!r}. {suggestion(name, BUILT_IN)}")
     return BUILT_IN[name]
 
 
@@ -209,9 +217,11 @@ def load_study(name: str, **changes: Any) -> Study:
     >>> [(case.label, case.steps) for case in study.cases]
     [('GD', 40)]
     """
-    is_file = name.endswith(".toml")
-    source = read_file(Path(name), changes) if is_file else Source({**changes, "study": name})
-    built_in = find(source.content["study"] if is_file else name)
+    if name.endswith(".toml"):
+        source = read_file(Path(name), changes)
+        built_in = find(source.content["study"], source.where(["study"]))
+    else:
+        source, built_in = Source({**changes, "study": name}), find(name)
     _check_table(built_in, source)
     content = source.merged(built_in.settings.in_words())
     settings = validated(type(built_in.settings), content, source)

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from iterdiff.algorithms.base import Algorithm
-from iterdiff.modes.base import Mode
-from iterdiff.problems import Problem
+import iterdiff as itd
 
 Curve = Callable[[np.ndarray], np.ndarray]
 """Theoretical values at the given iterations: one row, or one row per mode."""
@@ -21,7 +19,7 @@ class Theory(abc.ABC):
 
     @abc.abstractmethod
     def curves(
-        self, posed: "PosedProblem", algorithm: Algorithm, modes: Mapping[str, Mode]
+        self, posed: "PosedProblem", algorithm: itd.Algorithm, modes: Mapping[str, itd.Mode]
     ) -> Mapping[str, Curve]:
         """Return predicted Jacobian errors, by the name of their variable in the dataset.
 
@@ -36,7 +34,7 @@ class Theory(abc.ABC):
         """
 
     @abc.abstractmethod
-    def rate(self, posed: "PosedProblem", algorithm: Algorithm) -> float | None:
+    def rate(self, posed: "PosedProblem", algorithm: itd.Algorithm) -> float | None:
         """Return the contraction rate per step, dimensionless.
 
         NaN if theory does not know the rate; None if late starts are not to be measured.
@@ -63,7 +61,7 @@ class PosedProblem:
         What theory predicts about runs on this problem.
     """
 
-    problem: Problem
+    problem: itd.Problem
     x0: PyTree
     theta: PyTree
     title: str
@@ -97,8 +95,8 @@ class Case:
     """
 
     label: str | float
-    problem: Problem
-    algorithm: Algorithm
+    problem: itd.Problem
+    algorithm: itd.Algorithm
     x0: PyTree
     theta: PyTree
     steps: int
@@ -120,8 +118,8 @@ class Case:
             less = self.steps - self.steps % self.every
             multiples = [n for n in (less, less + self.every) if n]
             raise ValueError(
-                f"`every` = {self.every} does not divide `steps` = {self.steps} of "
-                f"{self.label!r}, so the last iterate would not be recorded. Set `every` to "
+                f"`every` = {self.every} does not divide `steps` = {self.steps} (case "
+                f"{self.label!r}), so the last iterate would not be recorded. Set `every` to "
                 f"{divisor}, or `steps` to {' or '.join(map(str, multiples))}."
             )
 
@@ -153,7 +151,7 @@ class Study:
     name: str
     title: str
     cases: tuple[Case, ...]
-    modes: Mapping[str, Mode]
+    modes: Mapping[str, itd.Mode]
     axis: str = "algorithm"
     probes: int | None = None
     estimate: bool = False

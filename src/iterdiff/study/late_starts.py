@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+import iterdiff as itd
 from iterdiff import theory, tree
 from iterdiff.modes.base import Task, floating_part
-from iterdiff.modes.implicit import Implicit
 from iterdiff.reference import find_reference
-from iterdiff.stopping import Steps
 from iterdiff.study.config import Case
 
 TOTALS_PER_STEPS = (4, 2, 1)
@@ -70,7 +69,7 @@ def late_starts(case: Case, totals: Sequence[int] | None = None) -> LateStarts:
     LateStarts
         The errors and the prediction.
     """
-    task = Task(case.problem, case.algorithm, case.x0, case.theta, Steps(case.steps))
+    task = Task(case.problem, case.algorithm, case.x0, case.theta, itd.Steps(case.steps))
     if totals is None:
         totals = [max(1, case.steps // share) for share in TOTALS_PER_STEPS]
     ends = np.unique(totals)
@@ -98,7 +97,7 @@ def _predicted(
 ) -> Int[Array, ""]:
     """Return the first iteration at which theory predicts that no further step be skipped."""
     arrays, static = eqx.partition(task.state(), eqx.is_array)
-    tangents, norm = Implicit().tangents(task, directions), tree.norm(truth)
+    tangents, norm = itd.Implicit().tangents(task, directions), tree.norm(truth)
 
     def too_early(carry):
         arrays, t = carry

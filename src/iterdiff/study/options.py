@@ -26,8 +26,6 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 import iterdiff as itd
-from iterdiff.algorithms.base import Algorithm
-from iterdiff.modes.base import Mode
 
 RATIO = re.compile(r"(?P<factor>\d+\.?\d*|\.\d+)/L")
 """A step size in words: a number over the upper bound L of the spectrum."""
@@ -62,13 +60,17 @@ def unknown_key(key: str, text: str) -> PydanticCustomError:
 
 def suggestion(word: str, allowed: Iterable[str]) -> str:
     """Return advice on a word that is not allowed: the nearest allowed word, or all of them."""
+    allowed = tuple(allowed)
+    if nearest(word, allowed):
+        return f"Did you mean `{nearest(word, allowed)}`?"
+    return "Choose from " + ", ".join(f"`{name}`" for name in allowed) + "."
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str | None:
+    """Return the allowed word that is most similar to `word`; None if none is similar."""
     by_lower = {name.lower(): name for name in allowed}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
-    if close:
-        return f"Did you mean `{by_lower[close[0]]}`?"
-    if not by_lower:
-        return "There are no options here."
-    return "Choose from " + ", ".join(f"`{name}`" for name in by_lower.values()) + "."
+    return by_lower[close[0]] if close else None
 
 
 def _number_or_ratio(value: Any) -> float | str:
@@ -119,7 +121,7 @@ class ModeOptions(Options):
 
     type: str
 
-    def make(self) -> Mode:
+    def make(self) -> itd.Mode:
         """Return the mode."""
         given = {k: getattr(self, k) for k in self.model_fields_set if k != "type"}
         parts = {k: v.make() if isinstance(v, ModeOptions) else v for k, v in given.items()}
@@ -134,16 +136,16 @@ class ModeOptions(Options):
         return self
 
 
-def algorithm_classes() -> dict[str, type[Algorithm]]:
+def algorithm_classes() -> dict[str, type[itd.Algorithm]]:
     """Return every algorithm that iterdiff exports, by name."""
     public = {name: getattr(itd, name) for name in itd.__all__}
-    return {k: v for k, v in public.items() if _is_final(v, Algorithm)}
+    return {k: v for k, v in public.items() if _is_final(v, itd.Algorithm)}
 
 
-def mode_makers() -> dict[str, Callable[..., Mode]]:
+def mode_makers() -> dict[str, Callable[..., itd.Mode]]:
     """Return every mode that iterdiff exports, and every function that returns one, by name."""
     public = {name: getattr(itd, name) for name in itd.__all__}
-    return {k: v for k, v in public.items() if _is_final(v, Mode) or _returns_mode(v)}
+    return {k: v for k, v in public.items() if _is_final(v, itd.Mode) or _returns_mode(v)}
 
 
 def _is_final(value: Any, base: type) -> bool:
@@ -154,7 +156,7 @@ def _returns_mode(value: Any) -> bool:
     if not inspect.isfunction(value):
         return False
     returned = inspect.signature(value).return_annotation
-    return inspect.isclass(returned) and issubclass(returned, Mode)
+    return inspect.isclass(returned) and issubclass(returned, itd.Mode)
 
 
 @functools.cache
@@ -185,12 +187,12 @@ def any_mode() -> Any:
     return Annotated[_union(plain + models), Field(discriminator="type")]
 
 
-def _wraps_mode(maker: Callable[..., Mode]) -> bool:
+def _wraps_mode(maker: Callable[..., itd.Mode]) -> bool:
     return any(_is_mode(hint) for hint in _parameters(maker).values())
 
 
 def _is_mode(hint: Any) -> bool:
-    return inspect.isclass(hint) and issubclass(hint, Mode)
+    return inspect.isclass(hint) and issubclass(hint, itd.Mode)
 
 
 def _parameters(target: Callable[..., Any]) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from iterdiff.study.config import PosedProblem
-from iterdiff.study.options import Options, any_algorithm, any_mode, suggestion
+from iterdiff.study.options import Options, any_algorithm, any_mode, nearest, suggestion
 
 Keys = Sequence[str | int]
 """A path into nested tables, such as ``("algorithms", "heavy ball", "momentum")``."""
@@ -35,6 +35,18 @@ class ProblemOptions(Options, abc.ABC):
 
 Problem = TypeVar("Problem", bound=ProblemOptions)
 Model = TypeVar("Model", bound=BaseModel)
+
+EXPECTED = {
+    "bool_type": "true or false",
+    "dict_type": "a table",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "model_attributes_type": "a table",
+    "model_type": "a table",
+    "string_type": "a string",
+}
+"""The types of pydantic's errors, in the terms of TOML."""
+
 AnyAlgorithm: Any = any_algorithm()
 AnyMode: Any = any_mode()
 
@@ -121,10 +133,10 @@ class Source:
             for key in {"steps", "every"} & layer.keys():
                 for options in _tables(merged["algorithms"]):
                     options.pop(key, None)
-            problem = layer.get("problem", {})
+            problem = layer.get("problem")
             if isinstance(problem, Mapping) and isinstance(merged["problem"], Mapping):
-                problem = {**merged["problem"], **problem}
-            merged.update(copy.deepcopy({**layer, "problem": problem}))
+                layer = {**layer, "problem": {**merged["problem"], **problem}}
+            merged.update(copy.deepcopy(layer))
         return merged
 
 
@@ -249,5 +261,12 @@ def _described(errors: Sequence[Mapping[str, Any]]) -> str:
         return f"must not be {context['tag']!r}. {suggestion(context['tag'], known)}"
     if error["type"] == "value_error":
         return f"is not valid: {context['error']}"
-    allowed = [e["msg"].removeprefix("Input should be ") for e in errors]
-    return f"must be {' or '.join(allowed)}, not {error['input']!r}."
+    if error["type"] == "too_short":
+        return f"must have at least {context['min_length']} entry."
+    allowed = " or ".join(
+        EXPECTED.get(e["type"], e["msg"].removeprefix("Input should be ")) for e in errors
+    )
+    text = f"must be {allowed}, not {error['input']!r}."
+    words = re.findall(r"'(\w+)'", allowed)
+    meant = nearest(error["input"], words) if isinstance(error["input"], str) else None
+    return f"{text} Did you mean {meant!r}?" if meant else text

@@ -197,15 +197,8 @@ def _cells(path: Path) -> "pandas.DataFrame":
             f"{str(error).strip()}."
         ) from error
     frame.index += 1
-    frame = frame[~(frame.isna() | (frame == "")).all(axis="columns")]
-    short = frame.isna().any(axis="columns")
-    if short.any():
-        line = short.idxmax()
-        raise ValueError(
-            f"`data`: {path}, line {line} has {int(frame.loc[line].notna().sum())} cells, but the "
-            f"header has {frame.shape[1]}. Fill in the missing ones, or delete the line."
-        )
-    return frame.map(str.strip)
+    frame = frame.map(str.strip)
+    return frame[(frame != "").any(axis="columns")]
 
 
 def _check_header(path: Path, header: list[str], target: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from iterdiff.problems import FixedPoint, LinearSystem
+import iterdiff as itd
 from iterdiff.study.config import PosedProblem
 from iterdiff.study.settings import ProblemOptions
 
@@ -58,7 +58,7 @@ class Diffusion(ProblemOptions):
         eigenvalues = np.linalg.eigvalsh(np.asarray(matrix(theta)))
         low, high = float(eigenvalues[0]), float(eigenvalues[-1])
         posed = PosedProblem(
-            problem=LinearSystem(_outflow, lambda _: source, positive_definite=True),
+            problem=itd.LinearSystem(_outflow, lambda _: source, positive_definite=True),
             x0=jnp.zeros((m, m)),
             theta=theta,
             title=(
@@ -121,7 +121,7 @@ class Bratu(ProblemOptions):
         inverse = width * np.minimum(s[:, None], s) * (1 - np.maximum(s[:, None], s))
         kernel = jnp.asarray(inverse)
         posed = PosedProblem(
-            problem=FixedPoint(lambda u, theta: kernel @ (theta * jnp.exp(u))),
+            problem=itd.FixedPoint(lambda u, theta: kernel @ (theta * jnp.exp(u))),
             x0=jnp.zeros(self.points),
             theta=jnp.full(self.points, self.source),
             title=(

@@ -10,10 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from iterdiff.algorithms.base import Algorithm
-from iterdiff.algorithms.gradient import GradientDescent
-from iterdiff.modes.base import Mode
-from iterdiff.problems import Minimization
+import iterdiff as itd
 from iterdiff.study.bounds import QuadraticBounds
 from iterdiff.study.config import Curve, PosedProblem, Theory
 from iterdiff.study.settings import ProblemOptions
@@ -50,7 +47,7 @@ class ScalarQuadratic(ProblemOptions):
 
     def _pose_one(self, b: float) -> PosedProblem:
         return PosedProblem(
-            problem=Minimization(_Parabola(jnp.asarray(b))),
+            problem=itd.Minimization(_Parabola(jnp.asarray(b))),
             x0=jnp.asarray(self.x0),
             theta=jnp.asarray(self.theta),
             title=f"f = ½θx² − bx, θ = {self.theta:g}, x₀ = {self.x0:g}",
@@ -89,11 +86,11 @@ class ScalarClosedForm(Theory):
     b: float
 
     def curves(
-        self, posed: PosedProblem, algorithm: Algorithm, modes: Mapping[str, Mode]
+        self, posed: PosedProblem, algorithm: itd.Algorithm, modes: Mapping[str, itd.Mode]
     ) -> Mapping[str, Curve]:
         """Return the closed form, and its two factors for b = 0; nothing for other algorithms."""
         del posed, modes
-        if not isinstance(algorithm, GradientDescent):
+        if not isinstance(algorithm, itd.GradientDescent):
             return {}
         eta, theta, b = float(algorithm.step_size), self.theta, self.b
         rho = 1 - eta * theta
@@ -111,7 +108,7 @@ class ScalarClosedForm(Theory):
             curves["exponential_factor"] = power
         return curves
 
-    def rate(self, posed: PosedProblem, algorithm: Algorithm) -> float | None:
+    def rate(self, posed: PosedProblem, algorithm: itd.Algorithm) -> float | None:
         """Return None: late starts are not measured."""
         del posed, algorithm
         return None
@@ -165,7 +162,7 @@ class Quadratic(ProblemOptions):
             return basis @ ((basis.T @ linear) / (values * jnp.exp(theta)))
 
         posed = PosedProblem(
-            problem=Minimization(objective),
+            problem=itd.Minimization(objective),
             x0=jnp.asarray(self.start * draw.standard_normal(self.size)),
             theta=jnp.zeros(self.size),
             title=(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from iterdiff.problems import Minimization
+import iterdiff as itd
 from iterdiff.study.bounds import QuadraticBounds, SmoothBounds
 from iterdiff.study.config import PosedProblem, Theory
 from iterdiff.study.problems.datasets import Table, load_table
@@ -58,7 +58,7 @@ class Regression(ProblemOptions, abc.ABC):
         log_penalty = jnp.asarray(np.log(self.penalty) * np.ones(() if self.shared else columns))
         low, high = data_spectrum[0] + self.penalty, data_spectrum[1] + self.penalty
         posed = PosedProblem(
-            problem=Minimization(objective),
+            problem=itd.Minimization(objective),
             x0=jnp.asarray(self.start * start),
             theta=log_penalty,
             title=(
