@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from iterdiff.study.catalog import BUILT_IN, load_study
 from iterdiff.study.options import algorithm_classes, mode_makers, nearest
 from iterdiff.study.settings import line_of
 
+DOCS = Path(__file__).parents[2] / "docs" / "studies.md"
 GD = {"GD": {"type": "GradientDescent", "step_size": "1/L"}}
 
 
@@ -260,3 +262,23 @@ def test_one_thing_varies_in_a_study():
 def test_nearest_word():
     assert nearest("fista", ("GradientDescent", "FISTA")) == "FISTA"
     assert nearest("xyz", ("GradientDescent", "FISTA")) is None
+
+
+@pytest.mark.skipif(not DOCS.is_file(), reason="the documentation is not in this folder")
+def test_documentation_names_true_options(tmp_path, monkeypatch):
+    text = DOCS.read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (settings,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    Path("settings.toml").write_text(settings, encoding="utf-8")
+    study = load_study("settings.toml")
+    assert [(c.label, c.steps, c.every) for c in study.cases] == [
+        ("heavy ball", 800, 4),
+        ("GD, small steps", 2000, 4),
+    ]
+    Path("settings.toml").write_text(settings.replace("penalty", "penalti"), encoding="utf-8")
+    with pytest.raises(ValueError) as error:
+        load_study("settings.toml")
+    assert f"iterdiff: error: {error.value}" in text
+    for name, built_in in BUILT_IN.items():
+        (row,) = re.findall(rf"^\| [^|]*`{name}`[^|]* \|([^|]*)\|$", text, re.MULTILINE)[-1:]
+        assert set(type(built_in.settings.problem).model_fields) <= set(re.findall(r"\w+", row))

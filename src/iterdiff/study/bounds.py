@@ -51,7 +51,7 @@ class QuadraticBounds(Theory):
 
         return {"bound": bound}
 
-    def rate(self, posed: PosedProblem, algorithm: itd.Algorithm) -> float | None:
+    def rate(self, posed: PosedProblem, algorithm: itd.Algorithm) -> float:
         """Return `contraction_rate` for the spectrum of the problem."""
         return contraction_rate(posed.spectrum, algorithm)
 

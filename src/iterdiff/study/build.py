@@ -50,7 +50,7 @@ def make_study(settings: Settings, source: Source, *, axis: str, with_theory: bo
     ]
     return Study(
         name=settings.study,
-        title=settings.title or problems[0].title,
+        title=settings.title or next(iter(problems)).title,
         cases=tuple(cases),
         modes=modes,
         axis="algorithm" if len(problems) == 1 else axis,

@@ -8,12 +8,18 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from iterdiff.study.config import PosedProblem
-from iterdiff.study.options import Options, any_algorithm, any_mode, nearest, suggestion
+from iterdiff.study.options import (
+    Options,
+    any_algorithm,
+    any_mode,
+    nearest,
+    suggestion,
+)
 
 Keys = Sequence[str | int]
 """A path into nested tables, such as ``("algorithms", "heavy ball", "momentum")``."""
@@ -47,8 +53,11 @@ EXPECTED = {
 }
 """The types of pydantic's errors, in the terms of TOML."""
 
-AnyAlgorithm: Any = any_algorithm()
-AnyMode: Any = any_mode()
+if TYPE_CHECKING:
+    from iterdiff.study.options import AlgorithmOptions as AnyAlgorithm
+    from iterdiff.study.options import ModeOptions as AnyMode
+else:
+    AnyAlgorithm, AnyMode = any_algorithm(), any_mode()
 
 
 class Settings(Options, Generic[Problem]):
@@ -264,7 +273,7 @@ def _described(errors: Sequence[Mapping[str, Any]]) -> str:
     if error["type"] == "too_short":
         return f"must have at least {context['min_length']} entry."
     allowed = " or ".join(
-        EXPECTED.get(e["type"], e["msg"].removeprefix("Input should be ")) for e in errors
+        EXPECTED.get(e["type"]) or e["msg"].removeprefix("Input should be ") for e in errors
     )
     text = f"must be {allowed}, not {error['input']!r}."
     words = re.findall(r"'(\w+)'", allowed)

@@ -64,7 +64,7 @@ def page(data: "xarray.Dataset") -> str:
     content = json.dumps({"axis": data.attrs["axis"], "cases": shown}, allow_nan=False)
     for mark in "<>&":  # no text of the data can end the script or begin a tag
         content = content.replace(mark, f"\\u{ord(mark):04x}")
-    template = importlib.resources.files(__package__).joinpath("explorer.html")
+    template = importlib.resources.files("iterdiff.study.views").joinpath("explorer.html")
     return _Page(template.read_text(encoding="utf-8")).substitute(
         TITLE=html.escape(data.attrs["title"]), DATA=content
     )
