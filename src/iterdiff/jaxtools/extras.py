@@ -1,37 +1,30 @@
-"""Import a library that only an extra of this package installs."""
+"""Optional libraries, imported where they are used."""
 
 import importlib
 from types import ModuleType
 
 
 def import_extra(name: str, extra: str) -> ModuleType:
-    """Import the module `name`, which ``pip install 'iterdiff[extra]'`` installs.
+    """Import the module `name`, which an extra of this package installs.
 
     Parameters
     ----------
     name : str
-        A module, for example ``"xarray"`` or ``"rich.table"``.
+        The dotted name of the module.
     extra : str
-        The extra of iterdiff that installs its library.
-
-    Returns
-    -------
-    ModuleType
-        The module.
+        The extra that installs it, such as ``study``.
 
     Raises
     ------
     ImportError
-        If the library is not installed. The message names the library and the extra. An import
-        that fails inside an installed library raises that library's own error.
+        If the library is not installed; the message names the extra.
     """
-    library = name.partition(".")[0]
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != library:
-            raise
+        library = name.split(".")[0]
+        if error.name is None or error.name.split(".")[0] != library:
+            raise  # the library is there, but one of its own dependencies is not
         raise ImportError(
-            f"this needs {library}, which is not installed: pip install 'iterdiff[{extra}]'.",
-            name=library,
+            f"`{library}` is not installed; install it with pip install 'iterdiff[{extra}]'."
         ) from error

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 import iterdiff as itd
-from iterdiff import theory, tree
-from iterdiff.reference import find_reference
+from iterdiff import theory
+from iterdiff.diagnostics.reference import find_reference
+from iterdiff.jaxtools import tree
 from iterdiff.study.config import Curve, PosedProblem, Theory
 
 

@@ -16,9 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 import iterdiff as itd
-from iterdiff import theory, tree
-from iterdiff.modes.base import Task, floating_part
-from iterdiff.reference import find_reference
+from iterdiff import theory
+from iterdiff.diagnostics.reference import find_reference
+from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.tree import floating_part
+from iterdiff.loop.task import Task
 from iterdiff.study.config import Case
 
 TOTALS_PER_STEPS = (4, 2, 1)
