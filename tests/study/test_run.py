@@ -123,3 +123,10 @@ def test_measurement_and_estimate_on_a_table(tmp_path):
     )
     labels = figures(data)["convergence"].axes[0].get_legend_handles_labels()[1]
     assert "estimated error, where trusted" in labels
+
+
+def test_peak_does_not_depend_on_the_interval(scalar):
+    sparse = scalar.isel(iteration=slice(None, None, 130)).assign(every=scalar.every * 130)
+    assert verdicts(sparse)[0].verdicts[-1] == verdicts(scalar)[0].verdicts[-1]
+    texts = [t.get_text() for a in figures(sparse)["explanation"].axes for t in a.texts]
+    assert any("199.5" in text for text in texts)

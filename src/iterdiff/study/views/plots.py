@@ -21,7 +21,7 @@ from iterdiff.study.views.palette import (
     SKY,
     VERMILION,
 )
-from iterdiff.study.views.summary import Convergence, best_start, factor, jacobian_of
+from iterdiff.study.views.summary import Convergence, best_start, decay, factor, jacobian_of
 
 if TYPE_CHECKING:
     import xarray
@@ -232,8 +232,7 @@ def explanation(data: "xarray.Dataset", *, paper: bool = False) -> Any:
         label="product",
     )
     product.plot(t, case.jacobian_error.sel(mode="unrolled"), color=VERMILION, label="measured")
-    ratio = case.exponential_factor.values[2] / case.exponential_factor.values[1]
-    peak = -1 / math.log(ratio)
+    peak = -1 / math.log(decay(case))
     height = float(np.interp(peak, t, case.jacobian_error.sel(mode="unrolled")))
     product.axvline(peak, color=GREY, linestyle=":", linewidth=1)
     product.annotate(

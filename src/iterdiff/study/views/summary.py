@@ -153,6 +153,11 @@ def deviation(case: "xarray.Dataset") -> tuple[float, float] | None:
     return gap, gap / float(np.max(exact))
 
 
+def decay(case: "xarray.Dataset") -> float:
+    """Return rho of the exponential factor rho**(t - 1), dimensionless."""
+    return float(1 / case.exponential_factor.sel(iteration=0))
+
+
 def factor(growth: float) -> str:
     """Return a growth factor as text; a factor near 1 as a percentage above 1."""
     if growth < PERCENT_MAX_FACTOR:

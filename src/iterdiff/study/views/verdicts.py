@@ -13,6 +13,7 @@ from iterdiff.study.views.summary import (
     SMALL_MAX_RELATIVE_ERROR,
     Convergence,
     best_start,
+    decay,
     deviation,
     factor,
     jacobian_of,
@@ -300,13 +301,12 @@ def _compared(case: "xarray.Dataset") -> ImplicitAgainstUnrolled:
 
 
 def _predicted_peak(case: "xarray.Dataset") -> PredictedPeak:
-    decay = case.exponential_factor.values
-    ratio = (decay[-1] / decay[1]) ** (1 / float(case.iteration[-1] - case.iteration[1]))
-    peak = -1 / math.log(ratio)
+    rho = decay(case)
+    peak = -1 / math.log(rho)
     t = math.ceil(peak)
-    while math.log(t) + (t - 1) * math.log(ratio) > 0:  # t ratio**(t - 1) is above 1
+    while math.log(t) + (t - 1) * math.log(rho) > 0:  # t rho**(t - 1) is above 1
         t += 1
-    return PredictedPeak(peak, 1 / (1 - float(ratio)), t)
+    return PredictedPeak(peak, 1 / (1 - rho), t)
 
 
 def _bound_check(case: "xarray.Dataset", mode: str) -> BoundCheck:
