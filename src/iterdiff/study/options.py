@@ -161,7 +161,7 @@ def _returns_mode(value: Any) -> bool:
 
 @functools.cache
 def any_algorithm() -> Any:
-    """Return the type of the options of any algorithm, told apart by their ``type``."""
+    """Return the type of the options of any algorithm, discriminated by ``type``."""
     models = [
         _from_signature(name, value, AlgorithmOptions, number=NumberOrRatio)
         for name, value in algorithm_classes().items()
@@ -171,7 +171,7 @@ def any_algorithm() -> Any:
 
 @functools.cache
 def any_mode() -> Any:
-    """Return the type of the options of any mode, told apart by their ``type``.
+    """Return the type of the options of any mode, discriminated by ``type``.
 
     A mode that wraps another one takes the options of a mode that wraps none.
     """

@@ -33,9 +33,9 @@ def run(study: Study, progress: Progress | None = None) -> "xarray.Dataset":
     xarray.Dataset
         The variables of `iterdiff.trace` along one more dimension, ``study.axis``; the attribute
         ``axis`` holds its name. Cases with fewer iterations or records than others contain NaN in
-        their place; ``steps`` and ``every`` tell them apart. The variable ``reference_norm`` is
-        the Frobenius norm of the true Jacobian. Theoretical curves are further variables, for
-        example ``closed_form``. Late starts, if measured, are in ``late_start_error`` with the
+        their place; ``steps`` and ``every`` give the extent of each. The variable
+        ``reference_norm`` is the Frobenius norm of the true Jacobian. Theoretical curves are
+        further variables, for example ``closed_form``. Late starts, if measured, are in ``late_start_error`` with the
         dimensions ``total`` and ``start``.
 
     Raises

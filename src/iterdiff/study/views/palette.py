@@ -1,4 +1,4 @@
-"""The colours of every view: the palette of Okabe and Ito, which colour-blind readers can tell."""
+"""The colours of every view: the palette of Okabe and Ito, safe for colour-blind readers."""
 
 BLACK, GREY = "#000000", "#7F7F7F"
 ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
