@@ -35,8 +35,8 @@ def run(study: Study, progress: Progress | None = None) -> "xarray.Dataset":
         ``axis`` holds its name. Cases with fewer iterations or records than others contain NaN in
         their place; ``steps`` and ``every`` give the extent of each. The variable
         ``reference_norm`` is the Frobenius norm of the true Jacobian. Theoretical curves are
-        further variables, for example ``closed_form``. Late starts, if measured, are in ``late_start_error`` with the
-        dimensions ``total`` and ``start``.
+        further variables, for example ``closed_form``. Late starts, if measured, are in
+        ``late_start_error`` with the dimensions ``total`` and ``start``.
 
     Raises
     ------
