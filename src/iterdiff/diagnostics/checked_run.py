@@ -141,7 +141,7 @@ class CheckedRun:
 
     def _solve(self, floating: PyTree, mode: Mode) -> tuple[PyTree, Array]:
         theta = eqx.combine(floating, self._static)
-        if not isinstance(self.algorithm, Algorithm):
+        if not isinstance(self.algorithm, Algorithm) or self.stop is None:
             solver = implicit(self.problem, mode=mode, throw=False)(self.algorithm)
             return solver(self.x0, theta), jnp.asarray(Status.STEPS_DONE)
         task = (self.problem, self.algorithm, self.x0, theta)

@@ -77,7 +77,7 @@ def check_objective(run: CheckedRun, tol: float) -> list[Finding]:
         return []
     gradient = ScalarMap(lambda x: objective(x, theta))
     checked = CheckedMap("objective", "x", gradient, run.x0, increments(SEED_X, run.x0))
-    return [_difference_finding(checked, run, tol)]
+    return _check_map(checked, run, tol)
 
 
 def check_residual_map(run: CheckedRun, tol: float) -> list[Finding]:
@@ -139,8 +139,11 @@ def check_symmetry(run: CheckedRun, tol: float) -> list[Finding]:
 
 
 def _check_map(checked: CheckedMap, run: CheckedRun, tol: float) -> list[Finding]:
-    """Compare a derivative with finite differences, and with its transpose."""
-    return [_difference_finding(checked, run, tol), _transpose_finding(checked, run, tol)]
+    """Compare a derivative with finite differences, and with its transpose if it has both."""
+    findings = [_difference_finding(checked, run, tol)]
+    if isinstance(checked.map, DifferentiableMap):
+        findings.append(_transpose_finding(checked, checked.map, run, tol))
+    return findings
 
 
 def _difference_finding(checked: CheckedMap, run: CheckedRun, tol: float) -> Finding:
@@ -154,10 +157,12 @@ def _difference_finding(checked: CheckedMap, run: CheckedRun, tol: float) -> Fin
     return _finding(name, comparison.gap, tol, text)
 
 
-def _transpose_finding(checked: CheckedMap, run: CheckedRun, tol: float) -> Finding:
+def _transpose_finding(
+    checked: CheckedMap, function: DifferentiableMap, run: CheckedRun, tol: float
+) -> Finding:
     """Compare ``w . (J v)`` in forward mode with ``(J^T w) . v`` in reverse mode."""
     w, v = run.cotangent, checked.increments[0].direction
-    forward, reverse = checked.forward(v), checked.map.reverse(checked.point, w)
+    forward, reverse = checked.forward(v), function.reverse(checked.point, w)
     rounding = checked.rounding(run.eps)
     floor = max(rounding / tol, checked.least * norm(v), run.smallest_norm) * norm(w)
     gap = abs(float(tree.dot(w, forward)) - float(tree.dot(reverse, v)))

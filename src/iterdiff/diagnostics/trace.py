@@ -151,16 +151,17 @@ def build_recorder(
     TypeError, ValueError
         If an argument does not fit, or the reference cannot be computed.
     """
-    count, key = _check_options(modes, probes, every, steps, estimate)
+    drawn = _check_options(modes, probes, every, steps, estimate)
     check_fits(problem, algorithm)
     x0, theta = check_x0(x0), check_theta(theta)
     check_residual(problem, x0, theta)
     check_untraced("trace", problem, algorithm, x0, theta)
     task = Task(problem, algorithm, x0, theta, Steps(steps))
     floating = floating_part(theta)[0]
-    if count is None:
-        directions = tree.basis(floating)
+    if drawn is None:
+        count, directions = None, tree.basis(floating)
     else:
+        count, key = drawn
         directions = tree.random_directions(key, floating, count)
     with traceable_step(algorithm):
         guess = _last_iterate(task) if reference is None else x0
@@ -171,8 +172,8 @@ def build_recorder(
 
 def _check_options(
     modes: Mapping[str, Mode], probes: Any, every: Any, steps: Any, estimate: Any
-) -> tuple[int | None, Array | None]:
-    """Check everything that is not checked as in `solve`; return the probes' number and key."""
+) -> tuple[int, Array] | None:
+    """Check the arguments that `solve` does not have; return the number of probes and their key."""
     check_count("steps", steps)
     check_count("every", every)
     if every > steps:
@@ -186,7 +187,7 @@ def _check_options(
     for mode in modes.values():
         mode.check(Steps(steps))
     if probes is None:
-        return None, None
+        return None
     if isinstance(probes, tuple) and len(probes) == 2 and eqx.is_array(probes[1]):
         return check_count("probes", probes[0]), probes[1]
     if isinstance(probes, tuple):
