@@ -140,13 +140,14 @@ class CheckedRun:
         return jax.jit(program) if isinstance(self.algorithm, Algorithm) else program
 
     def _solve(self, floating: PyTree, mode: Mode) -> tuple[PyTree, Array]:
-        theta = eqx.combine(floating, self._static)
-        if not isinstance(self.algorithm, Algorithm) or self.stop is None:
-            solver = implicit(self.problem, mode=mode, throw=False)(self.algorithm)
-            return solver(self.x0, theta), jnp.asarray(Status.STEPS_DONE)
-        task = (self.problem, self.algorithm, self.x0, theta)
-        solution = solve(*task, stop=self.stop, mode=mode, throw=False)
-        return solution.x, solution.status
+        algorithm, theta = self.algorithm, eqx.combine(floating, self._static)
+        if isinstance(algorithm, Algorithm):
+            assert self.stop is not None  # checked by `check_derivative`
+            inputs = (self.problem, algorithm, self.x0, theta)
+            solution = solve(*inputs, stop=self.stop, mode=mode, throw=False)
+            return solution.x, solution.status
+        solver = implicit(self.problem, mode=mode, throw=False)(algorithm)
+        return solver(self.x0, theta), jnp.asarray(Status.STEPS_DONE)
 
     def _finite(self, x: PyTree) -> bool:
         return bool(np.isfinite(norm(x) + norm(self.residual_in_x.value(x))))

@@ -105,10 +105,6 @@ def trace(
     diverges, infinity and NaN are recorded, and the dataset's attribute ``status`` names the
     iteration.
 
-    See Also
-    --------
-    iterdiff.diagnostics.trace.build_recorder : everything up to the run itself.
-
     Examples
     --------
     >>> import jax.numpy as jnp
