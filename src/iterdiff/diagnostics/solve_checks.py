@@ -1,5 +1,6 @@
 """Check the answer of a run: whether it solves the problem, and whether its derivative is right."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -81,13 +82,9 @@ def check_solve(run: CheckedRun, tol: float) -> list[Finding]:
     programs = {"implicit": run.implicit}
     if run.differentiates_steps:
         programs["unrolled"] = run.unrolled
-    comparisons = {}
-    for name, program in programs.items():
-
-        def derivative(direction, program=program):
-            return program(run.floating, direction)[1]
-
-        comparisons[name] = compare(derivative, differences, SOLVE_TOL_FACTOR * tol)
+    comparisons = {
+        mode: _compare_mode(run, program, differences, tol) for mode, program in programs.items()
+    }
     found = [
         _residual_finding(run, newton, comparisons["implicit"], tol),
         _kink_finding(run, differences, tol),
@@ -95,6 +92,13 @@ def check_solve(run: CheckedRun, tol: float) -> list[Finding]:
     if run.differentiates_steps:
         found += check_step(run, tol)
     return found + [_mode_finding(name, c, tol) for name, c in comparisons.items()]
+
+
+def _compare_mode(
+    run: CheckedRun, program: Callable, differences: Differences, tol: float
+) -> Comparison:
+    """Compare the derivative that a program of `CheckedRun` computes with finite differences."""
+    return compare(lambda v: program(run.floating, v)[1], differences, SOLVE_TOL_FACTOR * tol)
 
 
 def _newton_step(run: CheckedRun, tol: float) -> NewtonStep:
