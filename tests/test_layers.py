@@ -16,7 +16,7 @@ PACKAGE = Path(iterdiff.__file__).parent
 # Top row first: a module imports only from rows above its own, a folder's modules from each
 # other as well (without a cycle). The package's `__init__` is the table of contents, over all.
 ROWS = (
-    ("tree", "version", "counting", "walking"),
+    ("tree", "counting", "walking"),
     ("failure", "dense", "krylov", "linear_map", "slopes"),
     ("problems", "solution", "theory", "findings"),
     ("linear", "checks", "prox"),
@@ -106,7 +106,8 @@ def imports(node: ast.AST, module: str, package: bool) -> Iterator[str]:
                 base = ".".join([*parts, base] if base else parts)
             for alias in child.names:
                 full = f"{base}.{alias.name}"
-                yield full if is_module(full) or base.split(".")[0] != "iterdiff" else base
+                known = is_module(full) or alias.name == "__version__"
+                yield full if known or base.split(".")[0] != "iterdiff" else base
         else:
             yield from imports(child, module, package)
 
@@ -129,7 +130,7 @@ def upward_imports(module: str, imported: set[str]) -> list[str]:
         if name.split(".")[0] != "iterdiff":
             continue
         there = row_name(name)
-        if name == "iterdiff" and here in IMPORTS_THE_WHOLE:
+        if name == "iterdiff.__version__" or (name == "iterdiff" and here in IMPORTS_THE_WHOLE):
             continue
         beside = there == here
         above = there in ROW and ROW[there] < ROW[here] and here not in IMPORTS_NOTHING_OF_OURS

@@ -11,6 +11,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+__version__ = "0.1.0"
+
 
 def _table_of_contents() -> dict[str, str]:
     """Return the module that each public name comes from."""
@@ -20,7 +22,7 @@ def _table_of_contents() -> dict[str, str]:
 
 
 _HOME = _table_of_contents()
-__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*_HOME, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,5 @@
 __all__: list[str]
+__version__: str
 
 from iterdiff import adapters as adapters
 from iterdiff import prox as prox
@@ -59,4 +60,3 @@ from iterdiff.stopping import ResidualBelow as ResidualBelow
 from iterdiff.stopping import Steps as Steps
 from iterdiff.stopping import StoppingRule as StoppingRule
 from iterdiff.tracing import trace as trace
-from iterdiff.version import __version__ as __version__

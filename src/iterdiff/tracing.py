@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from iterdiff import __version__, tree
 from iterdiff import loop as loops
-from iterdiff import tree
 from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
 from iterdiff.checks import check_residual, check_theta, check_untraced, check_x0
 from iterdiff.compiling import compiled
@@ -22,7 +22,6 @@ from iterdiff.problems import Problem, objective_of
 from iterdiff.reference import Reference, find_reference
 from iterdiff.solution import Status
 from iterdiff.stopping import Steps
-from iterdiff.version import __version__
 from iterdiff.walking import shared
 
 if TYPE_CHECKING:
