@@ -1,11 +1,18 @@
-"""The page of solvers and modes says what a trial finds."""
+"""The tables of ``docs/solvers.md`` show what a trial finds, and what is stored."""
 
-from tests.solver_table import FOOT, HEAD, PAGE, SOLVERS, table
+import pytest
+
+from tests.solver_table import SOLVERS, TABLES, modes_table, shown
 
 
-def test_the_page_is_what_the_trial_finds():
-    page = PAGE.read_text(encoding="utf-8")
-    assert page == HEAD + table() + FOOT, "run: python -m tests.solver_table"
-    assert page.split("\n## ")[0].count("\n| ") == len(SOLVERS) + 2
-    assert "| Bisection | no | yes | no | Implicit |" in page
-    assert "| Anderson | warns | yes | warns | yes |" in page
+def test_the_page_shows_what_a_trial_finds():
+    found = modes_table()
+    assert shown("modes") == found, "run: python -m tests.solver_table"
+    assert len(found.splitlines()) == len(SOLVERS) + 3  # the header, its line, and `@implicit`
+    assert "| Bisection | no | yes | no | Implicit |" in found
+    assert "| Anderson | warns | yes | warns | yes |" in found
+
+
+@pytest.mark.parametrize("suite", ["optimistix", "jaxopt"])
+def test_the_page_shows_the_stored_results_of_other_suites(suite):
+    assert shown(suite) == TABLES[suite](), "run: python -m tests.solver_table"
