@@ -38,20 +38,28 @@ def test_the_readme_prints_what_it_shows():
     assert not runner.failures, "".join(report)
 
 
-def table(page: str, heading: str) -> list[list[str]]:
-    """Return the cells of the first table below a heading, without its header."""
+def tables(page: str, heading: str) -> list[list[list[str]]]:
+    """Return the cells of the tables of a section, without their headers."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    below = text[text.index(f"## {heading}\n") :]
-    rows = re.search(r"^\|.*?\n(?!\|)", below, re.MULTILINE | re.DOTALL)
-    assert rows is not None
-    lines = rows.group().splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    section = text[text.index(f"## {heading}\n") + 3 :].split("\n## ")[0]
+    found = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    assert found, (page, heading)
+    return [
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in rows.splitlines()[2:]]
+        for rows in found
+    ]
+
+
+def stored() -> str:
+    """Return the reports of the benchmarks."""
+    reports = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+    return "".join(report.read_text(encoding="utf-8") for report in reports)
 
 
 def test_the_readme_recommends_calls_that_exist():
     names = {
         name
-        for _, use in table("README.md", "Which call for which problem")
+        for _, use in tables("README.md", "Which call for which problem")[0]
         for name in re.findall(r"`([A-Za-z_.]+)`", use)
     }
     assert {"solve", "Implicit", "Unrolled", "trace", "diagnose"} <= names
@@ -60,14 +68,25 @@ def test_the_readme_recommends_calls_that_exist():
 
 
 def test_the_readme_compares_by_stored_numbers():
-    stored = "".join(
-        path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks/results").glob("*.md")
-    )
     measured = re.compile(r"\d+ of \d+|\d\.\de[+-]\d\d|[\d.,]*\d (?:ms|s|MB)\b")
-    cells = [cell for row in table("README.md", "Beside jaxopt and optimistix") for cell in row]
-    numbers = [number for cell in cells for number in measured.findall(cell)]
+    rows = tables("README.md", "Beside jaxopt and optimistix")[0]
+    numbers = [number for row in rows for cell in row for number in measured.findall(cell)]
     assert len(numbers) >= 20
-    assert not [number for number in numbers if number not in stored]
+    assert not [number for number in numbers if number not in stored()]
+
+
+def test_what_is_flagged_and_what_checking_costs_are_stored_numbers():
+    flagged, overhead = tables("docs/truth.md", "How good it is")
+    reports = stored()
+    for library, _, wrong, right in flagged:
+        name = library.split()[0]
+        (line,) = [line for line in reports.splitlines() if line.startswith(f"| **{name}")]
+        assert wrong in line and right in line
+    for problem, mode, over_derivative, over_gradient in overhead:
+        lines = [
+            line for line in reports.splitlines() if line.startswith(f"| {problem} | {mode} |")
+        ]
+        assert [line for line in lines if f"| {over_derivative} | {over_gradient} |" in line]
 
 
 def test_the_picture_and_the_table_of_the_readme_agree_with_a_run():
@@ -77,7 +96,7 @@ def test_the_picture_and_the_table_of_the_readme_agree_with_a_run():
     peak, end = script["burn_in"](unrolled)
     start = f"{unrolled[0]:.2f}"
     height = f"{unrolled[peak] / unrolled[0]:.2f} x the start, at {peak}"
-    first, second, *_ = table("README.md", "What `make study` shows")
+    first, second, *_ = tables("README.md", "What `make study` shows")[0]
     assert first[:5] == ["1/L", "unrolled", start, height, str(end)]
     assert second[:3] == ["1/L", "implicit", f"{implicit[0]:.1f}"]
 
