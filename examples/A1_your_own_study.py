@@ -25,7 +25,7 @@ from iterdiff.study.summary import jacobian_of
 jax.config.update("jax_enable_x64", True)
 
 # %%
-# The problem: an eccentric orbit, at a mean anomaly of half a radian after periapsis.
+# The problem: an eccentric orbit at a mean anomaly of half a radian.
 
 problem = itd.FixedPoint(lambda anomaly, e: 0.5 + e * jnp.sin(anomaly))
 x0, e = jnp.array(0.5), jnp.array(0.9)

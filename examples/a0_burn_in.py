@@ -44,10 +44,10 @@ peak = -1 / np.log(1 - eta * float(theta))
 print(f"The unrolled Jacobian is worst at iteration {peak:.1f}.")
 
 # %%
-# All three modes and the iterate. The implicit derivative is evaluated at a point that is not yet the
-# solution. Its error is :math:`x_t / \theta`, ten at the start, and falls with the iterate. The two
-# curves cross at :math:`t = 1 / (\eta\theta) - 1 = 199`, where the unrolled derivative is worst; from
-# there on the implicit one is better. One-step differentiation (JFB) has the error
+# All three modes and the iterate. The implicit derivative is evaluated at a point that is not yet
+# the solution. Its error is :math:`x_t / \theta`, ten at the start, and falls with the iterate. The
+# two curves cross at :math:`t = 1 / (\eta\theta) - 1 = 199`, where the unrolled derivative is
+# worst; from there on the implicit one is better. One-step differentiation (JFB) has the error
 # :math:`\eta (1 - \eta\theta)^{t-1} x_0`, the smallest of the three, by luck: it leaves out
 # :math:`(1 - \eta\theta)\, dx^* / d\theta`, and this solution does not move. Most solutions do.
 

@@ -40,8 +40,8 @@ value_and_gradient = jax.jit(jax.value_and_grad(objective))
 
 # %%
 # The solver, unchanged. The function may return SciPy's result object; if SciPy reports a failure,
-# an exception with SciPy's message follows. SciPy stops at about eight digits; one Newton correction
-# of the result (``refine=1``) gives sixteen.
+# an exception with SciPy's message follows. SciPy stops at about eight digits; one Newton
+# correction of the result (``refine=1``) gives sixteen.
 
 
 @itd.implicit(problem, mode=itd.Implicit(refine=1))

@@ -4,8 +4,8 @@ A physics solver: differentiate a sparse direct solve by SciPy
 
 Stationary heat conduction in a rod of n cells, with a conductivity :math:`k_i` on each of the n + 1
 faces, is the linear system :math:`A(k)\, u = q` with a tridiagonal matrix :math:`A`. SciPy factors
-the sparse matrix. JAX differentiates the equation :math:`A(k) u - q = 0`, in which :math:`A` is one of
-JAX's own sparse matrices.
+the sparse matrix. JAX differentiates the equation :math:`A(k) u - q = 0`, in which :math:`A` is one
+of JAX's own sparse matrices.
 """
 
 import jax

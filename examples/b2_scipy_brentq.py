@@ -3,10 +3,9 @@ Root finding: differentiate an equation that Brent's method solves
 ==================================================================
 
 Kepler's equation :math:`E - e \sin E = M` defines the eccentric anomaly :math:`E` of an orbit of
-eccentricity :math:`e` at mean anomaly :math:`M`. A bracketing solver such as SciPy's ``brentq`` finds
-the root. Its steps have no useful derivative, but the equation does:
-:math:`\partial E / \partial e = \sin E / (1 - e \cos E)` and
-:math:`\partial E / \partial M = 1 / (1 - e \cos E)`.
+eccentricity :math:`e` at mean anomaly :math:`M`. A bracketing solver such as SciPy's ``brentq``
+finds the root. Its steps have no useful derivative, but the equation does: :math:`\partial E /
+\partial e = \sin E / (1 - e \cos E)` and :math:`\partial E / \partial M = 1 / (1 - e \cos E)`.
 """
 
 import jax

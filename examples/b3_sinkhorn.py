@@ -11,9 +11,9 @@ potentials :math:`f, g` that satisfy
     g_j = -\varepsilon \log \sum_i a_i e^{(f_i - C_{ij}) / \varepsilon},
 
 Sinkhorn's iteration applies the two equations in turn (here in the log domain). Its derivative
-converges slowly: for small :math:`\varepsilon` the contraction rate is close to 1. Adding a constant
-to :math:`g` changes nothing. Without a correction, 1 would therefore be an eigenvalue of the
-Jacobian, and the implicit derivative would not exist. The update below removes the constant by
+converges slowly: for small :math:`\varepsilon` the contraction rate is close to 1. Adding a
+constant to :math:`g` changes nothing. Without a correction, 1 would therefore be an eigenvalue of
+the Jacobian, and the implicit derivative would not exist. The update below removes the constant by
 centring.
 """
 
@@ -58,7 +58,8 @@ def plan(g, theta):
 
 
 # %%
-# The gradient of the transport cost in the moving points, in two modes. After convergence they agree.
+# The gradient of the transport cost in the moving points, in two modes. After convergence they
+# agree.
 
 
 def transport(theta, mode):
@@ -74,8 +75,8 @@ print("largest difference of the gradients:", jnp.max(jnp.abs(gradients[0] - gra
 assert jnp.max(jnp.abs(gradients[0] - gradients[1])) < 1e-9
 
 # %%
-# How they converge: the error of the implicit derivative falls at the rate of the iterate, that of the
-# unrolled one is larger by a factor of t.
+# How they converge: the error of the implicit derivative falls at the rate of the iterate, that of
+# the unrolled one is larger by a factor of t.
 
 trace = itd.trace(
     problem,

@@ -2,10 +2,9 @@ r"""
 Eigenvectors: differentiate the power iteration as a fixed point
 ================================================================
 
-:math:`v \leftarrow A v / \|A v\|` converges to the leading eigenvector at the rate
-:math:`\lambda_2 / \lambda_1`. Its unrolled derivative converges at the same rate, with an error that
-is larger by a factor of t. As a fixed-point problem it also has an implicit derivative. For a
-symmetric matrix
+:math:`v \leftarrow A v / \|A v\|` converges to the leading eigenvector at the rate :math:`\lambda_2
+/ \lambda_1`. Its unrolled derivative converges at the same rate, with an error that is larger by a
+factor of t. As a fixed-point problem it also has an implicit derivative. For a symmetric matrix
 
 .. math::
 

@@ -3,8 +3,8 @@ Fewer iterations: Anderson acceleration of iterate and Jacobian together
 ========================================================================
 
 Forward unrolling (piggyback differentiation) iterates the pair of iterate and Jacobian by one map.
-``Unrolled(accelerate=10)`` applies Anderson's method to this map: one set of weights combines the last
-ten differences of iterates and of their tangents. For seven problems, this example counts the
+``Unrolled(accelerate=10)`` applies Anderson's method to this map: one set of weights combines the
+last ten differences of iterates and of their tangents. For seven problems, this example counts the
 iterations until the relative error of the Jacobian is below :math:`10^{-6}`.
 """
 
@@ -34,8 +34,8 @@ class Example(NamedTuple):
 
 
 # %%
-# Quadratics in 30 dimensions with smallest eigenvalue :math:`\kappa` and largest eigenvalue 1. Three
-# parameters move the matrix and the right-hand side; the matrices do not commute.
+# Quadratics in 30 dimensions with smallest eigenvalue :math:`\kappa` and largest eigenvalue 1.
+# Three parameters move the matrix and the right-hand side; the matrices do not commute.
 
 
 class Quadratic(eqx.Module):
@@ -147,8 +147,8 @@ EXAMPLES = {
 }
 
 # %%
-# The measurement. After reaching the tolerance the pair continues for a hundred iterations. Its error
-# is not monotone, but must stay below :math:`10^{-5}` and end below the tolerance.
+# The measurement. After reaching the tolerance the pair continues for a hundred iterations. Its
+# error is not monotone, but must stay below :math:`10^{-5}` and end below the tolerance.
 
 TOLERANCE, STAYS = 1e-6, 100
 PAIR_STEPS = 300

@@ -62,10 +62,10 @@ for x0 in (-1.0, -9.0, -99.0):
 
 # %%
 # Now several modes: quadratics with smallest eigenvalue :math:`\kappa` and largest eigenvalue 1,
-# started far away (20 times the usual distance), solved by gradient descent with two step sizes and by
-# the heavy ball. The rule then uses the drift :math:`(1 - \rho) \|J(x_t) - J^*\|`, in which every mode
-# counts by its contribution to the sum. It is evaluated at each iterate until it predicts that no
-# further step should be skipped.
+# started far away (20 times the usual distance), solved by gradient descent with two step sizes and
+# by the heavy ball. The rule then uses the drift :math:`(1 - \rho) \|J(x_t) - J^*\|`, in which
+# every mode counts by its contribution to the sum. It is evaluated at each iterate until it
+# predicts that no further step should be skipped.
 
 
 class Quadratic(eqx.Module):
@@ -134,7 +134,8 @@ figure.suptitle("Error of every late start (dots: the best K, dashed: the rule)"
 plt.show()
 
 # %%
-# Dots mark the best K, dashed lines the rule. For 1/L the rule is close to the best. For the other two
-# it starts too early: their fast modes oscillate, and each differentiated step excites them again.
-# Where a late start gains much but the best error is about 1 (as if the derivative were zero), the run
-# is still inside its burn-in and should be longer. A late start does save the memory of K states.
+# Dots mark the best K, dashed lines the rule. For 1/L the rule is close to the best. For the other
+# two it starts too early: their fast modes oscillate, and each differentiated step excites them
+# again. Where a late start gains much but the best error is about 1 (as if the derivative were
+# zero), the run is still inside its burn-in and should be longer. A late start does save the memory
+# of K states.
