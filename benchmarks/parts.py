@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import iterdiff as itd
 from benchmarks.harness import Table, Variant
 from benchmarks.problems import Case, Data
-from iterdiff import keeping
-from iterdiff import loop as loops
-from iterdiff.linearised import Linearised
-from iterdiff.modes.base import Task
+from iterdiff.loop.checkpoints import run_with_checkpoints
+from iterdiff.loop.pullback import Linearised
+from iterdiff.loop.run import run_loop
+from iterdiff.loop.task import Task
 
 
 def parts(case: Case, steps: int, primal: Callable, others: dict[str, Callable]) -> Table:
@@ -35,10 +35,10 @@ def parts(case: Case, steps: int, primal: Callable, others: dict[str, Callable])
         return Task(case.problem(data), algorithm, start, theta, itd.Steps(steps))
 
     def run(theta, data):
-        return loops.run(task(theta, data).loop(), task(theta, data).state()).state.x
+        return run_loop(task(theta, data).loop(), task(theta, data).state()).state.x
 
     def kept(theta, data):
-        found = keeping.run_keeping(task(theta, data).loop(), task(theta, data).state(), steps)
+        found = run_with_checkpoints(task(theta, data).loop(), task(theta, data).state(), steps)
         return found[0].state.x, found[1].states.x
 
     def linearised(theta, data) -> Linearised:

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from iterdiff import tracing
+from iterdiff.diagnostics import trace as tracing
 
 
 class _Reached(Exception):

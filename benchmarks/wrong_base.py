@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import iterdiff as itd
-from iterdiff.agreement import is_foreign
 
 RTOL = 1e-2
 """The tolerance of every `Checked` here."""
@@ -156,7 +155,7 @@ def judge(group: Group, data: Data) -> Outcome:
         answer = answer_of(setup, mode, group, data)
         taken.append(derivative_of(group.kind, answer, setup, data))
     derivatives, xs = (jnp.stack(parts) for parts in zip(*taken, strict=True))
-    own = isinstance(setup.algorithm, itd.Algorithm) and is_foreign(setup.algorithm)
+    own = isinstance(setup.algorithm, itd.Algorithm) and not setup.algorithm.consistent
     if own:  # which only Checked can ask for what it solves
         said = [reported(setup, mode, group, data) for mode in group.modes.values()]
         said = jax.tree.map(lambda *parts: jnp.stack(parts), *said)

@@ -21,7 +21,7 @@ import iterdiff
 from benchmarks import wrong_base, wrong_cases, wrong_cases_hard, wrong_peers, wrong_stops
 from benchmarks.harness import LIBRARIES
 from benchmarks.wrong_base import RTOL, Group
-from iterdiff.error import REASONS
+from iterdiff.accuracy.estimate import REASONS
 
 RESULTS = Path(__file__).with_name("results")
 ROUNDS = 51

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from tests.problems import Case
+from tests.cases import Case
 
 AS_SHIPPED = {
     "xla_backend_optimization_level": 3,

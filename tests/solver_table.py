@@ -20,10 +20,10 @@ import optimistix as optx
 import scipy.optimize
 
 import iterdiff as itd
-from iterdiff import tree
-from iterdiff.modes.base import Task
+from iterdiff.jaxtools import tree
+from iterdiff.loop.task import Task
+from tests.cases import Case, build
 from tests.external import suites
-from tests.problems import Case, build
 
 PAGE = Path(__file__).parents[1] / "docs" / "solvers.md"
 TIGHT = {"rtol": 1e-8, "atol": 1e-8}

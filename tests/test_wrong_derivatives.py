@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import wrong_base, wrong_cases_hard
 from benchmarks.wrong_base import RTOL
-from iterdiff.error import AWAY, SADDLE, TOO_FAR
+from iterdiff.accuracy.estimate import AWAY, SADDLE, TOO_FAR
 
 NAMES = ("newton-cycles", "wrong-residual", "descent-passes", "margin")
 

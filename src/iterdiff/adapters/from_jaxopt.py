@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from iterdiff.adapters.foreign import BRACKETS, ForeignState, require
+from iterdiff.adapters.common import BRACKETS, ForeignState
 from iterdiff.algorithms.base import Algorithm
-from iterdiff.problems import (
+from iterdiff.jaxtools.extras import import_extra
+from iterdiff.problems.linear_system import LinearSystem
+from iterdiff.problems.problem import (
     CompositeMinimization,
     FixedPoint,
-    LinearSystem,
     Minimization,
     Problem,
     RootFinding,
@@ -47,6 +48,7 @@ class JaxoptMinimiser(JaxoptAlgorithm):
 
     solver: Any
     accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization,)
+    consistent: ClassVar[bool] = True
 
 
 class JaxoptProximal(JaxoptAlgorithm):
@@ -54,6 +56,7 @@ class JaxoptProximal(JaxoptAlgorithm):
 
     solver: Any
     accepts: ClassVar[tuple[type[Problem], ...]] = (CompositeMinimization,)
+    consistent: ClassVar[bool] = True
 
 
 class JaxoptRootFinder(JaxoptAlgorithm):
@@ -61,11 +64,12 @@ class JaxoptRootFinder(JaxoptAlgorithm):
 
     solver: Any
     accepts: ClassVar[tuple[type[Problem], ...]] = (RootFinding, LinearSystem)
+    consistent: ClassVar[bool] = True
 
     @property
     def differentiable(self) -> bool:
         """Whether the steps are; halving a bracket is not."""
-        return not isinstance(self.solver, require("jaxopt").Bisection)
+        return not isinstance(self.solver, import_extra("jaxopt", "adapters").Bisection)
 
     @property
     def caveat(self) -> str:
@@ -78,6 +82,7 @@ class JaxoptFixedPoint(JaxoptAlgorithm):
 
     solver: Any
     accepts: ClassVar[tuple[type[Problem], ...]] = (FixedPoint,)
+    consistent: ClassVar[bool] = True
 
 
 def _functions(problem: Problem, solver: Any) -> dict[str, Any]:
@@ -153,7 +158,7 @@ def from_jaxopt(solver: Any) -> JaxoptAlgorithm:
     TypeError
         If `solver` is none of these.
     """
-    jaxopt = require("jaxopt")
+    jaxopt = import_extra("jaxopt", "adapters")
     kinds = {
         JaxoptMinimiser: (
             *(jaxopt.GradientDescent, jaxopt.BFGS, jaxopt.LBFGS, jaxopt.NonlinearCG),

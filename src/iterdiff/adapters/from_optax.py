@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 import jax
 from jaxtyping import PyTree
 
-from iterdiff.adapters.foreign import ForeignState, require
+from iterdiff.adapters.common import ForeignState
 from iterdiff.algorithms.base import Algorithm
-from iterdiff.problems import Minimization, Problem
+from iterdiff.jaxtools.extras import import_extra
+from iterdiff.problems.problem import Minimization, Problem
 
 
 class OptaxAlgorithm(Algorithm):
@@ -15,6 +16,7 @@ class OptaxAlgorithm(Algorithm):
 
     transformation: Any
     accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization,)
+    consistent: ClassVar[bool] = True
 
     def init(self, problem: Minimization, x0: PyTree, theta: PyTree) -> ForeignState:
         """Return the state at `x0`."""
@@ -23,7 +25,7 @@ class OptaxAlgorithm(Algorithm):
 
     def step(self, problem: Minimization, state: ForeignState, theta: PyTree) -> ForeignState:
         """Return the state after one update."""
-        optax = require("optax")
+        optax = import_extra("optax", "adapters")
 
         def objective(x: PyTree) -> jax.Array:
             return problem.objective(x, theta)
@@ -81,7 +83,7 @@ def from_optax(transformation: Any) -> OptaxAlgorithm:
     >>> jax.grad(loss)(jnp.array([1.0, 3.0])).round(6).tolist()
     [1.0, 1.0]
     """
-    require("optax")
+    import_extra("optax", "adapters")
     if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
         raise TypeError(
             "`transformation` must be an optax.GradientTransformation such as optax.adam(1e-2), "

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from iterdiff.adapters.foreign import BRACKETS, SIMPLICES, ForeignState, require
+from iterdiff.adapters.common import BRACKETS, SIMPLICES, ForeignState
 from iterdiff.algorithms.base import Algorithm
-from iterdiff.problems import FixedPoint, LinearSystem, Minimization, Problem, RootFinding
+from iterdiff.jaxtools.extras import import_extra
+from iterdiff.problems.linear_system import LinearSystem
+from iterdiff.problems.problem import FixedPoint, Minimization, Problem, RootFinding
 
 NO_TAGS: frozenset[object] = frozenset()
 
@@ -66,6 +68,7 @@ class OptimistixMinimiser(OptimistixAlgorithm):
     solver: Any
     options: dict[str, Any]
     accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization,)
+    consistent: ClassVar[bool] = True
 
 
 class OptimistixRootFinder(OptimistixAlgorithm):
@@ -74,6 +77,7 @@ class OptimistixRootFinder(OptimistixAlgorithm):
     solver: Any
     options: dict[str, Any]
     accepts: ClassVar[tuple[type[Problem], ...]] = (RootFinding, LinearSystem)
+    consistent: ClassVar[bool] = True
 
 
 class OptimistixFixedPoint(OptimistixAlgorithm):
@@ -82,10 +86,11 @@ class OptimistixFixedPoint(OptimistixAlgorithm):
     solver: Any
     options: dict[str, Any]
     accepts: ClassVar[tuple[type[Problem], ...]] = (FixedPoint,)
+    consistent: ClassVar[bool] = True
 
 
 def _bracketing() -> tuple[type, ...]:
-    optimistix = require("optimistix")
+    optimistix = import_extra("optimistix", "adapters")
     return optimistix.Bisection, optimistix.GoldenSearch
 
 
@@ -95,13 +100,13 @@ def unwrapped(solver: Any) -> Any:
     Optimistix wraps one that is to keep its best iterate, or that solves another kind of problem.
     """
     inner = getattr(solver, "solver", None)
-    wraps = isinstance(inner, require("optimistix").AbstractIterativeSolver)
+    wraps = isinstance(inner, import_extra("optimistix", "adapters").AbstractIterativeSolver)
     return unwrapped(inner) if wraps else solver
 
 
 def keeps_the_best(solver: Any) -> bool:
     """Return whether the answer is the best iterate, not the last one."""
-    optimistix = require("optimistix")
+    optimistix = import_extra("optimistix", "adapters")
     kinds = (
         *(optimistix.BestSoFarMinimiser, optimistix.BestSoFarLeastSquares),
         *(optimistix.BestSoFarRootFinder, optimistix.BestSoFarFixedPoint),
@@ -115,7 +120,7 @@ def why_not_differentiable(solver: Any) -> str:
     inner = unwrapped(solver)
     if isinstance(inner, _bracketing()):
         return BRACKETS
-    return SIMPLICES if isinstance(inner, require("optimistix").NelderMead) else ""
+    return SIMPLICES if isinstance(inner, import_extra("optimistix", "adapters").NelderMead) else ""
 
 
 def lag_of(solver: Any) -> int:
@@ -183,7 +188,7 @@ def from_optimistix(solver: Any, options: dict[str, Any] | None = None) -> Optim
     >>> jax.grad(solution)(0.5)
     Array(0.7395, dtype=float...)
     """
-    optimistix = require("optimistix")
+    optimistix = import_extra("optimistix", "adapters")
     options = {} if options is None else options
     if isinstance(unwrapped(solver), _bracketing()) and not {"lower", "upper"} <= set(options):
         raise ValueError(

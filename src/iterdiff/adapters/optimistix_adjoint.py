@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import PyTree
 
-from iterdiff.adapters import foreign_loop as loops
-from iterdiff.adapters.foreign import require
 from iterdiff.adapters.from_optimistix import (
     keeps_the_best,
     lag_of,
     unwrapped,
     why_not_differentiable,
 )
+from iterdiff.adapters.optimistix_loop import Bounded, bounded_while, while_loop
+from iterdiff.jaxtools.extras import import_extra
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
 from iterdiff.modes.unrolled import Unrolled
-from iterdiff.problems import Problem
+from iterdiff.problems.problem import Problem
 
 
 class _Rewritten(Problem):
@@ -75,7 +75,7 @@ def _shapes(a: PyTree) -> PyTree:
 def _implicit(mode: Implicit, primal: Callable, rewrite: Callable, inputs: Any, tags: Any) -> Any:
     parameters, rest = eqx.partition(inputs, eqx.is_inexact_array)
     stopped = eqx.combine(jax.lax.stop_gradient(parameters), rest)
-    root, beside = primal((*stopped, loops.while_loop))
+    root, beside = primal((*stopped, while_loop))
     root = jax.tree.map(jnp.asarray, root)
     problem = _Rewritten(rewrite, _shapes(root), beside, rest, _shapes(parameters), frozenset(tags))
     x = mode.attach(problem, _split(root), _split(parameters), throw=True)
@@ -93,9 +93,9 @@ def _unrolled(mode: Unrolled, primal: Callable, inputs: Any) -> Any:
                 "`max_steps` must be given to unroll; pass a number to optimistix, or use "
                 "iterdiff.Implicit()."
             )
-        loop = loops.Bounded(going_on, body, max_steps)
+        loop = Bounded(going_on, body, max_steps)
         rounds = None if last is None else min(last, max_steps)
-        return loops.bounded_while(loop, init, mode.checkpoint, rounds)
+        return bounded_while(loop, init, mode.checkpoint, rounds)
 
     return primal((*inputs, while_loop))
 
@@ -139,7 +139,7 @@ def _check_taken(mode: Unrolled) -> None:
 
 @functools.cache
 def _adjoint_class() -> type:
-    optimistix = require("optimistix")
+    optimistix = import_extra("optimistix", "adapters")
 
     class ModeAdjoint(optimistix.AbstractAdjoint):
         """A mode of iterdiff as an adjoint of optimistix."""

@@ -3,17 +3,14 @@
 import abc
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
-from iterdiff import tree
-from iterdiff.checks import check_problem
-from iterdiff.problems import Problem
+from iterdiff.problems.checks import check_problem
+from iterdiff.problems.problem import Problem
 
 UNTRACEABLE = (
     jax.errors.TracerArrayConversionError,
@@ -22,9 +19,6 @@ UNTRACEABLE = (
     jax.errors.NonConcreteBooleanIndexError,
 )
 """What JAX raises where a function asks for the value of what is being traced."""
-
-Scalar = Float[Array, ""] | float
-"""A hyper-parameter such as a step size: a real scalar, maybe traced."""
 
 
 class State(eqx.Module):
@@ -57,10 +51,15 @@ class Algorithm(eqx.Module):
     Attributes
     ----------
     accepts : tuple of type
-        The classes of problem that it solves; any other is one ValueError, see `check_fits`.
+        The classes of problem that it solves; any other is a ValueError, see `check_fits`.
+    consistent : bool
+        Whether every fixed point of the step is known to be a root of the problem's residual, as
+        it is where the step only uses the problem's own functions. By default it is not known:
+        `Checked`, `diagnose` and `check_derivative` then test it.
     """
 
     accepts: eqx.AbstractClassVar[tuple[type[Problem], ...]]
+    consistent: ClassVar[bool] = False
 
     @property
     def differentiable(self) -> bool:
@@ -93,7 +92,7 @@ class Algorithm(eqx.Module):
         """Return the state after one step."""
 
 
-class Stationary(Algorithm):
+class StatelessAlgorithm(Algorithm):
     """Base of the algorithms whose state is the iterate alone."""
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> Iterate:
@@ -140,52 +139,3 @@ def traceable_step(algorithm: Algorithm) -> Iterator[None]:
             "of NumPy, jax.lax.cond in place of `if`); @iterdiff.implicit takes any solver at all."
         )
         raise
-
-
-def scalar(value: Scalar) -> Float[Array, ""]:
-    """Convert a hyper-parameter to a floating scalar array (a field converter)."""
-    if not eqx.is_array_like(value) or jnp.iscomplexobj(value):
-        raise TypeError(
-            "a hyper-parameter (a step size, a momentum, a bound of the spectrum) must be a real "
-            f"number, not {value!r}."
-        )
-    if isinstance(value, jax.Array | np.ndarray | np.generic):
-        array = jnp.asarray(value)
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            array = array.astype(jnp.result_type(float))
-    else:
-        array = jnp.asarray(value, jnp.result_type(float))
-    if array.ndim:
-        raise ValueError(f"a hyper-parameter must be a scalar, not of shape {array.shape}.")
-    return array
-
-
-def check_range(name: str, value: Array, low: float, high: float = float("inf")) -> None:
-    """Refuse a concrete hyper-parameter outside the open interval (low, high).
-
-    A traced value is let through: its run shows a divergence by its status.
-
-    Raises
-    ------
-    ValueError
-        If `value` is known and outside, or NaN.
-    """
-    if tree.is_traced(value) or not eqx.is_array(value):
-        return
-    if not (np.all(np.asarray(value) > low) and np.all(np.asarray(value) < high)):
-        upper = "finite" if high == float("inf") else f"below {high:g}"
-        raise ValueError(f"`{name}` must be greater than {low:g} and {upper}, but it is {value}.")
-
-
-def check_count(name: str, value: int) -> None:
-    """Refuse what is no positive Python int.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Naming the argument.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`{name}` must be a Python int, not {type(value).__name__}.")
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, not {value}.")

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from iterdiff import tree
-from iterdiff.algorithms.base import Algorithm, State, scalar
-from iterdiff.problems import FixedPoint, Problem, RootFinding
+from iterdiff.algorithms.base import Algorithm, State
+from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import scalar
+from iterdiff.problems.problem import FixedPoint, Problem, RootFinding
 
 BRACKET = (
     "`lower` and `upper` of Bisection must bracket a root: the residual has the same sign (or is "
@@ -58,6 +59,7 @@ class Bisection(Algorithm):
     lower: Float[Array, ""] = eqx.field(converter=scalar)
     upper: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (RootFinding, FixedPoint)
+    consistent: ClassVar[bool] = True
 
     @property
     def differentiable(self) -> bool:

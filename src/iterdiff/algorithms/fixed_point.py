@@ -6,21 +6,14 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from iterdiff import tree
-from iterdiff.algorithms.base import (
-    Algorithm,
-    Iterate,
-    State,
-    Stationary,
-    check_count,
-    check_range,
-    scalar,
-)
-from iterdiff.algorithms.least_squares import least_squares
-from iterdiff.problems import FixedPoint, Problem
+from iterdiff.algorithms.base import Algorithm, Iterate, State, StatelessAlgorithm
+from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_count, check_range, scalar
+from iterdiff.linalg.least_squares import least_squares
+from iterdiff.problems.problem import FixedPoint, Problem
 
 
-class Picard(Stationary):
+class Picard(StatelessAlgorithm):
     r"""Fixed-point iteration, :math:`x_{t+1} = x_t + \omega (F(x_t, \theta) - x_t)`.
 
     With damping :math:`\omega = 1` this is :math:`x_{t+1} = F(x_t, \theta)`. It converges from
@@ -45,6 +38,7 @@ class Picard(Stationary):
 
     damping: Float[Array, ""] = eqx.field(converter=scalar, default=1.0)
     accepts: ClassVar[tuple[type[Problem], ...]] = (FixedPoint,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse damping that is not positive."""
@@ -106,6 +100,7 @@ class Anderson(Algorithm):
     depth: int = eqx.field(static=True)
     damping: Float[Array, ""] = eqx.field(converter=scalar, default=1.0)
     accepts: ClassVar[tuple[type[Problem], ...]] = (FixedPoint,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse a window without columns, and damping that is not positive."""

@@ -5,19 +5,13 @@ from typing import ClassVar
 import equinox as eqx
 from jaxtyping import Array, Float, PyTree
 
-from iterdiff import tree
-from iterdiff.algorithms.base import (
-    Algorithm,
-    Iterate,
-    State,
-    Stationary,
-    check_range,
-    scalar,
-)
-from iterdiff.problems import Minimization, Problem
+from iterdiff.algorithms.base import Algorithm, Iterate, State, StatelessAlgorithm
+from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_range, scalar
+from iterdiff.problems.problem import Minimization, Problem
 
 
-class GradientDescent(Stationary):
+class GradientDescent(StatelessAlgorithm):
     r"""Gradient descent, :math:`x_{t+1} = x_t - h \nabla_x f(x_t, \theta)`.
 
     On a quadratic with spectrum in :math:`[\ell, L]` it converges for :math:`0 < h < 2/L`, at
@@ -42,6 +36,7 @@ class GradientDescent(Stationary):
 
     step_size: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse a step that is not positive."""
@@ -89,6 +84,7 @@ class HeavyBall(Algorithm):
     step_size: Float[Array, ""] = eqx.field(converter=scalar)
     momentum: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse hyper-parameters out of range."""
@@ -140,6 +136,7 @@ class Nesterov(Algorithm):
     step_size: Float[Array, ""] = eqx.field(converter=scalar)
     momentum: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse hyper-parameters out of range."""

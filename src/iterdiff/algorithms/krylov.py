@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from iterdiff import tree
-from iterdiff.algorithms.base import Algorithm, Iterate, State, Stationary, check_count
-from iterdiff.algorithms.least_squares import least_squares, safe_length
-from iterdiff.problems import LinearSystem, Problem
+from iterdiff.algorithms.base import Algorithm, Iterate, State, StatelessAlgorithm
+from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_count
+from iterdiff.linalg.least_squares import least_squares, safe_length
+from iterdiff.problems.linear_system import LinearSystem
+from iterdiff.problems.problem import Problem
 
 
 class _Conjugate(State):
@@ -52,6 +54,7 @@ class ConjugateGradient(Algorithm):
     """
 
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+    consistent: ClassVar[bool] = True
 
     def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Conjugate:
         """Return the state at `x0`; the first direction is the residual."""
@@ -73,7 +76,7 @@ class ConjugateGradient(Algorithm):
         )
 
 
-class GMRES(Stationary):
+class GMRES(StatelessAlgorithm):
     r"""Restarted GMRES; one step is a whole cycle of `restart` Krylov vectors.
 
     With :math:`r_t = b - A x_t` and an orthonormal basis :math:`V` of
@@ -110,6 +113,7 @@ class GMRES(Stationary):
 
     restart: int = eqx.field(static=True)
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse a cycle without vectors."""

@@ -6,12 +6,14 @@ import jax
 import lineax as lx
 from jaxtyping import PyTree
 
-from iterdiff import linear, tree
-from iterdiff.algorithms.base import Iterate, Stationary
-from iterdiff.problems import FixedPoint, LinearSystem, Minimization, Problem, RootFinding
+from iterdiff.algorithms.base import Iterate, StatelessAlgorithm
+from iterdiff.jaxtools import tree
+from iterdiff.linalg.solve import inverse
+from iterdiff.problems.linear_system import LinearSystem
+from iterdiff.problems.problem import FixedPoint, Minimization, Problem, RootFinding, structure_of
 
 
-class Newton(Stationary):
+class Newton(StatelessAlgorithm):
     r"""Newton's method, :math:`x_{t+1} = x_t - A(x_t)^{-1} r(x_t, \theta)`.
 
     Here :math:`r` is the problem's residual and :math:`A = \partial r / \partial x`. It
@@ -38,6 +40,7 @@ class Newton(Stationary):
         LinearSystem,
         FixedPoint,
     )
+    consistent: ClassVar[bool] = True
 
     def step(self, problem: Problem, state: Iterate, theta: PyTree) -> Iterate:
         """Return the state after one Newton step."""
@@ -52,5 +55,5 @@ def newton_step(
 ) -> PyTree:
     """Return ``x`` after one Newton step on the residual; NaN where the linear solve fails."""
     residual, tangent = jax.linearize(lambda y: problem.residual(y, theta), x)
-    solve = linear.inverse(tangent, x, linear.structure_of(problem), solver=linear_solver)
+    solve = inverse(tangent, x, structure_of(problem), solver=linear_solver)
     return tree.sub(x, solve(residual))

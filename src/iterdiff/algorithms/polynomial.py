@@ -6,9 +6,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from iterdiff import tree
-from iterdiff.algorithms.base import Algorithm, State, check_range, scalar
-from iterdiff.problems import LinearSystem, Minimization, Problem
+from iterdiff.algorithms.base import Algorithm, State
+from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_range, scalar
+from iterdiff.problems.linear_system import LinearSystem
+from iterdiff.problems.problem import Minimization, Problem
 
 
 def _check_interval(smallest: Array, largest: Array) -> None:
@@ -72,6 +74,7 @@ class Chebyshev(Algorithm):
     smallest: Float[Array, ""] = eqx.field(converter=scalar)
     largest: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization, LinearSystem)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse an interval that is empty or not positive."""
@@ -196,6 +199,7 @@ class Sobolev(Algorithm):
     )
     norm: str = eqx.field(static=True, default="B")
     accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization, LinearSystem)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse parameters out of range."""

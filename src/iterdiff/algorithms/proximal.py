@@ -6,12 +6,13 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from iterdiff import tree
-from iterdiff.algorithms.base import Algorithm, Iterate, State, Stationary, check_range, scalar
-from iterdiff.problems import CompositeMinimization, Problem
+from iterdiff.algorithms.base import Algorithm, Iterate, State, StatelessAlgorithm
+from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_range, scalar
+from iterdiff.problems.problem import CompositeMinimization, Problem
 
 
-class ProximalGradient(Stationary):
+class ProximalGradient(StatelessAlgorithm):
     r"""Proximal gradient, :math:`x_{t+1} = \mathrm{prox}_{h g}(x_t - h \nabla f(x_t, \theta))`.
 
     It converges for :math:`0 < h < 2/L`, `L` the Lipschitz constant of the gradient of the
@@ -39,6 +40,7 @@ class ProximalGradient(Stationary):
 
     step_size: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (CompositeMinimization,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse a step that is not positive."""
@@ -89,6 +91,7 @@ class FISTA(Algorithm):
 
     step_size: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (CompositeMinimization,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse a step that is not positive."""

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from iterdiff import tree
 from iterdiff.algorithms.base import Algorithm, State
-from iterdiff.problems import FixedPoint, LinearSystem, Minimization, Problem, RootFinding
+from iterdiff.jaxtools import tree
+from iterdiff.problems.linear_system import LinearSystem
+from iterdiff.problems.problem import FixedPoint, Minimization, Problem, RootFinding
 
 EQUATIONS = (RootFinding, Minimization, LinearSystem, FixedPoint)
 
@@ -55,6 +56,7 @@ class Chord(Algorithm):
     """
 
     accepts: ClassVar[tuple[type[Problem], ...]] = EQUATIONS
+    consistent: ClassVar[bool] = True
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> _Factored:
         """Return the state at `x0`, with the factored Jacobian there."""
@@ -100,6 +102,7 @@ class Broyden(Algorithm):
     """
 
     accepts: ClassVar[tuple[type[Problem], ...]] = EQUATIONS
+    consistent: ClassVar[bool] = True
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> _Secant:
         """Return the state at `x0`, with the inverse Jacobian there."""

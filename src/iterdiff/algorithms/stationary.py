@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from iterdiff import tree
-from iterdiff.algorithms.base import Algorithm, Iterate, State, Stationary, check_range, scalar
-from iterdiff.problems import LinearSystem, Problem
+from iterdiff.algorithms.base import Algorithm, Iterate, State, StatelessAlgorithm
+from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_range, scalar
+from iterdiff.problems.linear_system import LinearSystem
+from iterdiff.problems.problem import Problem
 
 
-class Richardson(Stationary):
+class Richardson(StatelessAlgorithm):
     r"""Richardson iteration, :math:`x_{t+1} = x_t + h (b - A x_t)`.
 
     It converges when every eigenvalue of :math:`A` satisfies :math:`|1 - h \lambda| < 1`, at the
@@ -38,6 +40,7 @@ class Richardson(Stationary):
 
     step_size: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse a step that is not positive."""
@@ -86,6 +89,7 @@ class Jacobi(Algorithm):
     damping: Float[Array, ""] = eqx.field(converter=scalar, default=1.0)
     diagonal: object = eqx.field(static=True, default=None)
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse damping that is not positive."""
@@ -147,6 +151,7 @@ class GaussSeidel(Algorithm):
     """
 
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+    consistent: ClassVar[bool] = True
 
     def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Triangular:
         """Return the state at `x0`, with the triangle of ``A(theta)``."""
@@ -185,6 +190,7 @@ class SOR(Algorithm):
 
     relaxation: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
+    consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Refuse a relaxation that cannot converge."""

@@ -9,11 +9,16 @@ import jax
 import lineax as lx
 from jaxtyping import PyTree
 
-from iterdiff import linear, tree
-from iterdiff.hoisting import hoist, perturbed
-from iterdiff.modes.base import Mode, Outcome, Tangents, Task, floating_part
-from iterdiff.problems import Problem
-from iterdiff.stopping import StoppingRule
+from iterdiff.accuracy.sensitivity import explicit
+from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_count
+from iterdiff.jaxtools.closures import perturbed
+from iterdiff.jaxtools.tree import floating_part
+from iterdiff.linalg.solve import inverse
+from iterdiff.loop.stopping import StoppingRule
+from iterdiff.loop.task import Tangents, Task
+from iterdiff.modes.base import Mode, Outcome
+from iterdiff.problems.problem import Problem, structure_of
 
 
 class Implicit(Mode):
@@ -66,10 +71,7 @@ class Implicit(Mode):
 
     def __check_init__(self):
         """Refuse what is no linear solver and no count."""
-        if isinstance(self.refine, bool) or not isinstance(self.refine, int):
-            raise TypeError(f"`refine` must be an int, not {type(self.refine).__name__}.")
-        if self.refine < 0:
-            raise ValueError(f"`refine` must not be negative, but it is {self.refine}.")
+        check_count("refine", self.refine, least=0)
         solver = self.linear_solver
         if solver is not None and not isinstance(solver, lx.AbstractLinearSolver):
             raise TypeError(
@@ -109,7 +111,7 @@ class Implicit(Mode):
 
     def _corrected(self, residual: Callable, problem: Problem, x: PyTree, inputs: Any) -> PyTree:
         value, tangent = jax.linearize(lambda y: residual(y, inputs), x)
-        solve = linear.inverse(tangent, x, linear.structure_of(problem), solver=self.linear_solver)
+        solve = inverse(tangent, x, structure_of(problem), solver=self.linear_solver)
         return tree.sub(x, solve(value))
 
     def _attach(
@@ -132,8 +134,8 @@ class Implicit(Mode):
 
             _, pushed = jax.jvp(in_inputs, tuple(moving), tuple(moving_tangents))
             tangent = jax.linearize(lambda y: residual(y, inputs), x)[1]
-            solve = linear.inverse(
-                tangent, x, linear.structure_of(problem), solver=self.linear_solver, throw=throw
+            solve = inverse(
+                tangent, x, structure_of(problem), solver=self.linear_solver, throw=throw
             )
             return x, tree.scale(-1.0, solve(pushed))
 
@@ -175,28 +177,3 @@ class ImplicitTangents(Tangents):
             return self.mode.attach(self.problem, state.x, theta, throw=False)
 
         return jax.vmap(lambda v: jax.jvp(attached, (moving,), (v,))[1])(self.directions)
-
-
-def explicit(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Callable, Any]:
-    """Make every input of the residual explicit, values that it closes over included.
-
-    Returns
-    -------
-    residual : callable
-        ``residual(x, inputs)``.
-    inputs : pytree of arrays
-        The array leaves of the problem and of theta, and the closed-over values.
-    """
-    arrays, static = eqx.partition((problem, theta), eqx.is_array)
-
-    def of_arrays(x, arrays):
-        problem, theta = eqx.combine(arrays, static)
-        return problem.residual(x, theta)
-
-    converted, closed_over = hoist(of_arrays, x, arrays)
-
-    def residual(x, inputs):
-        arrays, closed_over = inputs
-        return converted(closed_over, x, arrays)
-
-    return residual, (arrays, closed_over)

@@ -6,13 +6,17 @@ from typing import Literal, get_args
 import equinox as eqx
 from jaxtyping import PyTree
 
-from iterdiff import loop as loops
-from iterdiff import sweep
-from iterdiff.algorithms.base import Algorithm, check_count
-from iterdiff.modes import joint, truncation
-from iterdiff.modes.base import Mode, Outcome, Tangents, Task
-from iterdiff.modes.following import LateTangents, UnrolledTangents, following
-from iterdiff.stopping import StoppingRule
+from iterdiff.algorithms.base import Algorithm
+from iterdiff.jaxtools.arguments import check_count
+from iterdiff.loop.differentiable import late, late_enough
+from iterdiff.loop.reverse import unroll_kept
+from iterdiff.loop.run import Run
+from iterdiff.loop.stopping import StoppingRule
+from iterdiff.loop.task import Tangents, Task
+from iterdiff.loop.unroll import Checkpoint, unroll
+from iterdiff.modes.accelerated import JointTangents, attach, check_accelerable
+from iterdiff.modes.base import Mode, Outcome
+from iterdiff.modes.tangents import LateTangents, UnrolledTangents, following
 
 
 class Unrolled(Mode):
@@ -94,7 +98,7 @@ class Unrolled(Mode):
     """
 
     last: int | Literal["auto"] | None = eqx.field(static=True, default=None)
-    checkpoint: loops.Checkpoint = eqx.field(static=True, default="iterates")
+    checkpoint: Checkpoint = eqx.field(static=True, default="iterates")
     rtol: float = eqx.field(static=True, default=1e-6)
     accelerate: int | None = eqx.field(static=True, default=None)
 
@@ -103,12 +107,9 @@ class Unrolled(Mode):
         if not self.rtol > 0:
             raise ValueError(f"`rtol` must be positive, but it is {self.rtol}.")
         if self.last is not None and self.last != "auto":
-            if isinstance(self.last, bool) or not isinstance(self.last, int):
-                raise TypeError(f"`last` must be an int, 'auto' or None, not {self.last!r}.")
-            if self.last < 1:
-                raise ValueError(f"`last` must be at least 1, but it is {self.last}.")
-        if self.checkpoint not in get_args(loops.Checkpoint):
-            names = ", ".join(repr(name) for name in get_args(loops.Checkpoint))
+            check_count("last", self.last)
+        if self.checkpoint not in get_args(Checkpoint):
+            names = ", ".join(repr(name) for name in get_args(Checkpoint))
             raise ValueError(f"`checkpoint` must be one of {names}, not {self.checkpoint!r}.")
         if self.accelerate is not None:
             check_count("accelerate", self.accelerate)
@@ -148,32 +149,32 @@ class Unrolled(Mode):
         del throw
         check_differentiable(task.algorithm)
         if self.accelerate is not None:
-            joint.check_accelerable(task.algorithm)
+            check_accelerable(task.algorithm)
             end = self.primal(task)
-            x = joint.attach(task, end.state.x, end.steps, self.accelerate)
+            x = attach(task, end.state.x, end.steps, self.accelerate)
             return Outcome(x, end.steps, end.status)
         if task.stop.judges_derivative:
             return _outcome(self._again(task, self.primal(task)))
         if self.last is None:
             return _outcome(self._all_steps(task))
         if self.last == "auto":
-            return _outcome(truncation.late_enough(task, self.rtol, self.checkpoint))
-        return _outcome(truncation.late(task, steps_back(self.last, task), self.checkpoint))
+            return _outcome(late_enough(task, self.rtol, self.checkpoint))
+        return _outcome(late(task, steps_back(self.last, task), self.checkpoint))
 
-    def _all_steps(self, task: Task) -> loops.Run:
+    def _all_steps(self, task: Task) -> Run:
         """Run, all steps differentiable."""
         loop, state, most = task.loop(), task.state(), task.stop.max_steps
         explicit = "sqrt" if self.checkpoint == "sqrt" else "iterates"
         if self.checkpoint == "iterates" or (task.stop.checks and self.checkpoint != "log"):
-            return sweep.unroll_kept(loop, state, explicit)
+            return unroll_kept(loop, state, explicit)
         if task.stop.checks:
             return self._again(task, self.primal(task))
-        return loops.unroll(task.step, state, most, self.checkpoint)
+        return unroll(task.step, state, most, self.checkpoint)
 
-    def _again(self, task: Task, end: loops.Run) -> loops.Run:
+    def _again(self, task: Task, end: Run) -> Run:
         """Take the steps that led to `end` once more, differentiably."""
         most = task.stop.max_steps
-        run = loops.unroll(task.step, task.state(), most, self.checkpoint, end.steps)
+        run = unroll(task.step, task.state(), most, self.checkpoint, end.steps)
         return end._replace(state=run.state)
 
     def answer(self, task: Task, x: PyTree, *, throw: bool) -> PyTree:
@@ -187,8 +188,8 @@ class Unrolled(Mode):
         x0, theta = task.x0, task.theta
         every = UnrolledTangents(task.problem, task.algorithm, x0, theta, directions)
         if self.accelerate is not None:
-            joint.check_accelerable(task.algorithm)
-            return joint.JointTangents(every, self.accelerate)
+            check_accelerable(task.algorithm)
+            return JointTangents(every, self.accelerate)
         if self.last is None or self.last == "auto":
             steps = task.stop.max_steps
             return following(task.problem, task.algorithm, x0, theta, directions, steps)
@@ -241,5 +242,5 @@ def OneStep() -> Unrolled:
     return Unrolled(last=1)
 
 
-def _outcome(run: loops.Run) -> Outcome:
+def _outcome(run: Run) -> Outcome:
     return Outcome(run.state.x, run.steps, run.status)

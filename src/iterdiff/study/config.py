@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.modes.base import Mode
-from iterdiff.problems import Problem
+from iterdiff.problems.problem import Problem
 
 Curve = Callable[[np.ndarray], np.ndarray]
 """Values that theory gives at the given iterations: a row of them, or one row for every mode."""

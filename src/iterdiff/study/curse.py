@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from iterdiff import theory, tree
+from iterdiff import theory
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.algorithms.gradient import GradientDescent, HeavyBall, Nesterov
 from iterdiff.algorithms.polynomial import Chebyshev, Sobolev
+from iterdiff.diagnostics.reference import find_reference
+from iterdiff.jaxtools import tree
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
 from iterdiff.modes.unrolled import Unrolled
-from iterdiff.problems import Minimization, Problem
-from iterdiff.reference import find_reference
+from iterdiff.problems.problem import Minimization, Problem
 from iterdiff.study.config import Curve, Setting
 
 METHODS = {

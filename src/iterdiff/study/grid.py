@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iterdiff.diagnostics.trace import trace
 from iterdiff.study.config import Case, Study
 from iterdiff.study.extras import load
 from iterdiff.study.late import late_starts
-from iterdiff.tracing import trace
 
 if TYPE_CHECKING:
     import xarray

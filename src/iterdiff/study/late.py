@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from iterdiff import theory, tree
-from iterdiff.modes.base import Task, floating_part
+from iterdiff import theory
+from iterdiff.diagnostics.reference import find_reference
+from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.tree import floating_part
+from iterdiff.loop.stopping import Steps
+from iterdiff.loop.task import Task
 from iterdiff.modes.implicit import Implicit
-from iterdiff.reference import find_reference
-from iterdiff.stopping import Steps
 from iterdiff.study.config import Case
 
 SHARES = (4, 2, 1)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from iterdiff.problems import FixedPoint, LinearSystem
+from iterdiff.problems.linear_system import LinearSystem
+from iterdiff.problems.problem import FixedPoint
 from iterdiff.study.config import Setting
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.algorithms.gradient import GradientDescent
 from iterdiff.modes.base import Mode
-from iterdiff.problems import Minimization
+from iterdiff.problems.problem import Minimization
 from iterdiff.study.config import Curve, Setting
 
 

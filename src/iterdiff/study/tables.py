@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from iterdiff.problems import Minimization
+from iterdiff.problems.problem import Minimization
 from iterdiff.study.config import Setting
 from iterdiff.study.datasets import Table, bundled, read_csv
 

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from iterdiff.theory import _checks
-from iterdiff.theory.factors import (
+from iterdiff.theory.worst_cases import (
     Factors,
     chebyshev_factors,
     gradient_descent_ends,

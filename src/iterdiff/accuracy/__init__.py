@@ -1,0 +1,1 @@
+"""How wrong a derivative is: estimates, reports, and a stopping rule."""

@@ -1,0 +1,106 @@
+"""What a checked derivative says of itself, and how that leaves a backward pass."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from iterdiff.accuracy.estimate import REASONS, ErrorEstimate
+
+
+class DerivativeReport(eqx.Module):
+    """What a checked derivative says of itself: scalars, batched by ``vmap``.
+
+    Attributes
+    ----------
+    relative, absolute, uncertainty : scalar
+        As in `ErrorEstimate`.
+    trusted : bool
+        As in `ErrorEstimate`.
+    flagged : bool
+        Whether the error cannot be said to be below the tolerance.
+    reason_code : integer scalar
+        Which of the sentences `reason` gives.
+    """
+
+    relative: Float[Array, ""]
+    absolute: Float[Array, ""]
+    uncertainty: Float[Array, ""]
+    trusted: Bool[Array, ""]
+    flagged: Bool[Array, ""]
+    reason_code: Int[Array, ""]
+
+    @property
+    def reason(self) -> str:
+        """As `ErrorEstimate.reason`, of one report. Not in ``jit``."""
+        return REASONS[int(self.reason_code)]
+
+
+REPORT_SIZE = 6
+
+
+def to_report(vector: Float[Array, " 6"]) -> DerivativeReport:
+    """Return the report that a cotangent holds."""
+    relative, absolute, uncertainty, trusted, flagged, reason = vector
+    return DerivativeReport(
+        relative, absolute, uncertainty, trusted > 0, flagged > 0, reason.astype(int)
+    )
+
+
+def to_vector(estimate: ErrorEstimate, flagged: Bool[Array, ""]) -> Float[Array, " 6"]:
+    """Return a report as numbers alone, which a cotangent can hold."""
+    parts = (
+        estimate.relative,
+        estimate.absolute,
+        estimate.uncertainty,
+        estimate.trusted,
+        flagged,
+        estimate.reason_code,
+    )
+    return jnp.stack([jnp.asarray(part, float) for part in parts])
+
+
+def value_and_grad_with_report(
+    loss: Callable[..., Float[Array, ""]],
+) -> Callable[..., tuple[Float[Array, ""], PyTree, DerivativeReport]]:
+    """Return a function that gives value, gradient, and what the gradient says of its error.
+
+    The report travels as the cotangent of an input that is zero, hence without host callbacks:
+    it works under ``jit``, ``vmap`` and both.
+
+    Parameters
+    ----------
+    loss : callable
+        ``loss(theta, report, *args)`` returns a scalar. It hands `report` to one solve, as
+        ``Checked(mode, report=report)``. (Reports of several solves would add up.)
+
+    Returns
+    -------
+    callable
+        ``(theta, *args) -> (value, gradient in theta, DerivativeReport)``.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import iterdiff as itd
+    >>> problem = itd.Minimization(lambda x, theta: jnp.sum((x - theta) ** 2 + 0.1 * x**4))
+    >>> def loss(theta, report):
+    ...     mode = itd.Checked(itd.Implicit(), rtol=1e-2, on_failure="nan", report=report)
+    ...     stop = itd.Steps(3)  # too few
+    ...     return jnp.sum(itd.solve(
+    ...         problem, itd.GradientDescent(0.1), jnp.zeros(2), theta, stop=stop, mode=mode
+    ...     ).x)
+    >>> value, gradient, report = itd.value_and_grad_with_report(loss)(jnp.ones(2))
+    >>> bool(report.flagged), bool(report.trusted)
+    (True, True)
+    """
+
+    def with_report(theta: PyTree, *args):
+        silent = jnp.zeros(REPORT_SIZE)
+        graded = jax.value_and_grad(lambda theta, report: loss(theta, report, *args), (0, 1))
+        value, (gradient, report) = graded(theta, silent)
+        return value, gradient, to_report(report)
+
+    return with_report

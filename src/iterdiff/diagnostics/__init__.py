@@ -1,0 +1,1 @@
+"""Run something and report on it: trace, diagnose, check_derivative, iterate errors."""

@@ -1,0 +1,1 @@
+"""What we add to JAX: trees, closures, jaxprs, jit, exceptions, and imports of extras."""

@@ -1,0 +1,1 @@
+"""Linear solves: which method, the matrix, factors, Krylov methods, the spectrum."""

@@ -1,0 +1,1 @@
+"""How an iteration runs: loops, checkpoints, the reverse sweep, stopping rules, status."""

@@ -1,0 +1,1 @@
+"""What is solved: problem families, proximal operators, checks of arguments."""

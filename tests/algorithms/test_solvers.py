@@ -1,0 +1,401 @@
+"""Each algorithm on a problem where its rate is known; operators; honesty about derivatives."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+import scipy.sparse
+from jax.experimental import sparse
+
+import iterdiff as itd
+from iterdiff.algorithms.base import Iterate
+from tests.cases import build
+from tests.helpers import compiled
+
+ROUNDING = 1e-12
+
+
+def iterates(problem, algorithm, x0, theta, steps):
+    """Return the iterates 0 ... steps, stacked, as a NumPy array."""
+
+    def body(state, _):
+        return algorithm.step(problem, state, theta), state.x
+
+    @jax.jit
+    def run(x0, theta):
+        start = algorithm.init(problem, x0, theta)
+        end, xs = jax.lax.scan(body, start, None, steps)
+        return jnp.concatenate([xs, end.x[None]])
+
+    return np.asarray(run(x0, theta))
+
+
+def laplacian(size):
+    return 2 * np.eye(size) - np.eye(size, k=1) - np.eye(size, k=-1)
+
+
+def tridiagonal(size):
+    matrix = laplacian(size)
+    return itd.LinearSystem(matrix, lambda b: b, positive_definite=True), matrix
+
+
+square = itd.RootFinding(lambda x, theta: x**2 - theta)
+
+
+# Rates
+
+CURVATURES = jnp.array([4.0, 1.0])  # what is not the slowest has died out after 25 steps
+
+
+def bowl(x, theta):
+    return jnp.sum(CURVATURES * (x - theta) ** 2) / 2
+
+
+def root(step_size, momentum, *, ahead):
+    """Return the largest root of the recursion of a momentum method at curvature 1."""
+    kept = 1 - step_size
+    middle = (1 + momentum) * kept if ahead else momentum + kept
+    return max(np.abs(np.roots([1, -middle, momentum * (kept if ahead else 1)])))
+
+
+MINIMUM = itd.Minimization(bowl)
+SYSTEM = itd.LinearSystem(jnp.diag(CURVATURES), lambda theta: CURVATURES * theta)
+SPARSE_MINIMUM = itd.CompositeMinimization(
+    bowl, lambda x, step_size, theta: itd.prox.soft_threshold(x, 1.5 * step_size)
+)
+LINEAR_RATES = {
+    # problem, algorithm, solution at theta = 1, rate
+    "GradientDescent": (MINIMUM, itd.GradientDescent(0.3), (1, 1), 0.7),
+    "HeavyBall": (MINIMUM, itd.HeavyBall(0.2, 0.1), (1, 1), root(0.2, 0.1, ahead=False)),
+    "Nesterov": (MINIMUM, itd.Nesterov(0.2, 0.1), (1, 1), root(0.2, 0.1, ahead=True)),
+    "Richardson": (SYSTEM, itd.Richardson(0.3), (1, 1), 0.7),
+    "Picard": (
+        itd.FixedPoint(lambda x, theta: -0.6 * x + 1.6 * theta),
+        itd.Picard(0.5),
+        (1, 1),
+        0.2,
+    ),
+    # the second coordinate, which descent would approach at 0.7, is out of the support
+    "ProximalGradient": (SPARSE_MINIMUM, itd.ProximalGradient(0.3), (0.625, 0), 0.2),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR_RATES)
+def test_linear_rates(name):
+    problem, algorithm, solution, known = LINEAR_RATES[name]
+    steps = 25 if known > 0.5 else 12
+    x = iterates(problem, algorithm, jnp.array([2.0, -1.0]), jnp.ones(2), steps)
+    assert abs(rate(np.linalg.norm(x - np.array(solution), axis=1)) - known) < 1e-6
+
+
+def test_newton_is_quadratic():
+    # e_{t+1} = e_t^2 / (2 x_t) for x^2 = 1
+    errors = iterates(square, itd.Newton(), jnp.array(1.25), jnp.array(1.0), 3) - 1
+    assert np.max(np.abs(errors[1:] / errors[:-1] ** 2 * 2 * (1 + errors[:-1]) - 1)) < 1e-5
+
+
+def test_conjugate_gradients_keep_their_bound_and_end_in_n_steps():
+    problem, matrix = tridiagonal(8)
+    b = jnp.array([1.0, -2.0, 0.5, 3.0, 0.0, 1.0, 4.0, -1.0])
+    errors = iterates(problem, itd.ConjugateGradient(), jnp.zeros(8), b, 8)
+    errors = errors - np.linalg.solve(matrix, b)
+    energies = np.sqrt(np.einsum("ti,ij,tj->t", errors, matrix, errors))
+    root_of_condition = np.sqrt(np.linalg.cond(matrix))
+    factor = (root_of_condition - 1) / (root_of_condition + 1)
+    assert np.all(energies <= 2 * factor ** np.arange(9.0) * energies[0])
+    assert np.linalg.norm(errors[8]) < ROUNDING
+    assert np.linalg.norm(errors[6]) > 1e-3
+
+
+def test_chord_converges_at_the_rate_of_its_first_jacobian():
+    # r = x^2 - 1 from 5/4: the error shrinks by 1 - r'(1) / r'(5/4) = 1/5
+    errors = np.abs(iterates(square, itd.Chord(), jnp.array(1.25), jnp.array(1.0), 9) - 1)
+    assert abs(errors[9] / errors[8] - 0.2) < 1e-5
+
+
+def test_broyden_in_one_unknown_is_the_secant_method():
+    # e_{t+1} = r'' / (2 r') e_t e_{t-1} to leading order; r'' / (2 r') = 1/2 at the root 1
+    errors = iterates(square, itd.Broyden(), jnp.array(1.25), jnp.array(1.0), 5) - 1
+    assert abs(errors[4] / (errors[3] * errors[2]) - 0.5) < 1e-3
+    assert 0 < abs(errors[4]) < 1e-7
+
+
+@pytest.mark.parametrize("start", [0.3, -5.0])
+def test_bisection_halves_its_bracket(start):
+    bisection = itd.Bisection(0.0, 4.0)
+    x = iterates(square, bisection, jnp.array(start), jnp.array(2.0), 40)
+    bounds = 4.0 / 2.0 ** np.arange(1.0, 41.0)
+    assert np.all(np.abs(x[1:] - np.sqrt(2.0)) <= bounds)
+    met = iterates(square, bisection, jnp.array(2.0), jnp.array(4.0), 3)
+    assert np.all(met == 2.0)  # and kept
+
+
+def test_anderson_with_a_long_window_ends_in_n_plus_one_steps():
+    case = build("affine_contraction")
+    x = iterates(case.problem, itd.Anderson(4), case.x0, case.theta, 5)
+    errors = np.linalg.norm(x - np.asarray(case.solution(case.theta)), axis=1)
+    assert errors[5] < ROUNDING
+    assert errors[4] > 1e-6
+
+
+def rate(errors):
+    return errors[-1] / errors[-2]
+
+
+def test_gauss_seidel_squares_the_rate_of_jacobi():
+    problem, matrix = tridiagonal(4)
+    b = jnp.array([1.0, -2.0, 0.5, 3.0])
+    truth = np.linalg.solve(matrix, b)
+    x = iterates(problem, itd.Jacobi(), jnp.zeros(4), b, 60)
+    errors = np.linalg.norm(x - truth, axis=1)  # of both signs: two steps at a time
+    assert abs(errors[-1] / errors[-3] - np.cos(np.pi / 5) ** 2) < 1e-6
+    x = iterates(problem, itd.GaussSeidel(), jnp.zeros(4), b, 25)
+    assert abs(rate(np.linalg.norm(x - truth, axis=1)) - np.cos(np.pi / 5) ** 2) < 1e-6
+    same = iterates(problem, itd.SOR(1.0), jnp.zeros(4), b, 25)
+    assert np.array_equal(x, same)
+
+
+def test_sor_converges_at_youngs_rate():
+    problem, matrix = tridiagonal(5)
+    b = jnp.array([1.0, -2.0, 0.5, 3.0, 1.0])
+    x = iterates(problem, itd.SOR(1.2), jnp.zeros(5), b, 40)
+    errors = np.linalg.norm(x - np.linalg.solve(matrix, b), axis=1)
+    wide = 1.2 * np.cos(np.pi / 6)
+    young = (wide + np.sqrt(wide**2 - 4 * 0.2)) ** 2 / 4
+    assert abs(rate(errors) - young) < 1e-6
+
+
+def test_gmres_minimises_the_residual_over_the_krylov_space():
+    case = build("dominant_system")
+    matrix, b = np.asarray(case.theta["matrix"]), np.asarray(case.theta["rhs"])
+    x = iterates(case.problem, itd.GMRES(2), case.x0, case.theta, 2)
+    krylov = np.stack([b, matrix @ b], axis=1)
+    weights = np.linalg.lstsq(matrix @ krylov, b)[0]
+    assert np.max(np.abs(x[1] - krylov @ weights)) < ROUNDING
+    full = iterates(case.problem, itd.GMRES(50), case.x0, case.theta, 2)
+    assert np.max(np.abs(full[1:] - np.asarray(case.solution(case.theta)))) < ROUNDING
+
+
+def test_fista_keeps_its_bound_and_starts_as_proximal_gradient():
+    case, step = build("lasso"), 0.1
+    x = iterates(case.problem, itd.FISTA(step), case.x0, case.theta, 60)
+    plain = iterates(case.problem, itd.ProximalGradient(step), case.x0, case.theta, 60)
+    truth = np.asarray(case.solution(case.theta))
+
+    def objective(x):
+        return case.problem.smooth(x, case.theta) + case.problem.penalty(x, case.theta)
+
+    gaps = np.asarray(jax.jit(jax.vmap(objective))(np.concatenate([x, truth[None]])))
+    bounds = 2 * np.sum(truth**2) / (step * np.arange(1.0, 62.0) ** 2)
+    assert np.all(gaps[:-1] - gaps[-1] <= bounds)
+    assert np.array_equal(x[1], plain[1])
+    assert np.linalg.norm(x[15] - truth) < np.linalg.norm(plain[15] - truth) / 2
+
+
+# At the solution, and what must not be unrolled
+
+SAFE = {
+    "sqrt": (itd.Chord(), itd.Broyden()),
+    "cosine": (itd.Anderson(2),),
+    "dominant_system": (itd.GaussSeidel(), itd.SOR(0.9), itd.GMRES(2)),
+    "lasso": (itd.FISTA(0.5),),
+}
+
+
+@pytest.mark.parametrize("name", SAFE)
+def test_steps_from_the_solution_stay_and_have_finite_derivatives(name):
+    case = build(name)
+    x = case.solution(case.theta)
+    tangent = jax.tree.map(jnp.ones_like, case.theta)
+
+    @jax.jit
+    def run(theta):
+        def ends(theta):
+            out = []
+            for algorithm in SAFE[name]:
+                state = algorithm.init(case.problem, x, theta)
+                for _ in range(2):
+                    state = algorithm.step(case.problem, state, theta)
+                out.append(state.x)
+            return out
+
+        return jax.jvp(ends, (theta,), (tangent,))
+
+    ends, moves = run(case.theta)
+    for end, move in zip(ends, moves, strict=True):
+        assert np.max(np.abs(np.asarray(end) - np.asarray(x))) < ROUNDING
+        assert np.all(np.isfinite(move))
+
+
+@pytest.mark.parametrize("mode", [itd.Unrolled(), itd.OneStep()])
+def test_bisection_refuses_to_be_unrolled(mode):
+    with pytest.raises(ValueError, match=r"midpoints.*Modes that work: iterdiff.Implicit"):
+        itd.solve(
+            square,
+            itd.Bisection(0.0, 4.0),
+            jnp.array(1.0),
+            jnp.array(2.0),
+            stop=itd.Steps(5),
+            mode=mode,
+        )
+
+
+def test_anderson_warns_when_it_is_unrolled():
+    case = build("cosine")
+    with pytest.warns(UserWarning, match="Anderson.*ratios of differences"):
+        itd.solve(
+            case.problem,
+            itd.Anderson(2),
+            case.x0,
+            case.theta,
+            stop=itd.Steps(3),
+            mode=itd.Unrolled(),
+        )
+
+
+def test_bad_brackets_and_counts_are_refused():
+    stop = itd.Steps(3)
+    with pytest.raises(RuntimeError, match="must bracket a root"):
+        itd.solve(square, itd.Bisection(2.0, 4.0), jnp.array(3.0), jnp.array(2.0), stop=stop)
+    with pytest.raises(ValueError, match="one real number, not 3"):
+        itd.solve(square, itd.Bisection(0.0, 4.0), jnp.ones(3), jnp.ones(3), stop=stop)
+    for make in (itd.Anderson, itd.GMRES):
+        with pytest.raises(ValueError, match="at least 1, not 0"):
+            make(0)
+        with pytest.raises(TypeError):
+            make(2.0)
+    with pytest.raises(ValueError, match="`relaxation` must be greater than 0 and below 2"):
+        itd.SOR(2.5)
+
+
+# Operators
+
+MATRIX = np.diag([4.0, 5.0, 6.0]) + 0.3 * np.random.default_rng(0).normal(size=(3, 3))
+
+
+OPERATORS = {
+    "array": MATRIX,
+    "lineax": lx.MatrixLinearOperator(jnp.asarray(MATRIX)),
+    "SciPy": scipy.sparse.csc_array(MATRIX),
+    **{
+        kind.__name__: kind.fromdense(jnp.asarray(MATRIX))
+        for kind in (sparse.BCOO, sparse.BCSR, sparse.COO, sparse.CSR, sparse.CSC)
+    },
+}
+LINEAR = {
+    "Richardson": (itd.Richardson(0.2), 120),
+    "Jacobi": (itd.Jacobi(), 60),
+    "GaussSeidel": (itd.GaussSeidel(), 40),
+    "SOR": (itd.SOR(1.1), 40),
+    "GMRES": (itd.GMRES(3), 1),
+    "ConjugateGradient": (itd.ConjugateGradient(), 3),
+    "Newton": (itd.Newton(), 1),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_kind_of_matrix_is_an_operator(name):
+    # one product and one batch of products, which is all that an algorithm or a mode asks for
+    problem = itd.LinearSystem(OPERATORS[name], lambda b: b)
+    x = jnp.array([1.0, 2.0, 3.0])
+    matrix = jax.vmap(lambda v: problem.operator(v, x))(jnp.eye(3)).T
+    pulled = jax.linear_transpose(lambda v: problem.operator(v, x), x)(x)[0]
+    assert np.max(np.abs(problem.operator(x, x) - MATRIX @ np.asarray(x))) < ROUNDING
+    assert np.max(np.abs(matrix - MATRIX)) < ROUNDING
+    assert np.max(np.abs(pulled - MATRIX.T @ np.asarray(x))) < ROUNDING
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_every_linear_solver_takes_a_sparse_matrix(name):
+    algorithm, steps = LINEAR[name]
+    matrix = (MATRIX + MATRIX.T) / 2
+    problem = itd.LinearSystem(
+        sparse.CSR.fromdense(jnp.asarray(matrix)), lambda b: b, positive_definite=True
+    )
+
+    @compiled
+    def run(b):
+        def solution(b):
+            return itd.solve(problem, algorithm, jnp.zeros(3), b, stop=itd.Steps(steps)).x
+
+        return solution(b), jax.jacrev(solution)(b)
+
+    b = jnp.array([1.0, 2.0, 3.0])
+    x, jacobian = run(b)
+    inverse = np.linalg.inv(matrix)
+    assert np.max(np.abs(x - inverse @ np.asarray(b))) < ROUNDING
+    assert np.max(np.abs(jacobian - inverse)) < ROUNDING
+
+
+def test_a_sparse_matrix_of_parameters_is_differentiated_in():
+    where = sparse.BCOO.fromdense(jnp.asarray(MATRIX)).indices
+    operator = itd.MatrixOperator(lambda data: sparse.BCOO((data, where), shape=(3, 3)))
+    b = jnp.array([1.0, 2.0, 3.0])
+    problem = itd.LinearSystem(operator, lambda data: b)
+
+    def solution(data):
+        return itd.solve(problem, itd.GaussSeidel(), jnp.zeros(3), data, stop=itd.Steps(40)).x
+
+    inverse = np.linalg.inv(MATRIX)
+    truth = -np.einsum("ij,k->ijk", inverse, inverse @ np.asarray(b)).reshape(3, 9)
+    jacobian = jax.jit(jax.jacfwd(solution))(jnp.asarray(MATRIX).reshape(-1))
+    assert np.max(np.abs(jacobian - truth)) < ROUNDING
+
+
+def test_tags_of_lineax_are_believed_and_bad_operators_refused():
+    tagged = lx.MatrixLinearOperator(jnp.asarray(laplacian(3)), lx.positive_semidefinite_tag)
+    problem = itd.LinearSystem(tagged, lambda b: b)
+    assert problem.symmetric and problem.positive_definite
+    with pytest.raises(ValueError, match="`operator` must be a square matrix"):
+        itd.LinearSystem(jnp.ones((2, 3)), lambda b: b)
+    with pytest.raises(ValueError, match="`operator` must map x to something like x"):
+        itd.LinearSystem(lx.MatrixLinearOperator(jnp.ones((2, 3))), lambda b: b)
+
+
+# A user's own algorithm
+
+
+class Halving(itd.Algorithm):
+    """One whose step JAX cannot trace."""
+
+    by_numpy: bool
+    accepts = (itd.Minimization,)
+
+    def init(self, problem, x0, theta):
+        """Return the start."""
+        del problem, theta
+        return Iterate(x0)
+
+    def step(self, problem, state, theta):
+        """Return the middle between the iterate and zero."""
+        del problem, theta
+        if self.by_numpy:
+            return Iterate(jnp.asarray(np.asarray(state.x) / 2))
+        return Iterate(state.x / 2 if state.x[0] > 0 else state.x)
+
+
+@pytest.mark.parametrize("by_numpy", [True, False])
+def test_a_step_that_jax_cannot_trace_is_told_the_way_out(by_numpy):
+    with pytest.raises(jax.errors.JAXTypeError) as caught:
+        itd.solve(MINIMUM, Halving(by_numpy), jnp.ones(2), jnp.ones(2), stop=itd.Steps(2))
+    assert caught.traceback[-1].name != "solve"  # the user's line is still in it
+    assert any(entry.name == "step" and entry.path == Path(__file__) for entry in caught.traceback)
+    note = "\n".join(caught.value.__notes__)
+    assert "steps of Halving must be traceable by JAX" in note
+    assert "@iterdiff.implicit takes any solver" in note
+
+
+def test_measuring_such_a_step_tells_the_same():
+    run = MINIMUM, Halving(by_numpy=True), jnp.ones(2), jnp.ones(2)
+    unrolled = {"unrolled": itd.Unrolled()}
+    for measure in (
+        lambda: itd.trace(*run, steps=2, modes=unrolled),
+        lambda: itd.trace(*run, steps=2, modes=unrolled, reference=jnp.zeros(2)),
+        lambda: itd.diagnose(*run),
+    ):
+        with pytest.raises(jax.errors.JAXTypeError) as caught:
+            measure()
+        assert "steps of Halving must be traceable by JAX" in "\n".join(caught.value.__notes__)
