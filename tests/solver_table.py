@@ -91,6 +91,7 @@ SOLVERS: dict[str, tuple[Any, str]] = {
     ),
 }
 
+BY_DECORATOR = "SciPy, C, a program: `@implicit`"
 MODES = {"Unrolled": itd.Unrolled(), "Implicit": itd.Implicit(), "OneStep": itd.OneStep()}
 
 
@@ -179,18 +180,22 @@ def traced(algorithm: itd.Algorithm, case: Case) -> str:
     return ", ".join(name for name, answer in found.items() if answer != "no")
 
 
+def modes_row(name: str) -> str:
+    """Try one solver in all modes, and return its row."""
+    if name == BY_DECORATOR:
+        return f"| {name} | no | {by_decorator()} | no | no |"
+    algorithm, case_name = SOLVERS[name]
+    case = case_of(case_name)
+    with jax.numpy_dtype_promotion("standard"):  # jaxopt mixes dtypes
+        answers = [both_ways(algorithm, case, mode) for mode in MODES.values()]
+        answers.append(traced(algorithm, case))
+    return f"| {name} | {' | '.join(answers)} |"
+
+
 def modes_table() -> str:
     """Try all solvers in all modes, and return the table."""
     rows = ["| solver | `Unrolled()` | `Implicit()` | `OneStep()` | `trace` |", "|-|-|-|-|-|"]
-    for name, (algorithm, case_name) in SOLVERS.items():
-        case = case_of(case_name)
-        with jax.numpy_dtype_promotion("standard"):  # jaxopt mixes dtypes
-            answers = [both_ways(algorithm, case, mode) for mode in MODES.values()]
-            answers.append(traced(algorithm, case))
-        rows.append(f"| {name} | {' | '.join(answers)} |")
-    by_host = by_decorator()
-    rows.append(f"| SciPy, C, a program: `@implicit` | no | {by_host} | no | no |")
-    return "\n".join(rows)
+    return "\n".join(rows + [modes_row(name) for name in (*SOLVERS, BY_DECORATOR)])
 
 
 def by_decorator() -> str:

@@ -2,15 +2,21 @@
 
 import pytest
 
-from tests.solver_table import SOLVERS, TABLES, modes_table, shown
+from tests.solver_table import BY_DECORATOR, SOLVERS, TABLES, modes_row, shown
+
+ROWS = shown("modes").splitlines()[2:]
+NAMES = [*SOLVERS, BY_DECORATOR]
 
 
-def test_the_page_shows_what_a_trial_finds():
-    found = modes_table()
-    assert shown("modes") == found, "run: python -m tests.solver_table"
-    assert len(found.splitlines()) == len(SOLVERS) + 3  # the header, its line, and `@implicit`
-    assert "| Bisection | no | yes | no | Implicit |" in found
-    assert "| Anderson | warns | yes | warns | yes |" in found
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_shows_what_a_trial_finds(name):
+    assert modes_row(name) == ROWS[NAMES.index(name)], "run: python -m tests.solver_table"
+
+
+def test_the_table_has_a_row_for_each_solver():
+    assert len(ROWS) == len(NAMES)
+    assert "| Bisection | no | yes | no | Implicit |" in ROWS
+    assert "| Anderson | warns | yes | warns | yes |" in ROWS
 
 
 @pytest.mark.parametrize("suite", ["optimistix", "jaxopt"])
