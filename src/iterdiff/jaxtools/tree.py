@@ -81,6 +81,12 @@ def size(a: PyTree) -> int:
     return sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(a))
 
 
+def nbytes(a: PyTree) -> int:
+    """Return the memory of the array leaves of `a` in bytes (static)."""
+    leaves = [leaf for leaf in jax.tree.leaves(a) if eqx.is_array(leaf)]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
 def result_dtype(a: PyTree) -> np.dtype:
     """Return the dtype that a single vector holding all of `a` would have."""
     return np.dtype(jnp.result_type(*jax.tree.leaves(a)))

@@ -16,10 +16,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.algorithms.base import Algorithm, Iterate, StatelessAlgorithm
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.closures import hoist, perturbed
+from iterdiff.jaxtools.closures import hoist, with_jvp
+from iterdiff.jaxtools.lax import forward_only
 from iterdiff.linalg.least_squares import least_squares, safe_length
 from iterdiff.loop.task import Tangents, Task
-from iterdiff.loop.unroll import forward_only
 from iterdiff.modes.tangents import UnrolledTangents
 
 FORWARD_ONLY = (
@@ -184,23 +184,15 @@ def attach(task: Task, x: PyTree, steps: Int[Array, ""], depth: int) -> PyTree:
     """
     inputs, start, step = _explicit(task)
 
-    @jax.custom_jvp
-    def solution(inputs, x, steps):
-        del inputs, steps
-        return x
-
-    def rule(primals, tangents):
-        inputs, x, steps = primals
-        moving, dots, fixed = perturbed(inputs, tangents[0])
-        if not moving:
-            return x, tree.zeros_like(x)
-        x0, first = jax.jvp(lambda *m: start(fixed(m)), tuple(moving), tuple(dots))
-        taken, closed_over = hoist(lambda x, m: step(x, fixed(m)), x0, moving)
-        end = _forward(taken, depth)((closed_over, moving, x0, steps), (first, dots))
+    def rule(_, perturbed, constants):
+        x, steps = constants
+        primals, tangents = perturbed.primals, perturbed.tangents
+        x0, first = jax.jvp(lambda *p: start(perturbed.rebuild(p)), primals, tangents)
+        taken, closed_over = hoist(lambda x, p: step(x, perturbed.rebuild(p)), x0, primals)
+        end = _forward(taken, depth)((closed_over, primals, x0, steps), (first, tangents))
         return x, forward_only(end, FORWARD_ONLY)
 
-    solution.defjvp(rule, symbolic_zeros=True)
-    return solution(inputs, x, steps)
+    return with_jvp(lambda _, constants: constants[0], inputs, rule, (x, steps))
 
 
 def _explicit(task: Task) -> tuple[Any, Callable, Callable]:

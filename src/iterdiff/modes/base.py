@@ -64,8 +64,8 @@ class Mode(eqx.Module):
         algorithm, x0, theta = stop_gradient((task.algorithm, task.x0, task.theta))
         task = task._replace(algorithm=algorithm, x0=x0, theta=theta)
         if task.stop.judges_derivative:
-            follow = self.tangents(task, task.stop.directions(task.theta))
-            task = task._replace(algorithm=WithTangents(task.algorithm, follow))
+            method = self.tangents(task, task.stop.directions(task.theta))
+            task = task._replace(algorithm=WithTangents(task.algorithm, method))
         end = run_loop(task.loop(), task.state())
         state = end.state.inner if isinstance(end.state, StateWithTangents) else end.state
         return end._replace(state=state)

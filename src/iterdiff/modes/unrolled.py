@@ -1,19 +1,17 @@
 """Differentiate the iterations that ran."""
 
 import warnings
-from typing import Literal, get_args
+from typing import get_args
 
 import equinox as eqx
 from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.jaxtools.arguments import check_count
-from iterdiff.loop.differentiable import late, late_enough
-from iterdiff.loop.reverse import unroll_kept
-from iterdiff.loop.run import Run
+from iterdiff.loop.differentiable import Last, differentiable_run, steps_back
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
-from iterdiff.loop.unroll import Checkpoint, unroll
+from iterdiff.loop.unroll import Checkpoint
 from iterdiff.modes.accelerated import JointTangents, attach, check_accelerable
 from iterdiff.modes.base import Mode, Outcome
 from iterdiff.modes.tangents import LateTangents, UnrolledTangents, following
@@ -97,7 +95,7 @@ class Unrolled(Mode):
     NeurIPS 2023; A. Griewank and A. Walther, *Evaluating Derivatives*, SIAM 2008, chapter 12.
     """
 
-    last: int | Literal["auto"] | None = eqx.field(static=True, default=None)
+    last: Last = eqx.field(static=True, default=None)
     checkpoint: Checkpoint = eqx.field(static=True, default="iterates")
     rtol: float = eqx.field(static=True, default=1e-6)
     accelerate: int | None = eqx.field(static=True, default=None)
@@ -153,29 +151,9 @@ class Unrolled(Mode):
             end = self.primal(task)
             x = attach(task, end.state.x, end.steps, self.accelerate)
             return Outcome(x, end.steps, end.status)
-        if task.stop.judges_derivative:
-            return _outcome(self._again(task, self.primal(task)))
-        if self.last is None:
-            return _outcome(self._all_steps(task))
-        if self.last == "auto":
-            return _outcome(late_enough(task, self.rtol, self.checkpoint))
-        return _outcome(late(task, steps_back(self.last, task), self.checkpoint))
-
-    def _all_steps(self, task: Task) -> Run:
-        """Run, all steps differentiable."""
-        loop, state, most = task.loop(), task.state(), task.stop.max_steps
-        explicit = "sqrt" if self.checkpoint == "sqrt" else "iterates"
-        if self.checkpoint == "iterates" or (task.stop.checks and self.checkpoint != "log"):
-            return unroll_kept(loop, state, explicit)
-        if task.stop.checks:
-            return self._again(task, self.primal(task))
-        return unroll(task.step, state, most, self.checkpoint)
-
-    def _again(self, task: Task, end: Run) -> Run:
-        """Take the steps that led to `end` once more, differentiably."""
-        most = task.stop.max_steps
-        run = unroll(task.step, task.state(), most, self.checkpoint, end.steps)
-        return end._replace(state=run.state)
+        end = self.primal(task) if task.stop.judges_derivative else None
+        run = differentiable_run(task, self.checkpoint, last=self.last, rtol=self.rtol, end=end)
+        return Outcome(run.state.x, run.steps, run.status)
 
     def answer(self, task: Task, x: PyTree, *, throw: bool) -> PyTree:
         """Return the answer of a second run."""
@@ -195,14 +173,6 @@ class Unrolled(Mode):
             return following(task.problem, task.algorithm, x0, theta, directions, steps)
         last = steps_back(self.last, task)
         return LateTangents(task.problem, task.algorithm, task.theta, directions, last)
-
-
-def steps_back(last: int, task: Task) -> int:
-    """Return how many steps back the last `last` begin that made the iterate.
-
-    Else one-step differentiation of an algorithm with a lag would be zero, without a word.
-    """
-    return min(last + task.algorithm.lag, task.stop.max_steps)
 
 
 def check_differentiable(algorithm: Algorithm) -> None:
@@ -240,7 +210,3 @@ def OneStep() -> Unrolled:
     NeurIPS 2023.
     """
     return Unrolled(last=1)
-
-
-def _outcome(run: Run) -> Outcome:
-    return Outcome(run.state.x, run.steps, run.status)
