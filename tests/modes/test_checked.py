@@ -71,9 +71,7 @@ def test_is_silent_of_a_right_derivative(inner, derive, action):
 @pytest.mark.parametrize("derive", [grad, push], ids=["reverse", "forward"])
 def test_raises(derive):
     mode = itd.Checked(itd.Implicit(), rtol=1e-3, on_failure="raise")
-    with pytest.raises(
-        RuntimeError, match="by its own estimate, or that cannot be told. Solve more"
-    ):
+    with pytest.raises(RuntimeError, match="Checked.*`rtol`"):
         done(compiled(lambda: derive(mode))())
 
 
