@@ -142,11 +142,7 @@ def nonsymmetric():
     return problem, itd.Picard(), jnp.array([2.0, -2.0, 1.0]), jnp.array([0.3, -0.1, 0.2])
 
 
-ESTIMATED = {
-    "logistic": (logistic, None),
-    "nonsymmetric": (nonsymmetric, None),
-    "probes": (logistic, 3),
-}
+ESTIMATED = {"nonsymmetric": (nonsymmetric, None), "probes": (logistic, 3)}
 
 
 @functools.cache
@@ -192,7 +188,7 @@ def test_an_estimate_equals_derivative_error():
 def test_no_estimate_unless_requested():
     without = ridge()
     assert without.jacobian_error_estimate.isnull().all() and not without.estimate_trusted.any()
-    nothing = ridge(modes={}, estimate=True)
+    nothing = ridge(modes={})
     assert nothing.jacobian_error_estimate.shape == nothing.estimate_trusted.shape == (0, 13)
 
 
