@@ -6,7 +6,6 @@ Compiling the recorded scan takes most of the time, so tests share datasets and 
 import functools
 import importlib.metadata
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -15,11 +14,9 @@ import pytest
 import xarray
 
 import iterdiff as itd
-from iterdiff.diagnostics.recorder import begin, record
-from iterdiff.diagnostics.trace import build_recorder
 from iterdiff.jaxtools import tree
 from tests.cases import build
-from tests.helpers import AS_SHIPPED, compiled
+from tests.helpers import compiled
 
 # f = theta x^2 / 2 - b x by gradient descent: e_t = (1 - h theta)^t e_0, and
 # dx_t/dtheta = -h t (1 - h theta)^(t-1) e_0 + (1 - (1 - h theta)^t) dx*/dtheta
@@ -40,7 +37,7 @@ def test_scalar_quadratic_is_the_closed_form(slope):
     expected = {
         "unrolled": -STEP * t * rho ** (t - 1.0) * (START - solution) - rho**t * jacobian,
         "implicit": -x / CURVATURE - jacobian,
-        # the last step alone: -h x_{t-1}
+        # only the last step: -h x_{t-1}
         "one-step": np.where(t > 0, -STEP * np.roll(x, 1), 0) - jacobian,
     }
     scale = max(abs(jacobian), 1.0)
@@ -354,26 +351,6 @@ def test_an_algorithm_that_cannot_be_unrolled():
     assert data.jacobian_error[0, -1] < 1e-12
 
 
-def test_memory_does_not_grow_with_the_steps():
-    n = 60
-    matrix = np.diag(np.linspace(1, 2, n))
-    problem = itd.Minimization(lambda x, theta: x @ matrix @ x / 2 - theta @ x)
-    task = (problem, itd.GradientDescent(0.5), jnp.zeros(n), jnp.ones(n))
-
-    def temporary(steps):
-        recorder = build_recorder(*task, steps=steps, modes=MODES, reference=1 / np.diag(matrix))
-        program = eqx.filter_jit(record).lower(recorder, begin(recorder), recorder.count)
-        memory = program.compile(AS_SHIPPED).compiled.memory_analysis()
-        return memory.temp_size_in_bytes, memory.output_size_in_bytes
-
-    (few, few_out), (many, many_out) = temporary(10), temporary(1000)
-    jacobian = 8 * n * n
-    assert few > jacobian  # else nothing is measured
-    assert many - few < jacobian
-    # The output is the carry, and one number per curve and iteration (3 modes, 3 curves).
-    assert many_out - few_out <= 990 * 8 * 8
-
-
 def cosh(x, theta):
     """Be smallest at arcsinh(theta)."""
     return jnp.sum(jnp.cosh(x) - theta * x)
@@ -400,19 +377,6 @@ def test_a_second_reference_compiles_nothing():
         assert trace_with_each_reference() == 0
     finally:
         jax.monitoring.unregister_event_duration_listener(note)
-
-
-def test_a_recorder_can_be_run_apart_from_trace():
-    case = build("ridge")
-    task = (case.problem, case.algorithms[0].algorithm, case.x0, case.theta)
-    modes = {"unrolled": itd.Unrolled()}
-    recorder = build_recorder(*task, steps=12, modes=modes)
-    (state, _), rows = record(recorder, begin(recorder), recorder.count)
-    data = ridge()
-    assert rows.shape == (12, 4)
-    np.testing.assert_allclose(rows[:, 0], data.iterate_error[:-1], rtol=1e-12)
-    end = tree.norm(tree.sub(state.x, recorder.reference.x))
-    np.testing.assert_allclose(end, data.iterate_error[-1], rtol=1e-12)
 
 
 def test_a_package_that_is_not_installed(monkeypatch):
