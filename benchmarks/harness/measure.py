@@ -1,12 +1,15 @@
-"""How things are measured: variants take turns, and each is checked before it is timed."""
+"""Timing: the variants of a comparison take turns, and each answer is checked before timing."""
 
 import dataclasses
+import datetime
 import math
+import os
 import platform
 import random
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -14,107 +17,54 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.harness.fresh import ROOT
+from benchmarks.harness.results import OURS, Column, Section, Table
+
 LIBRARIES = ("iterdiff", "jax", "equinox", "lineax", "optimistix", "jaxopt", "optax")
 
-OURS = "iterdiff"
-"""Names of our variants begin with this."""
+MOST_BYTES = 4 * 2**30
+"""A program that plans to hold more bytes is compiled but not run."""
 
-GUARD = 4 * 2**30
-"""A program that plans to hold more bytes than this is compiled, and not run."""
+SHORTEST_TURN = 5e-3
+"""Shortest turn in seconds; faster work is repeated within its turn."""
 
-SHORTEST = 5e-3
-"""Seconds that one turn takes at least; faster work is repeated within it."""
+MOST_REPEATS = 50
+"""Most repetitions within a turn."""
 
-FEWEST = 3
-"""Turns of a variant that is too slow to take part in every round."""
+FEWEST_TURNS = 3
+"""Fewest turns of a variant that is too slow for every round."""
 
 VERY_SLOW = 5.0
-"""A variant that takes more seconds than this has one turn, after its first run."""
+"""A variant that takes more seconds has one turn after its first run."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
-    """One way to do the work of a table.
-
-    Attributes
-    ----------
-    name : str
-        What the row is called; names of ours begin with `OURS`.
-    function : callable
-        ``function(theta)`` does the work; it is compiled as a whole.
-    answers : bool
-        Whether it returns what the table's `truth` is about; else it is timed alone.
-    compiled : bool
-        Whether it is compiled as a whole; else it is called as it is, and compiles what it likes.
-    """
-
-    name: str
-    function: Callable[[Any], Any]
-    answers: bool = True
-    compiled: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Variants of the same work; the first one is what times are divided by.
+class Comparison:
+    """Variants of the same work. Ratios refer to the time of the first one.
 
     Attributes
     ----------
     title : str
         The heading.
-    variants : tuple of Variant
-        The rows.
-    theta : pytree of arrays
-        What every variant is called with: parameters, and data that is not to be folded into
-        the program.
-    truth : pytree of arrays
-        The right answer.
+    variants : dict of callables
+        Functions of `inputs`, by name; our names begin with `OURS`.
+    inputs : tuple of pytrees
+        Arguments of every variant: parameters, and data that the compiler must not fold into the
+        program.
+    truth : pytree of arrays, optional
+        The right answer; without it all variants are only timed.
+    timed_only : collection of str
+        Variants that return something else than the answer.
+    eager : collection of str
+        Variants that are called as given, not compiled as a whole.
     """
 
     title: str
-    variants: tuple[Variant, ...]
-    theta: Any
-    truth: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """What was measured of a variant.
-
-    Attributes
-    ----------
-    name : str
-        As in `Variant`.
-    seconds : float
-        Median over its turns; NaN if it was not run.
-    ratio : float
-        Median over its turns of its time over that of the table's first variant in the same
-        round.
-    compile_seconds : float
-        Tracing and compiling; of a variant that is not compiled as a whole, the first call.
-    temporary_bytes : int or None
-        What the compiled program holds beyond input and output.
-    relative_error : float or None
-        Euclidean, against the truth.
-    turns : int
-        How often it had its turn.
-    failed : str
-        Why it was not run; empty if it was.
-    """
-
-    name: str
-    seconds: float
-    ratio: float
-    compile_seconds: float
-    temporary_bytes: int | None
-    relative_error: float | None
-    turns: int = 0
-    failed: str = ""
-
-    @property
-    def ours(self) -> bool:
-        """Whether the variant is ours."""
-        return self.name.startswith(OURS)
+    variants: dict[str, Callable]
+    inputs: tuple
+    truth: Any = None
+    timed_only: Collection[str] = ()
+    eager: Collection[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +74,11 @@ class Effort:
     Attributes
     ----------
     rounds : int
-        Rounds of each table; medians are reported.
+        Rounds of each comparison.
     seconds : float
-        What the rounds of one table may take; slow variants take fewer turns to keep it.
+        Time for the rounds of one comparison; slow variants take fewer turns to keep it.
     toy : bool
-        Small problems, our variants and what they are compared with alone: for tests of the
-        benchmarks themselves.
+        Only small problems, our variants and their unit: for tests of the benchmarks.
     options : dict
         Options of the compiler.
     """
@@ -141,134 +90,136 @@ class Effort:
 
 
 QUICK = Effort(rounds=3, seconds=5.0)
-TOY = Effort(
-    1, 1.0, True, {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
+UNOPTIMISED = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+"""Options of the compiler for programs that run once."""
+TOY = Effort(1, 1.0, True, UNOPTIMISED)
 
 
 @dataclasses.dataclass
-class _Ready:
-    """A variant that has been compiled and run once."""
+class Row:
+    """Measurements of a variant.
 
-    variant: Variant
+    Attributes
+    ----------
+    name : str
+        The variant.
+    call : callable or None
+        Runs it once; None if it cannot run.
+    compile_seconds : float
+        Tracing and compiling; the first call of an eager variant.
+    megabytes : float or None
+        What the compiled program plans to hold beyond input and output.
+    first_seconds : float
+        Time of the first run after compiling.
+    error : float or None
+        Relative error, in Euclidean norm.
+    failed : str
+        Why it was not run; empty if it was.
+    times : dict
+        Seconds by round.
+    ratio : float
+        Median over the rounds of its time over that of the first variant in the same round.
+    """
+
+    name: str
     call: Callable[[], Any] | None = None
     compile_seconds: float = math.nan
-    temporary_bytes: int | None = None
+    megabytes: float | None = None
     first_seconds: float = math.nan
     error: float | None = None
     failed: str = ""
     times: dict[int, float] = dataclasses.field(default_factory=dict)
+    ratio: float = math.nan
+
+    @property
+    def ours(self) -> bool:
+        """Whether the variant is ours."""
+        return self.name.startswith(OURS)
+
+    @property
+    def seconds(self) -> float:
+        """Median time; NaN if it was not run."""
+        return statistics.median(self.times.values()) if self.times else math.nan
 
 
-def measure(table: Table, rounds: int | Effort) -> list[Row]:
-    """Measure all variants of a table, in turns so that a busy machine is fair to all.
+def measure(comparison: Comparison, effort: Effort) -> list[Row]:
+    """Measure all variants in turns, so that a busy machine slows all of them alike.
 
-    Parameters
-    ----------
-    table : Table
-        What is measured.
-    rounds : int or Effort
-        How often each variant has its turn; medians are reported. An `Effort` also limits the
-        time that this takes.
+    A variant of others that raises is reported as failed; an exception of ours propagates.
     """
-    effort = rounds if isinstance(rounds, Effort) else Effort(rounds, math.inf)
-    variants = table.variants
-    if effort.toy:
-        variants = (variants[0], *(v for v in variants[1:] if v.name.startswith(OURS)))
-    ready = [_prepare(variant, table, effort) for variant in variants]
-    _take_turns([one for one in ready if one.call is not None], effort)
-    return [_row(one, ready[0]) for one in ready]
+    first, *others = map(Row, comparison.variants)
+    rows = [first, *(row for row in others if row.ours or not effort.toy)]
+    for row in rows:
+        try:
+            _prepare(row, comparison, effort)
+        except Exception as error:
+            if row.ours:
+                raise
+            row.call = None
+            row.failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:90]}"
+    _take_turns(rows, effort)
+    for row in rows:
+        pairs = [(row.times[k], first.times[k]) for k in row.times if k in first.times]
+        if pairs:
+            row.ratio = statistics.median(time / unit for time, unit in pairs)
+    return rows
 
 
-def _prepare(variant: Variant, table: Table, effort: Effort) -> _Ready:
-    ready = _Ready(variant)
-    try:
-        ready.call = _compile(ready, table, effort)
-        if ready.call is None:
-            return ready
-        start = time.perf_counter()
-        answer = jax.block_until_ready(ready.call())
-        ready.first_seconds = time.perf_counter() - start
-        if not variant.compiled:
-            ready.compile_seconds = ready.first_seconds
-            start = time.perf_counter()
-            answer = jax.block_until_ready(ready.call())
-            ready.first_seconds = time.perf_counter() - start
-        if variant.answers:
-            ready.error = relative_error(answer, table.truth)
-    except Exception as error:
-        if variant.name.startswith(OURS):
-            raise
-        ready.call = None
-        ready.failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:90]}"
-    return ready
+def _prepare(row: Row, comparison: Comparison, effort: Effort) -> None:
+    """Compile a variant, run it once and compare its answer with the truth."""
+    function, inputs = comparison.variants[row.name], comparison.inputs
+    if row.name in comparison.eager:
+        row.call = lambda: function(*inputs)
+        row.compile_seconds = _timed(row.call)[0]
+    else:
+        jax.clear_caches()  # no variant reuses what another one compiled
+        compiled = jax.jit(function, compiler_options=effort.options)
+        row.compile_seconds, program = _timed(lambda: compiled.lower(*inputs).compile())
+        planned = program.memory_analysis().temp_size_in_bytes
+        row.megabytes = planned / 1e6
+        if planned > MOST_BYTES:
+            row.failed = f"plans {planned / 2**30:.3g} GiB"
+            return
+        # Users call through `jax.jit`. A program compiled ahead of time is dispatched more slowly
+        # if it may raise.
+        row.call = lambda: compiled(*inputs)
+    row.first_seconds, answer = _timed(row.call)
+    if comparison.truth is not None and row.name not in comparison.timed_only:
+        row.error = relative_error(answer, comparison.truth)
 
 
-def _compile(ready: _Ready, table: Table, effort: Effort) -> Callable[[], Any] | None:
-    function = ready.variant.function
-    if not ready.variant.compiled:
-        return lambda: function(table.theta)
-    jax.clear_caches()  # what another variant compiled is not given away
-    start = time.perf_counter()
-    compiled = jax.jit(function, compiler_options=effort.options)
-    program = compiled.lower(table.theta).compile()
-    ready.compile_seconds = time.perf_counter() - start
-    ready.temporary_bytes = program.memory_analysis().temp_size_in_bytes
-    if ready.temporary_bytes > GUARD:
-        ready.failed = f"plans {ready.temporary_bytes / 2**30:.3g} GiB"
-        return None
-    # Called as users call it: what is compiled ahead of time goes a slower way to the device where
-    # it may raise.
-    return lambda: compiled(table.theta)
-
-
-def _take_turns(ready: list[_Ready], effort: Effort) -> None:
-    """Time all variants in every round, in an order of its own, but the slow ones more rarely."""
-    share = effort.seconds / max(1, len(ready))
-    turns = {}
-    for one in ready:
-        fewest = 1 if one.first_seconds > VERY_SLOW else FEWEST
-        wanted = max(fewest, share / max(one.first_seconds, SHORTEST))
-        turns[id(one)] = int(min(effort.rounds, wanted))
-    if ready:
-        turns[id(ready[0])] = effort.rounds  # the unit of all others
-    shuffle = random.Random(0).shuffle
-    for number in range(effort.rounds):
-        due = [one for one in ready if _due(number, turns[id(one)], effort.rounds)]
-        shuffle(due)
-        for one in due:
-            one.times[number] = _time(one)
-
-
-def _due(number: int, turns: int, rounds: int) -> bool:
-    """Spread `turns` turns evenly over the rounds."""
-    return (number + 1) * turns // rounds > number * turns // rounds
-
-
-def _time(ready: _Ready) -> float:
-    assert ready.call is not None
-    repeats = max(1, math.ceil(SHORTEST / max(ready.first_seconds, 1e-6)))
-    repeats = min(repeats, 50)
+def _timed(call: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
     start = time.perf_counter()
     for _ in range(repeats):
-        jax.block_until_ready(ready.call())
-    return (time.perf_counter() - start) / repeats
+        answer = jax.block_until_ready(call())
+    return (time.perf_counter() - start) / repeats, answer
 
 
-def _row(ready: _Ready, base: _Ready) -> Row:
-    times = ready.times
-    seconds = statistics.median(times.values()) if times else math.nan
-    ratios = [taken / base.times[number] for number, taken in times.items() if number in base.times]
-    return Row(
-        ready.variant.name,
-        seconds,
-        statistics.median(ratios) if ratios else math.nan,
-        ready.compile_seconds,
-        ready.temporary_bytes,
-        ready.error,
-        len(times),
-        ready.failed,
-    )
+def _take_turns(rows: list[Row], effort: Effort) -> None:
+    """Time the rows in every round, in an order that changes; slow ones skip rounds."""
+    share = effort.seconds / len(rows)
+    due = {}
+    for row in rows:
+        fewest = 1 if row.first_seconds > VERY_SLOW else FEWEST_TURNS
+        turns = max(fewest, share / max(row.first_seconds, SHORTEST_TURN))
+        unit = row is rows[0]  # takes part in every round
+        due[row.name] = rounds_taken(effort.rounds if unit else int(turns), effort.rounds)
+    shuffle = random.Random(0).shuffle
+    for number in range(effort.rounds):
+        present = [row for row in rows if row.call is not None and number in due[row.name]]
+        shuffle(present)
+        for row in present:
+            repeats = math.ceil(SHORTEST_TURN / max(row.first_seconds, 1e-6))
+            row.times[number] = _timed(row.call, max(1, min(repeats, MOST_REPEATS)))[0]
+
+
+def rounds_taken(turns: int, rounds: int) -> set[int]:
+    """Return the rounds in which a variant has its turns, spread evenly."""
+    turns = min(turns, rounds)
+    return {k for k in range(rounds) if (k + 1) * turns // rounds > k * turns // rounds}
 
 
 def relative_error(answer: Any, truth: Any) -> float:
@@ -280,80 +231,79 @@ def relative_error(answer: Any, truth: Any) -> float:
     return float(np.linalg.norm(answer - truth) / np.linalg.norm(truth))
 
 
-def row(rows: Sequence[Row], name: str) -> Row:
+def named(rows: Sequence[Row], name: str) -> Row:
     """Return the row of this name."""
-    return next(one for one in rows if one.name == name)
+    return next(row for row in rows if row.name == name)
 
 
 def best(rows: Sequence[Row], largest_error: float = math.inf) -> Row:
-    """Return the fastest row that is not ours, has an answer and is right enough."""
-    others = [
-        one
-        for one in rows
-        if not one.ours
-        and one.relative_error is not None
-        and one.relative_error <= largest_error
-        and not math.isnan(one.seconds)
+    """Return the fastest of the other libraries and hand-written variants that is accurate."""
+    others = [row for row in rows if row.times and not row.variant.ours and row.error is not None]
+    return min((r for r in others if r.error <= largest_error), key=lambda row: row.ratio)
+
+
+COLUMNS = [
+    Column("variant"),
+    Column("time", "s"),
+    Column("ratio", "×"),
+    Column("turns", "count"),
+    Column("compile", "s"),
+    Column("memory", "MB"),
+    Column("relative error", "error"),
+]
+
+
+def table(comparison: Comparison, rows: Sequence[Row]) -> Table:
+    """Return the measured rows as a table of results."""
+    turns = max(len(row.times) for row in rows)
+    note = (
+        f"Medians of {turns} rounds, in turns. The ratio refers to “{rows[0].name}”. Memory is "
+        "what the compiled program plans to hold beyond input and output. The error is relative, "
+        "in Euclidean norm."
+    )
+    cells = [
+        [
+            row.name,
+            f"not run: {row.failed}" if row.failed else row.seconds,
+            row.ratio,
+            len(row.times),
+            row.compile_seconds,
+            row.megabytes,
+            row.error,
+        ]
+        for row in rows
     ]
-    return min(others, key=lambda one: one.ratio)
+    return Table(comparison.title, COLUMNS, cells, note)
 
 
-def duration(seconds: float) -> str:
-    """Return a time in a fitting unit."""
-    if math.isnan(seconds):
-        return "–"
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{number(seconds / size)} {unit}"
-    return f"{number(seconds * 1e6)} µs"
+def compare(section: Section, comparison: Comparison, effort: Effort) -> list[Row]:
+    """Measure a comparison, add its table to the section and return the rows."""
+    rows = measure(comparison, effort)
+    section.tables.append(table(comparison, rows))
+    return rows
 
 
-def number(value: float) -> str:
-    """Return a number with three digits and no exponent, if it is neither huge nor tiny."""
-    if math.isnan(value):
-        return "–"
-    if value != 0 and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.1e}"
-    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
-    return f"{value:,.{digits}f}"
-
-
-def markdown(table: Table, rows: list[Row], rounds: int | None = None) -> str:
-    """Return the rows as a table in Markdown."""
-    most = max((one.turns for one in rows), default=0) if rounds is None else rounds
-    lines = [
-        f"## {table.title}",
-        "",
-        f"Medians of {most} rounds in turns; ratio to “{rows[0].name}”; memory is what the "
-        "compiled program holds beyond input and output; the error is relative, in Euclidean norm.",
-        "",
-        "| variant | time | ratio | turns | compile | memory | relative error |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for one in rows:
-        error = "–" if one.relative_error is None else f"{one.relative_error:.1e}"
-        memory = "–" if one.temporary_bytes is None else f"{number(one.temporary_bytes / 1e6)} MB"
-        time_or_reason = f"not run: {one.failed}" if one.failed else duration(one.seconds)
-        lines.append(
-            f"| {one.name} | {time_or_reason} | {number(one.ratio)} | {one.turns} "
-            f"| {duration(one.compile_seconds)} | {memory} | {error} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def machine() -> str:
-    """Return machine and versions in one line."""
-    import os
-
-    found = []
+def environment() -> dict[str, Any]:
+    """Return machine, versions, date and git commit: see `Results`."""
+    versions = {"Python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found.append(f"{name} {version(name)}")
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found.append(f"{name} missing")
-    device = jax.devices()[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return (
-        f"{platform.machine()}, {cores} cores, {device.device_kind}, "
-        f"{jnp.zeros(()).dtype}, Python {platform.python_version()}, " + ", ".join(found)
-    )
+            versions[name] = "missing"
+    affinity = getattr(os, "sched_getaffinity", None)
+    machine = {
+        "processor": platform.machine(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "precision": str(jnp.zeros(()).dtype),
+        "LAPACK threads": os.environ.get("OPENBLAS_NUM_THREADS"),
+    }
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
+    return {
+        "machine": machine,
+        "versions": versions,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit.stdout.strip() or None,
+    }

@@ -1,55 +1,36 @@
 """The gradient of a loss through gradient descent, in every mode and library.
 
-Logistic regression with one log-penalty a feature: the breast-cancer data (569 x 30), where the
-loop itself counts, and synthetic data (20,000 x 500), where products with the data do. Then the
-same with a stopping rule, whose number of steps is not known beforehand. The truth is a reverse
-sweep written by hand.
+The problem is logistic regression with one log-penalty per feature: on the breast-cancer data
+(569 x 30), where the overhead of the loop counts, and on synthetic data (20,000 x 500), where
+products with the data do. Another comparison stops by a rule, so that the number of steps is not
+known in advance. The truth is a reverse sweep written by hand.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import iterdiff as itd
-from benchmarks import problems
-from benchmarks.harness import Effort, Row, Table, Variant, best, measure, row
-from benchmarks.parts import parts
-from benchmarks.problems import Case
-from benchmarks.problems import samples as data
-from benchmarks.sections import Section
-from benchmarks.targets import Figure
+from benchmarks.harness.measure import Comparison, Effort, Row, best, compare, named
+from benchmarks.harness.results import Measurement, Section
+from benchmarks.harness.targets import against
+from benchmarks.speed import problems
+from benchmarks.speed.internals import parts
+from benchmarks.speed.problems import Case
 
-__all__ = ["data", "inner", "run", "step_size"]
-
-
-def inner(x: jax.Array, theta: jax.Array) -> jax.Array:
-    """Return the penalised training loss on every other sample (for `wrong_derivatives`)."""
-    features, signs = (part[::2] for part in data())
-    return jnp.mean(jnp.logaddexp(0.0, -signs * (features @ x))) + jnp.exp(theta) @ x**2 / 2
-
-
-def step_size(theta: jax.Array) -> float:
-    """Return one over a bound of the largest eigenvalue of the Hessian of `inner`."""
-    features = np.asarray(data()[0][::2])
-    largest = np.linalg.norm(features, 2) ** 2 / (4 * features.shape[0])
-    return float(1 / (largest + float(jnp.max(jnp.exp(theta)))))
-
-
-# Hand-written variants: functions of (theta, data).
+# Each of these returns the last iterate as a function of (theta, data).
 
 
 def scanned(case: Case, steps: int, policy: str = "none") -> Callable:
-    """Return the last iterate of a hand-written loop.
+    """Return a plain scan.
 
     Parameters
     ----------
     policy : {"none", "steps", "sqrt"}
-        What is recomputed in reverse mode: nothing, each step, or each of about sqrt(T) blocks.
+        What reverse mode recomputes: nothing, each step, or each of about sqrt(T) blocks.
     """
 
     def last(theta, data):
@@ -59,25 +40,87 @@ def scanned(case: Case, steps: int, policy: str = "none") -> Callable:
         def block(x, _):
             return jax.lax.scan(body, x, None, inner_steps)[0], None
 
-        start = jnp.zeros_like(theta)
-        if policy == "none":
-            return jax.lax.scan(body, start, None, steps)[0]
-        if policy == "steps":
-            return jax.lax.scan(jax.checkpoint(body), start, None, steps)[0]
-        return jax.lax.scan(jax.checkpoint(block), start, None, steps // inner_steps)[0]
+        repeated, count = {
+            "none": (body, steps),
+            "steps": (jax.checkpoint(body), steps),
+            "sqrt": (jax.checkpoint(block), steps // inner_steps),
+        }[policy]
+        return jax.lax.scan(repeated, jnp.zeros_like(theta), None, count)[0]
 
     inner_steps = next(k for k in range(math.isqrt(steps), steps + 1) if steps % k == 0)
     return last
 
 
+def by_jaxopt(case: Case, steps: int) -> Callable:
+    """Return jaxopt's gradient descent with a constant step size."""
+
+    def answer(theta, data):
+        import jaxopt
+
+        solver = jaxopt.GradientDescent(
+            case.objective,
+            maxiter=steps,
+            tol=0.0,
+            stepsize=case.step_size,
+            acceleration=False,
+            implicit_diff=False,
+        )
+        return solver.run(jnp.zeros_like(theta), theta, data).params
+
+    return answer
+
+
+def by_optimistix(
+    case: Case, max_steps: int, rtol: float = 0.0, checkpoints: int | None = None
+) -> Callable:
+    """Return optimistix's fixed-point iteration of gradient steps."""
+
+    def answer(theta, data):
+        import optimistix as optx
+
+        return optx.fixed_point(
+            lambda x, inputs: case.step(x, *inputs),
+            optx.FixedPointIteration(rtol=rtol, atol=0.0),
+            jnp.zeros_like(theta),
+            (theta, data),
+            max_steps=max_steps,
+            throw=False,
+            adjoint=optx.RecursiveCheckpointAdjoint(checkpoints=checkpoints),
+        ).value
+
+    return answer
+
+
+def by_iterdiff(case: Case, stop: itd.StoppingRule, mode: itd.Mode) -> Callable:
+    """Return `iterdiff.solve` by gradient descent."""
+
+    def answer(theta, data):
+        algorithm, start = itd.GradientDescent(case.step_size), jnp.zeros_like(theta)
+        return itd.solve(case.problem(data), algorithm, start, theta, stop=stop, mode=mode).x
+
+    return answer
+
+
+# Gradients of the loss, as functions of (theta, data).
+
+
+def gradients_of(case: Case, answers: dict[str, Callable]) -> dict[str, Callable]:
+    """Return the gradient of the loss of each answer."""
+
+    def gradient(answer):
+        return jax.grad(lambda theta, data: case.loss(answer(theta, data), data))
+
+    return {name: gradient(answer) for name, answer in answers.items()}
+
+
 def by_hand(case: Case, steps: int, keep_slopes: bool = False) -> Callable:
-    """Return the gradient from a reverse sweep written by hand, which keeps the iterates.
+    """Return a reverse sweep written by hand, which keeps the iterates.
 
     Parameters
     ----------
     keep_slopes : bool
-        Whether it also keeps the loss's second derivative at every sample and step, so that the
-        sweep needs two products with the data a step instead of three.
+        Whether the run also keeps the loss's second derivative at every sample and step. Each step
+        of the sweep then needs two products with the data instead of three.
     """
     h = case.step_size
 
@@ -105,68 +148,11 @@ def by_hand(case: Case, steps: int, keep_slopes: bool = False) -> Callable:
     return gradient
 
 
-# Libraries.
-
-
-def by_jaxopt(case: Case, steps: int) -> Callable:
-    """Return the answer of jaxopt's gradient descent with a constant step."""
-
-    def answer(theta, data):
-        import jaxopt
-
-        solver = jaxopt.GradientDescent(
-            case.objective,
-            maxiter=steps,
-            tol=0.0,
-            stepsize=case.step_size,
-            acceleration=False,
-            implicit_diff=False,
-        )
-        return solver.run(jnp.zeros_like(theta), theta, data).params
-
-    return answer
-
-
-def by_optimistix(
-    case: Case, max_steps: int, rtol: float = 0.0, checkpoints: int | None = None
-) -> Callable:
-    """Return the answer of optimistix's fixed-point iteration of gradient steps."""
-
-    def answer(theta, data):
-        import optimistix as optx
-
-        return optx.fixed_point(
-            lambda x, inputs: case.step(x, *inputs),
-            optx.FixedPointIteration(rtol=rtol, atol=0.0),
-            jnp.zeros_like(theta),
-            (theta, data),
-            max_steps=max_steps,
-            throw=False,
-            adjoint=optx.RecursiveCheckpointAdjoint(checkpoints=checkpoints),
-        ).value
-
-    return answer
-
-
-def by_iterdiff(case: Case, stop: itd.StoppingRule, mode: itd.Mode) -> Callable:
-    """Return our answer."""
-
-    def answer(theta, data):
-        algorithm, start = itd.GradientDescent(case.step_size), jnp.zeros_like(theta)
-        return itd.solve(case.problem(data), algorithm, start, theta, stop=stop, mode=mode).x
-
-    return answer
-
-
-def gradient_of(case: Case, answer: Callable) -> Callable:
-    """Return the gradient of the loss of an answer: a function of (theta, data)."""
-    return jax.grad(lambda theta, data: case.loss(answer(theta, data), data))
-
-
-# Tables.
+# Comparisons
 
 PRIMAL = "primal: jax scan"
 PLAIN = "jax.grad of the scan"
+PEER = "optimistix, RecursiveCheckpointAdjoint"
 MODES = {
     "iterdiff Unrolled()": itd.Unrolled(),
     'iterdiff Unrolled(checkpoint="sqrt")': itd.Unrolled(checkpoint="sqrt"),
@@ -176,73 +162,64 @@ MODES = {
 DEFAULT, SQRT, LOG, AUTO = MODES
 
 
-def fixed_steps(case: Case, steps: int, modes: dict[str, itd.Mode]) -> Table:
-    """Return the table of gradients through a fixed number of steps."""
+def _only(*names: str) -> dict[str, itd.Mode]:
+    return {name: MODES[name] for name in names}
 
-    def variant(name, answer, grad=True):
-        function = gradient_of(case, answer) if grad else answer
-        return Variant(name, lambda inputs: function(*inputs), grad)
 
-    sweep, keeping = by_hand(case, steps), by_hand(case, steps, keep_slopes=True)
-    variants = (
-        variant(PRIMAL, scanned(case, steps), False),
-        variant(PLAIN, scanned(case, steps)),
-        variant("the same, each step checkpointed", scanned(case, steps, "steps")),
-        variant("the same, nested with about √T checkpoints", scanned(case, steps, "sqrt")),
-        Variant("by hand: reverse sweep, keeps iterates", lambda inputs: sweep(*inputs)),
-        Variant("by hand: the same, keeps slopes too", lambda inputs: keeping(*inputs)),
-        variant("optimistix, RecursiveCheckpointAdjoint", by_optimistix(case, steps)),
-        variant("optimistix, T checkpoints", by_optimistix(case, steps, checkpoints=steps)),
-        variant("jaxopt, implicit_diff=False", by_jaxopt(case, steps)),
-        *(variant(name, by_iterdiff(case, itd.Steps(steps), m)) for name, m in modes.items()),
-    )
-    inputs = case.theta, case.data
+def fixed_steps(case: Case, steps: int, modes: dict[str, itd.Mode]) -> Comparison:
+    """Compare gradients through a fixed number of steps."""
+    plain = {
+        PLAIN: scanned(case, steps),
+        "the same, each step checkpointed": scanned(case, steps, "steps"),
+        "the same, nested with about √T checkpoints": scanned(case, steps, "sqrt"),
+    }
+    others = {
+        PEER: by_optimistix(case, steps),
+        "optimistix, T checkpoints": by_optimistix(case, steps, checkpoints=steps),
+        "jaxopt, implicit_diff=False": by_jaxopt(case, steps),
+        **{name: by_iterdiff(case, itd.Steps(steps), mode) for name, mode in modes.items()},
+    }
+    sweep, inputs = by_hand(case, steps), (case.theta, case.data)
+    variants = {
+        PRIMAL: scanned(case, steps),
+        **gradients_of(case, plain),
+        "by hand: reverse sweep, keeps iterates": sweep,
+        "by hand: the same, keeps slopes too": by_hand(case, steps, keep_slopes=True),
+        **gradients_of(case, others),
+    }
     title = f"Gradient through {steps:,} gradient steps: {case.name}"
-    return Table(title, variants, inputs, jax.jit(sweep)(*inputs))
+    return Comparison(title, variants, inputs, jax.jit(sweep)(*inputs), timed_only=(PRIMAL,))
 
 
 RTOL = 1e-6
 LIMITS = {"as needed": 1, "100 × that": 100}
+"""`max_steps` over the number of steps that the rule takes."""
 
 
-def stopped(case: Case, needed: int, modes: dict[str, itd.Mode]) -> Table:
-    """Return the table of gradients through as many steps as a rule asks for."""
-    made = []
+def stopped(case: Case, needed: int, modes: dict[str, itd.Mode]) -> Comparison:
+    """Compare gradients through the steps that a rule takes."""
+    answers = {}
     for name, mode in modes.items():
-        made.append((f"{name}, Steps", by_iterdiff(case, itd.Steps(needed), mode)))
+        answers[f"{name}, Steps"] = by_iterdiff(case, itd.Steps(needed), mode)
         for words, factor in LIMITS.items():
             rule = itd.ResidualBelow(rtol=RTOL, max_steps=factor * needed)
-            made.append((f"{name}, rule, max_steps {words}", by_iterdiff(case, rule, mode)))
-    adjoint = "optimistix, RecursiveCheckpointAdjoint"
-    made.append((f"{adjoint}, fixed steps", by_optimistix(case, needed)))
+            answers[f"{name}, rule, max_steps {words}"] = by_iterdiff(case, rule, mode)
+    answers[f"{PEER}, fixed steps"] = by_optimistix(case, needed)
     size = step_norm(case, needed)
     for words, factor in LIMITS.items():
-        solve = by_optimistix(case, factor * needed, size)
-        made.append((f"{adjoint}, rule, max_steps {words}", solve))
-    functions = [(name, gradient_of(case, answer)) for name, answer in made]
-    variants = [Variant(name, lambda inputs, f=f: f(*inputs)) for name, f in functions]
+        name = f"{PEER}, rule, max_steps {words}"
+        answers[name] = by_optimistix(case, factor * needed, size)
     inputs = case.theta, case.data
     title = f"The same, stopped by a rule after {needed:,} steps: {case.name}"
-    return Table(title, tuple(variants), inputs, jax.jit(by_hand(case, needed))(*inputs))
+    truth = jax.jit(by_hand(case, needed))(*inputs)
+    return Comparison(title, gradients_of(case, answers), inputs, truth)
 
 
 def steps_needed(case: Case) -> int:
-    """Return how many steps it takes to shrink the residual by `RTOL`."""
+    """Return the number of steps that reduce the residual by `RTOL`."""
     rule = itd.ResidualBelow(rtol=RTOL, max_steps=1_000_000)
     algorithm, start = itd.GradientDescent(case.step_size), jnp.zeros_like(case.theta)
     return int(itd.solve(case.problem(case.data), algorithm, start, case.theta, stop=rule).steps)
-
-
-def with_own_slope(case: Case, steps: int) -> dict[str, Callable]:
-    """Return the run and its gradients, the loss's slope given as a sigmoid or not."""
-    own = problems.slope_by_hand(case)
-    answers = {
-        PRIMAL: scanned(own, steps),
-        DEFAULT: by_iterdiff(own, itd.Steps(steps), MODES[DEFAULT]),
-    }
-    named = {f"{key}, the loss's slope given": answer for key, answer in answers.items()}
-    named[DEFAULT] = by_iterdiff(case, itd.Steps(steps), MODES[DEFAULT])
-    return {k: f if PRIMAL in k else gradient_of(case, f) for k, f in named.items()}
 
 
 def step_norm(case: Case, needed: int) -> float:
@@ -251,87 +228,81 @@ def step_norm(case: Case, needed: int) -> float:
     return float(jnp.max(jnp.abs(after - before)) / jnp.max(jnp.abs(after)))
 
 
+def where_time_goes(case: Case, steps: int) -> Comparison:
+    """Compare the parts of the default gradient, and losses with and without derivative rule."""
+    own, stop = problems.slope_by_hand(case), itd.Steps(steps)
+    given = "the loss's slope given"
+    others = {
+        f"{PRIMAL}, {given}": scanned(own, steps),
+        **gradients_of(own, {f"{DEFAULT}, {given}": by_iterdiff(own, stop, MODES[DEFAULT])}),
+        **gradients_of(case, {DEFAULT: by_iterdiff(case, stop, MODES[DEFAULT])}),
+    }
+    return parts(case, steps, scanned(case, steps), others)
+
+
 def run(effort: Effort) -> Section:
     """Measure."""
     section = Section("Gradients of a run")
-    small = problems.logistic("logistic 569×30", problems.breast_cancer(), 1e-2)
-    steps = 64 if effort.toy else 10_000
-    modes = {DEFAULT: MODES[DEFAULT]} if effort.toy else MODES
-    table = fixed_steps(small, steps, modes)
-    rows = section.add(table, measure(table, effort))
+    small, strong, weak = (
+        problems.logistic(f"logistic 569×30{words}", problems.breast_cancer(), penalty)
+        for words, penalty in (("", 1e-2), (", penalty 0.1", 0.1), (", penalty 0.002", 2e-3))
+    )
     if effort.toy:
+        compare(section, fixed_steps(small, 64, _only(DEFAULT)), effort)
         return section
-    section.figures += _figures(rows)
-    table = parts(small, steps, scanned(small, steps), with_own_slope(small, steps))
-    section.add(table, measure(table, effort))
+    steps, measured = 10_000, section.measurements
+    measured += _run_targets(compare(section, fixed_steps(small, steps, MODES), effort))
+    compare(section, where_time_goes(small, steps), effort)
+    rows = compare(section, fixed_steps(strong, steps, _only(DEFAULT, AUTO)), effort)
+    measured.append(_auto_target(rows))
+    by_rule = stopped(weak, steps_needed(weak), _only(DEFAULT, SQRT))
+    measured += _rule_targets(compare(section, by_rule, effort))
 
-    strong = problems.logistic("logistic 569×30, penalty 0.1", problems.breast_cancer(), 0.1)
-    table = fixed_steps(strong, steps, {name: MODES[name] for name in (DEFAULT, AUTO)})
-    section.figures.append(_auto_figure(section.add(table, measure(table, effort))))
-
-    weak = problems.logistic("logistic 569×30, penalty 0.002", problems.breast_cancer(), 2e-3)
-    needed = steps_needed(weak)
-    table = stopped(weak, needed, {name: MODES[name] for name in (DEFAULT, SQRT)})
-    stopped_rows = section.add(table, measure(table, effort))
-    section.figures += _rule_figures(stopped_rows)
-
-    synthetic = problems.synthetic("signs", 20_000, 500)
-    large = problems.logistic("logistic 20,000×500", synthetic, 1e-3)
-    table = fixed_steps(large, 30, {name: MODES[name] for name in (DEFAULT, SQRT, LOG)})
-    rows = section.add(table, measure(table, dataclasses.replace(effort, rounds=7)))
-    ours, plain = row(rows, DEFAULT), row(rows, PLAIN)
-    section.figures.append(Figure("large run", ours.ratio / plain.ratio, *_beside(rows, plain)))
+    large = problems.logistic("logistic 20,000×500", problems.synthetic("signs", 20_000, 500), 1e-3)
+    effort = dataclasses.replace(effort, rounds=7)
+    rows = compare(section, fixed_steps(large, 30, _only(DEFAULT, SQRT, LOG)), effort)
+    unit, fastest = named(rows, PLAIN).ratio, best(rows)
+    ours = named(rows, DEFAULT).ratio / unit
+    measured.append(against("large run", ours, fastest.name, fastest.ratio / unit))
     return section
 
 
-def _beside(rows: list[Row], unit: Row) -> tuple[str, float]:
-    fastest = best(rows)
-    return fastest.name, fastest.ratio / unit.ratio
-
-
-def _figures(rows: list[Row]) -> list[Figure]:
+def _run_targets(rows: list[Row]) -> list[Measurement]:
     fastest = best(rows, 1e-6)
     made = []
     for key, name in (("default", DEFAULT), ("sqrt", SQRT), ("log", LOG)):
-        ours = row(rows, name)
+        ours = named(rows, name)
         lean = _leanest(rows, ours.ratio)
-        made.append(Figure(f"run {key} time", ours.ratio, fastest.name, fastest.ratio))
-        made.append(Figure(f"run {key} memory", _megabytes(ours), lean.name, _megabytes(lean)))
+        made += [
+            against(f"run {key} time", ours.ratio, fastest.name, fastest.ratio),
+            against(f"run {key} memory", ours.megabytes, lean.name, lean.megabytes),
+        ]
     return made
 
 
-def _auto_figure(rows: list[Row]) -> Figure:
-    """Return the figure of a truncated sweep, where the last 5 % of the steps matter.
-
-    With the penalty of the other tables half of them do.
-    """
-    auto, fastest = row(rows, AUTO), best(rows, 1e-6)
-    note = f"penalty 0.1; relative error {auto.relative_error:.0e}"
-    return Figure("run auto time", auto.ratio, fastest.name, fastest.ratio, note)
-
-
 def _leanest(rows: list[Row], ratio: float) -> Row:
-    """Return the row of others with the least memory among those not slower than 1.5 × ours."""
-    others = [one for one in rows if not one.ours and one.relative_error is not None]
-    quick = [one for one in others if one.ratio <= 1.5 * ratio]
-    return min(quick or others, key=lambda one: one.temporary_bytes or math.inf)
+    """Return the other variant of least memory among those at most 1.5 times slower than ours."""
+    others = [row for row in rows if not row.ours and row.error is not None]
+    quick = [row for row in others if row.ratio <= 1.5 * ratio]
+    return min(quick or others, key=lambda row: row.megabytes or math.inf)
 
 
-def _megabytes(one: Row) -> float:
-    return math.nan if one.temporary_bytes is None else one.temporary_bytes / 1e6
+def _auto_target(rows: list[Row]) -> Measurement:
+    """Return the time of a truncated sweep where only the last 5 % of the steps matter.
+
+    With the penalty of the other comparisons, half of them do.
+    """
+    auto, fastest = named(rows, AUTO), best(rows, 1e-6)
+    note = f"penalty 0.1; relative error {auto.error:.0e}"
+    return against("run auto time", auto.ratio, fastest.name, fastest.ratio, note)
 
 
-def _rule_figures(rows: list[Row]) -> list[Figure]:
-    made: list[Figure] = []
-    fixed = row(rows, f"{DEFAULT}, Steps")
-    peer = "optimistix, RecursiveCheckpointAdjoint"
-    peer_fixed = row(rows, f"{peer}, fixed steps")
-    for suffix, words in (("", "as needed"), (" 100", "100 × that")):
-        ours = row(rows, f"{DEFAULT}, rule, max_steps {words}")
-        other = row(rows, f"{peer}, rule, max_steps {words}")
-        time = ours.ratio / fixed.ratio
-        made.append(Figure(f"rule time{suffix}", time, peer, other.ratio / peer_fixed.ratio))
-        memory: list[Any] = [_megabytes(ours) / _megabytes(fixed)]
-        memory += [peer, _megabytes(other) / _megabytes(peer_fixed)]
-        made.append(Figure(f"rule memory{suffix}", *memory))
+def _rule_targets(rows: list[Row]) -> list[Measurement]:
+    made = []
+    fixed, peer_fixed = named(rows, f"{DEFAULT}, Steps"), named(rows, f"{PEER}, fixed steps")
+    for suffix, words in zip(("", " 100"), LIMITS, strict=True):
+        ours, peer = (named(rows, f"{name}, rule, max_steps {words}") for name in (DEFAULT, PEER))
+        time = ours.ratio / fixed.ratio, PEER, peer.ratio / peer_fixed.ratio
+        memory = ours.megabytes / fixed.megabytes, PEER, peer.megabytes / peer_fixed.megabytes
+        made += [against(f"rule time{suffix}", *time), against(f"rule memory{suffix}", *memory)]
     return made

@@ -1,8 +1,8 @@
-"""The implicit gradient at a converged point, with every library's default settings.
+"""The implicit gradient at a converged point, with the default settings of every library.
 
-Seven problems, of which some want a factorisation and some want conjugate gradients. Every
-variant is given the solution; what is timed is the derivative alone. The unit is one evaluation
-of the residual. Truths are dense factorisations in NumPy, refined once.
+Some of the seven problems favour a factorisation, others conjugate gradients. Every variant
+starts at the solution, so that only the derivative is timed. The unit is one evaluation of the
+residual. The truths are dense factorisations in NumPy with one step of iterative refinement.
 """
 
 import dataclasses
@@ -14,29 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 
 import iterdiff as itd
-from benchmarks import problems, targets
-from benchmarks.harness import Effort, Row, Table, Variant, best, measure, number, row
-from benchmarks.problems import Case, Data
-from benchmarks.sections import Section
-from benchmarks.targets import Figure
+from benchmarks.harness.measure import Comparison, Effort, Row, best, compare, named
+from benchmarks.harness.results import Measurement, Section
+from benchmarks.harness.targets import IMPLICIT, TARGETS, against
+from benchmarks.harness.units import number
+from benchmarks.speed import problems
+from benchmarks.speed.problems import Case, Data
 
 KRYLOV_RTOL = 1e-10
-"""Of the hand-written Krylov variants."""
+"""Relative tolerance of the hand-written Krylov variants."""
 
-RIGHT = targets.TARGETS[f"implicit error {targets.IMPLICIT[0]}"].limit
-"""A variant with a larger true error is nothing to compare times with."""
+LARGEST_ERROR = TARGETS[f"implicit error {IMPLICIT[0]}"].limit
+"""Times of less accurate variants are not compared with."""
 
 Solve = Callable[[Case, Any, Any, Data, Any], Any]
 """``solve(case, x, theta, data, rhs)`` solves with the transpose of d residual / dx."""
 
 
-def evaluation(case: Case) -> Callable:
-    """Return one evaluation of the residual."""
-    return lambda x, theta, data: case.residual(x, theta, data)
-
-
 def by_hand(case: Case, solve: Solve) -> Callable:
-    """Return the implicit gradient with a linear solve of one's own."""
+    """Return the implicit gradient with a given linear solve."""
 
     def gradient(x, theta, data):
         adjoint = solve(case, x, theta, data, jax.grad(case.loss)(x, data))
@@ -45,42 +41,26 @@ def by_hand(case: Case, solve: Solve) -> Callable:
     return gradient
 
 
-def conjugate_gradients(case, x, theta, data, rhs):
-    """Solve by conjugate gradients."""
-    _, push = jax.linearize(lambda x: case.residual(x, theta, data), x)
-    enough = KRYLOV_RTOL**2 * (rhs @ rhs)
+def krylov(case, x, theta, data, rhs):
+    """Solve by JAX's conjugate gradients, or its restarted GMRES for nonsymmetric problems."""
 
-    def going_on(carry):
-        return (carry[3] > enough) & (carry[4] < 10 * rhs.size)
+    def residual(x):
+        return case.residual(x, theta, data)
 
-    def step(carry):
-        y, r, direction, square, count = carry
-        image = push(direction)
-        length = square / (direction @ image)
-        y = y + length * direction
-        r = r - length * image
-        new = r @ r
-        direction = r + (new / square) * direction
-        return y, r, direction, new, count + 1
-
-    start = (jnp.zeros_like(rhs), rhs, rhs, rhs @ rhs, 0)
-    return jax.lax.while_loop(going_on, step, start)[0]
-
-
-def gmres(case, x, theta, data, rhs):
-    """Solve by restarted GMRES, JAX's own, with products with the transpose."""
-    _, pull = jax.vjp(lambda x: case.residual(x, theta, data), x)
-    solve = jax.scipy.sparse.linalg.gmres
-    return solve(lambda v: pull(v)[0], rhs, tol=KRYLOV_RTOL, atol=0.0, restart=50)[0]
+    options = {"tol": KRYLOV_RTOL, "atol": 0.0}
+    if case.objective is not None:
+        return jax.scipy.sparse.linalg.cg(jax.linearize(residual, x)[1], rhs, **options)[0]
+    pull = jax.vjp(residual, x)[1]
+    return jax.scipy.sparse.linalg.gmres(lambda v: pull(v)[0], rhs, restart=50, **options)[0]
 
 
 def factored(case, x, theta, data, rhs):
-    """Form the Jacobian by its formula, and factor it."""
+    """Form the Jacobian by its formula and factor it."""
     return _dense(case, case.jacobian(x, theta, data), rhs)
 
 
 def factored_by_jax(case, x, theta, data, rhs):
-    """Form the Jacobian by JAX, and factor it."""
+    """Form the Jacobian by `jax.jacfwd` and factor it."""
     return _dense(case, jax.jacfwd(case.residual)(x, theta, data), rhs)
 
 
@@ -91,7 +71,7 @@ def _dense(case, matrix, rhs):
 
 
 def by_jaxopt(case: Case) -> Callable:
-    """Return jaxopt's implicit gradient, its solver standing at the solution."""
+    """Return jaxopt's implicit gradient; the solver returns its start, the solution."""
 
     def gradient(x, theta, data):
         from jaxopt import implicit_diff
@@ -103,24 +83,27 @@ def by_jaxopt(case: Case) -> Callable:
 
 
 def by_optimistix(case: Case) -> Callable:
-    """Return optimistix's implicit gradient, its solver standing at the solution."""
+    """Return optimistix's implicit gradient; the solver returns its start, the solution."""
 
     def gradient(x, theta, data):
         import optimistix as optx
 
-        def answer(t):
-            function = lambda x, inputs: case.residual(x, *inputs)  # noqa: E731
-            return optx.root_find(function, _standing(optx), x, (t, data)).value
+        def residual(x, inputs):
+            return case.residual(x, *inputs)
 
-        return jax.grad(lambda t: case.loss(answer(t), data))(theta)
+        def loss(t):
+            solution = optx.root_find(residual, _stopping_at_once(optx), x, (t, data))
+            return case.loss(solution.value, data)
+
+        return jax.grad(loss)(theta)
 
     return gradient
 
 
-def _standing(optx: Any) -> Any:
+def _stopping_at_once(optx: Any) -> Any:
     """Return a root finder of optimistix that stops where it starts."""
 
-    class Standing(optx.AbstractRootFinder):
+    class StopsAtOnce(optx.AbstractRootFinder):
         rtol: float = 1e-8
         atol: float = 1e-8
         norm: Callable = optx.max_norm
@@ -141,11 +124,11 @@ def _standing(optx: Any) -> Any:
             del fn, args, options, state, tags, result
             return y, aux, {}
 
-    return Standing()
+    return StopsAtOnce()
 
 
 def by_iterdiff(case: Case) -> Callable:
-    """Return our implicit gradient, the solver standing at the solution."""
+    """Return our implicit gradient; the solver returns its start, the solution."""
 
     def gradient(x, theta, data):
         solver = itd.implicit(case.problem(data))(lambda x0, _: x0)
@@ -158,14 +141,12 @@ UNIT = "one evaluation of the residual"
 DEFAULT = "iterdiff Implicit()"
 
 
-def table(case: Case, batched: bool = False) -> Table:
-    """Return the table of a problem; of a batch, every leaf of the inputs has it in front."""
+def comparison(case: Case) -> Comparison:
+    """Compare implicit gradients; all arrays of a batch have the batch as first axis."""
     symmetric = case.objective is not None
-    krylov = conjugate_gradients if symmetric else gmres
-    label = "conjugate gradients" if symmetric else "GMRES"
-    factor = "Cholesky" if symmetric else "LU"
-    made = {
-        UNIT: evaluation(case),
+    label, factor = ("conjugate gradients", "Cholesky") if symmetric else ("GMRES", "LU")
+    variants = {
+        UNIT: case.residual,
         f"by hand: {label} to {KRYLOV_RTOL:.0e}": by_hand(case, krylov),
         f"by hand: formula of the Jacobian, {factor}": by_hand(case, factored),
         f"by hand: jax.jacfwd of the residual, {factor}": by_hand(case, factored_by_jax),
@@ -173,73 +154,64 @@ def table(case: Case, batched: bool = False) -> Table:
         "optimistix ImplicitAdjoint, defaults": by_optimistix(case),
         DEFAULT: by_iterdiff(case),
     }
-
-    def variant(name, function):
-        function = jax.vmap(function) if batched else function
-        return Variant(name, lambda inputs: function(*inputs), name != UNIT)
-
+    if case.theta.ndim > 1:
+        variants = {name: jax.vmap(function) for name, function in variants.items()}
     title = f"Implicit gradient at the solution: {case.name}"
-    variants = tuple(variant(name, function) for name, function in made.items())
-    return Table(title, variants, case.inputs, case.gradient)
+    inputs = case.solution, case.theta, case.data
+    return Comparison(title, variants, inputs, case.gradient, timed_only=(UNIT,))
 
 
 def batch(count: int, samples: int = 50, size: int = 10) -> Case:
-    """Return many small logistic regressions, each with data of its own, stacked."""
+    """Return a stack of small logistic regressions with different data."""
     cases = [
         problems.logistic("", problems.synthetic("signs", samples, size, seed), 1e-2)
         for seed in range(count)
     ]
-    names = ("data", "theta", "solution", "gradient")
     stacked = {
         name: jax.tree.map(
             lambda *leaves: jnp.asarray(np.stack(leaves)), *(getattr(one, name) for one in cases)
         )
-        for name in names
+        for name in ("data", "theta", "solution", "gradient")
     }
-    return dataclasses.replace(cases[0], name=targets.IMPLICIT[-1], **stacked)
+    return dataclasses.replace(cases[0], name=IMPLICIT[-1], **stacked)
 
 
 def cases(toy: bool) -> dict[str, Callable[[], Case]]:
-    """Return what makes each problem, by the name that its targets have."""
-    names, breast_cancer = targets.IMPLICIT, problems.breast_cancer
-    if toy:
-        return {
-            names[0]: lambda: problems.logistic(names[0], breast_cancer(), 1e-2),
-            names[5]: lambda: problems.layer(20),
-            names[6]: lambda: batch(3),
-        }
-    synthetic = problems.synthetic
-    return {
-        names[0]: lambda: problems.logistic(names[0], breast_cancer(), 1e-2),
-        names[1]: lambda: problems.ridge(names[1], breast_cancer(), 1e-2),
-        names[2]: lambda: problems.logistic(names[2], synthetic("signs", 20_000, 500), 1e-3),
-        names[3]: lambda: problems.ridge(names[3], synthetic("ill", 500, 500), 1e-8),
-        names[4]: lambda: problems.ridge(names[4], synthetic("numbers", 4000, 5000), 1e-2),
-        names[5]: lambda: problems.layer(1000),
-        names[6]: lambda: batch(1000),
-    }
+    """Return functions that build the problems, by the names of the targets."""
+    breast_cancer, synthetic = problems.breast_cancer, problems.synthetic
+    logistic, ridge, layer = problems.logistic, problems.ridge, problems.layer
+    builders = (
+        lambda name: logistic(name, breast_cancer(), 1e-2),
+        lambda name: ridge(name, breast_cancer(), 1e-2),
+        lambda name: logistic(name, synthetic("signs", 20_000, 500), 1e-3),
+        lambda name: ridge(name, synthetic("ill", 500, 500), 1e-8),
+        lambda name: ridge(name, synthetic("numbers", 4000, 5000), 1e-2),
+        lambda _: layer(20 if toy else 1000),
+        lambda _: batch(3 if toy else 1000),
+    )
+    made = {n: lambda n=n, build=b: build(n) for n, b in zip(IMPLICIT, builders, strict=True)}
+    return {name: made[name] for name in made if not toy or name in TOY_CASES}
+
+
+TOY_CASES = (IMPLICIT[0], *IMPLICIT[-2:])
 
 
 def run(effort: Effort) -> Section:
     """Measure."""
     section = Section("Implicit gradients at convergence")
-    for name, make in cases(effort.toy).items():
-        case = make()
-        found = table(case, batched=case.theta.ndim > 1)
-        rows = section.add(found, measure(found, effort))
+    for name, build in cases(effort.toy).items():
+        rows = compare(section, comparison(build()), effort)
         if not effort.toy:
-            section.figures += _figures(name, rows)
+            section.measurements += _targets(name, rows)
     return section
 
 
-def _figures(name: str, rows: list[Row]) -> list[Figure]:
-    ours, fastest = row(rows, DEFAULT), best(rows, RIGHT)
+def _targets(name: str, rows: list[Row]) -> list[Measurement]:
+    ours, fastest = named(rows, DEFAULT), best(rows, LARGEST_ERROR)
     note = f"{number(ours.ratio)} evaluations"
-    wrong = [one for one in rows if one.name.startswith(("jaxopt", "optimistix"))]
-    wrong = [one for one in wrong if one.relative_error is not None]
-    most = max(wrong, key=lambda one: one.relative_error or 0.0)
-    assert ours.relative_error is not None and most.relative_error is not None
+    peers = [row for row in rows if row.name.startswith(("jaxopt", "optimistix"))]
+    worst = max(peers, key=lambda row: row.error or 0.0)
     return [
-        Figure(f"implicit {name}", ours.ratio / fastest.ratio, fastest.name, 1.0, note),
-        Figure(f"implicit error {name}", ours.relative_error, most.name, most.relative_error),
+        against(f"implicit {name}", ours.ratio / fastest.ratio, fastest.name, 1.0, note),
+        against(f"implicit error {name}", ours.error, worst.name, worst.error),
     ]

@@ -1,33 +1,67 @@
-"""Where the time of a gradient through a run goes: its parts, each compiled and timed alone."""
+"""Measurements of iterdiff's internals: the only benchmark module that imports private ones."""
 
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 import iterdiff as itd
-from benchmarks.harness import Table, Variant
-from benchmarks.problems import Case, Data
-from iterdiff import keeping
+from benchmarks.harness.measure import Comparison
+from benchmarks.speed.problems import Case, Data
+from iterdiff import keeping, tracing
 from iterdiff import loop as loops
 from iterdiff.linearised import Linearised
 from iterdiff.modes.base import Task
 
 
-def parts(case: Case, steps: int, primal: Callable, others: dict[str, Callable]) -> Table:
-    """Return the table of the parts of iterdiff's default gradient of a counted run.
+class _Reached(Exception):
+    """Carries the arguments of `record`."""
+
+
+def trace_program(call: Callable[[], Any]) -> Callable:
+    """Return the program that ``call()``, a call of `iterdiff.trace`, compiles, as a variant.
+
+    `trace` has no seam that builds this program without running it. The call is therefore made
+    with a replacement for `tracing.record`, which raises an exception with its arguments. The
+    variant ignores its own arguments. Its inputs are those of the call, behind a barrier, so that
+    the compiler cannot fold them.
+    """
+    record = tracing.record
+
+    def stop_here(*arguments):
+        raise _Reached(arguments)
+
+    tracing.record = stop_here
+    try:
+        call()
+    except _Reached as reached:
+        arrays, static = eqx.partition(reached.args[0], eqx.is_array)
+    finally:
+        tracing.record = record
+    held, structure = jax.tree.flatten(arrays)
+
+    def variant(*_):
+        inputs = jax.tree.unflatten(structure, jax.lax.optimization_barrier(held))
+        return record(*eqx.combine(inputs, static))[1]
+
+    return variant
+
+
+def parts(case: Case, steps: int, primal: Callable, others: dict[str, Callable]) -> Comparison:
+    """Return the parts of iterdiff's default gradient of a fixed number of steps.
 
     Parameters
     ----------
     case : Case
         The problem.
     steps : int
-        How many.
+        Number of steps.
     primal : callable
-        ``primal(theta, data)``, the run by a plain scan.
-    others : dict
-        More functions of the same, to compare with.
+        ``primal(theta, data)``, the run as a plain scan.
+    others : dict of callables
+        Further functions of the same arguments.
     """
 
     def task(theta: Any, data: Data) -> Task:
@@ -44,8 +78,8 @@ def parts(case: Case, steps: int, primal: Callable, others: dict[str, Callable])
     def linearised(theta, data) -> Linearised:
         return Linearised(lambda t, x, _: case.step(x, t, data), theta, states[0], steps)
 
-    def slopes(theta, data):
-        """Compute what products with the step's derivatives need, and look at all of it."""
+    def second_derivatives(theta, data):
+        """Compute all that products with the step's derivatives need, and reduce it."""
         at_once = linearised(theta, data).at_once
 
         def block(i, total):
@@ -60,14 +94,13 @@ def parts(case: Case, steps: int, primal: Callable, others: dict[str, Callable])
         return linearised(theta, data).pull(states, jnp.int32(steps), start)
 
     states = jax.jit(kept)(case.theta, case.data)[1]
-    named = {
+    variants = {
         "the run: plain scan": primal,
         "the run, with its tests for finite numbers": run,
         "the same, keeping its iterates": kept,
-        "slopes alone: the step's second derivatives at kept iterates": slopes,
-        "the sweep back over kept iterates, slopes included": sweep,
+        "only the step's second derivatives at kept iterates": second_derivatives,
+        "reverse sweep over kept iterates, second derivatives included": sweep,
         **others,
     }
-    variants = [Variant(k, lambda inputs, f=f: f(*inputs), answers=False) for k, f in named.items()]
     title = f"Where the time goes: {case.name}, {steps:,} steps"
-    return Table(title, tuple(variants), (case.theta, case.data), None)
+    return Comparison(title, variants, (case.theta, case.data))

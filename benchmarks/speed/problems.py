@@ -1,8 +1,8 @@
 """Data and problems that several benchmarks share, each with its true answer.
 
-A `Case` spells out objective, residual, Hessian and loss as functions of their data, so that
+A `Case` states objective, residual, Hessian and loss as functions of the data, so that
 hand-written variants and libraries do the same work on the same arrays. The truths come from
-dense factorisations in NumPy, refined once.
+dense factorisations in NumPy with one step of iterative refinement.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import iterdiff as itd
 
 
 class Data(NamedTuple):
-    """A regression's samples, and those that its answer is judged by."""
+    """Training samples of a regression, and held-out samples for its loss."""
 
     features: Any
     targets: Any
@@ -29,35 +29,35 @@ class Data(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A problem with a loss of its answer, at the solution.
+    """A problem and a loss of its solution.
 
     Attributes
     ----------
     name : str
-        What it is called.
-    residual : callable
-        ``residual(x, theta, data)`` vanishes at the solution.
+        The name in reports.
     objective : callable or None
-        ``objective(x, theta, data)``, of which the residual is the gradient.
+        ``objective(x, theta, data)``; its gradient is the residual.
+    residual : callable
+        ``residual(x, theta, data)``, zero at the solution.
     jacobian : callable
-        ``jacobian(x, theta, data)`` is d residual / dx, spelled out.
+        ``jacobian(x, theta, data)``, the formula of d residual / dx.
     loss : callable
         ``loss(x, data)``.
     data : Data
-        Arrays.
+        The samples.
     theta : array
         The parameters.
     solution : array
-        Where the residual vanishes.
+        The zero of the residual.
     gradient : array
-        Of the loss of the solution, in theta.
+        d loss(solution) / d theta.
     step_size : float
-        Of gradient descent.
+        Step size of gradient descent.
     """
 
     name: str
-    residual: Callable
     objective: Callable | None
+    residual: Callable
     jacobian: Callable
     loss: Callable
     data: Data
@@ -66,13 +66,8 @@ class Case:
     gradient: jax.Array
     step_size: float = 0.0
 
-    @property
-    def inputs(self) -> tuple[Any, Any, Any]:
-        """What variants are called with: solution, theta, data."""
-        return self.solution, self.theta, self.data
-
     def problem(self, data: Data) -> itd.Problem:
-        """Return the problem as a user of ours would state it."""
+        """Return the problem as users of iterdiff state it."""
         if self.objective is None:
             return itd.RootFinding(lambda x, theta: self.residual(x, theta, data))
         objective = self.objective
@@ -83,19 +78,19 @@ class Case:
         return x - self.step_size * self.residual(x, theta, data)
 
 
-def _numpy(data: Data) -> Data:
-    return Data(*(np.asarray(part) for part in data))
+def _penalised(fit: Callable) -> Callable:
+    """Return the objective: fit plus a quadratic penalty with one log-weight per feature."""
+    return lambda x, theta, data: fit(x, data.features, data.targets) + jnp.exp(theta) @ x**2 / 2
 
 
-def logistic_objective(x, theta, data):
-    """Return the penalised log-loss, one log-penalty a feature."""
-    margins = -data.targets * (data.features @ x)
-    return jnp.mean(jnp.logaddexp(0.0, margins)) + jnp.exp(theta) @ x**2 / 2
+def logistic_fit(x, features, signs):
+    """Return the log-loss."""
+    return jnp.mean(jnp.logaddexp(0.0, -signs * (features @ x)))
 
 
 @jax.custom_jvp
 def softplus(margins):
-    """Return ``log(1 + exp(margins))``, its slope given as a sigmoid."""
+    """Return ``log(1 + exp(margins))`` with a derivative rule: a sigmoid."""
     return jnp.logaddexp(0.0, margins)
 
 
@@ -105,18 +100,9 @@ def _(primals, tangents):
 
 
 def slope_by_hand(case: Case) -> Case:
-    """Return a case of logistic regression whose loss brings its slope, as users may."""
-
-    def objective(x, theta, data):
-        margins = -data.targets * (data.features @ x)
-        return jnp.mean(softplus(margins)) + jnp.exp(theta) @ x**2 / 2
-
+    """Return a case of logistic regression whose loss has a derivative rule, as users may give."""
+    objective = _penalised(lambda x, features, signs: jnp.mean(softplus(-signs * (features @ x))))
     return dataclasses.replace(case, objective=objective, residual=jax.grad(objective))
-
-
-def logistic_loss(x, data):
-    """Return the log-loss on the samples that judge."""
-    return jnp.mean(jnp.logaddexp(0.0, -data.held_targets * (data.held_features @ x)))
 
 
 def logistic_hessian(x, theta, data):
@@ -126,15 +112,9 @@ def logistic_hessian(x, theta, data):
     return weighted @ data.features / data.features.shape[0] + jnp.diag(jnp.exp(theta))
 
 
-def ridge_objective(x, theta, data):
-    """Return the penalised mean square, one log-penalty a feature."""
-    misfit = data.features @ x - data.targets
-    return jnp.mean(misfit**2) / 2 + jnp.exp(theta) @ x**2 / 2
-
-
-def ridge_loss(x, data):
-    """Return the mean square on the samples that judge."""
-    return jnp.mean((data.held_features @ x - data.held_targets) ** 2) / 2
+def ridge_fit(x, features, targets):
+    """Return half the mean square of the misfit."""
+    return jnp.mean((features @ x - targets) ** 2) / 2
 
 
 def ridge_hessian(x, theta, data):
@@ -151,7 +131,7 @@ def _refined(matrix: np.ndarray, rhs: np.ndarray) -> np.ndarray:
 
 
 def _largest_eigenvalue(matrix: np.ndarray) -> float:
-    """Return it by power iteration, from below, to about a per mille."""
+    """Return a lower bound by power iteration, accurate to about 0.1 %."""
     v = np.ones(matrix.shape[0])
     for _ in range(200):
         v = matrix @ (v / np.linalg.norm(v))
@@ -160,58 +140,58 @@ def _largest_eigenvalue(matrix: np.ndarray) -> float:
 
 def logistic(name: str, data: Data, penalty: float) -> Case:
     """Return logistic regression on `data`, solved by Newton's method."""
-    features, targets, held_features, held_targets = _numpy(data)
+    features, signs, held_features, held_signs = map(np.asarray, data)
     count, size = features.shape
-    weights = np.full(size, penalty)
     x = np.zeros(size)
     for _ in range(40):
-        s = 1 / (1 + np.exp(targets * (features @ x)))
-        slope = -(features.T @ (targets * s)) / count + weights * x
-        hessian = (features.T * (s * (1 - s))) @ features / count + np.diag(weights)
+        s = 1 / (1 + np.exp(signs * (features @ x)))
+        slope = -(features.T @ (signs * s)) / count + penalty * x
+        hessian = (features.T * (s * (1 - s))) @ features / count + penalty * np.eye(size)
         move = _refined(hessian, slope)
         x = x - move * min(1.0, 2.0 / np.linalg.norm(features @ move, np.inf).clip(1e-300))
         if np.linalg.norm(move) <= 1e-15 * np.linalg.norm(x):
             break
-    s = 1 / (1 + np.exp(held_targets * (held_features @ x)))
-    adjoint = _refined(hessian, -(held_features.T @ (held_targets * s)) / len(held_targets))
-    return Case(
-        name,
-        jax.grad(logistic_objective),
-        logistic_objective,
-        logistic_hessian,
-        logistic_loss,
-        Data(*map(jnp.asarray, data)),
-        jnp.full(size, np.log(penalty)),
-        jnp.asarray(x),
-        jnp.asarray(-weights * x * adjoint),
-        1 / (_largest_eigenvalue(features.T @ features) / (4 * count) + penalty),
-    )
+    s = 1 / (1 + np.exp(held_signs * (held_features @ x)))
+    held_slope = -(held_features.T @ (held_signs * s)) / len(held_signs)
+    adjoint = _refined(hessian, held_slope)
+    curvature = _largest_eigenvalue(features.T @ features) / (4 * count) + penalty
+    answer = x, -penalty * x * adjoint, 1 / curvature
+    return _regression(name, (logistic_fit, logistic_hessian), data, penalty, answer)
 
 
 def ridge(name: str, data: Data, penalty: float) -> Case:
     """Return ridge regression on `data`."""
-    features, targets, held_features, held_targets = _numpy(data)
+    features, targets, held_features, held_targets = map(np.asarray, data)
     count, size = features.shape
     hessian = features.T @ features / count + penalty * np.eye(size)
     x = _refined(hessian, features.T @ targets / count)
-    slope = held_features.T @ (held_features @ x - held_targets) / len(held_targets)
+    held_slope = held_features.T @ (held_features @ x - held_targets) / len(held_targets)
+    adjoint = _refined(hessian, held_slope)
+    answer = x, -penalty * x * adjoint, 1 / _largest_eigenvalue(hessian)
+    return _regression(name, (ridge_fit, ridge_hessian), data, penalty, answer)
+
+
+def _regression(name: str, model: tuple, data: Data, penalty: float, answer: tuple) -> Case:
+    """Return the case of a model (fit, Hessian) with its answer (x, gradient, step size)."""
+    (fit, hessian), (x, gradient, step_size) = model, answer
+    objective = _penalised(fit)
     return Case(
         name,
-        jax.grad(ridge_objective),
-        ridge_objective,
-        ridge_hessian,
-        ridge_loss,
+        objective,
+        jax.grad(objective),
+        hessian,
+        lambda x, data: fit(x, data.held_features, data.held_targets),
         Data(*map(jnp.asarray, data)),
-        jnp.full(size, np.log(penalty)),
+        jnp.full(x.size, np.log(penalty)),
         jnp.asarray(x),
-        jnp.asarray(-penalty * x * _refined(hessian, slope)),
-        1 / _largest_eigenvalue(hessian),
+        jnp.asarray(gradient),
+        step_size,
     )
 
 
 @functools.cache
 def samples() -> tuple[jax.Array, jax.Array]:
-    """Return the breast-cancer data: 569 x 30 features, standardised, and signs of the classes."""
+    """Return the breast-cancer data: 569 x 30 standardised features, and classes as signs."""
     from sklearn.datasets import load_breast_cancer
 
     features, classes = load_breast_cancer(return_X_y=True)
@@ -220,7 +200,7 @@ def samples() -> tuple[jax.Array, jax.Array]:
 
 
 def breast_cancer() -> Data:
-    """Return all samples to fit, and every third of them to judge."""
+    """Return all samples for training, and every third of them for the loss."""
     features, signs = samples()
     return Data(features, signs, features[::3], signs[::3])
 
@@ -231,13 +211,13 @@ def synthetic(kind: str, count: int, size: int, seed: int = 0) -> Data:
     Parameters
     ----------
     kind : {"signs", "numbers", "ill"}
-        Targets that are signs, with features whose scales span a decade; numbers, with features
-        of one scale; or numbers, with as many samples as features and the squares of the
-        features' singular values spanning six decades.
+        "signs": the targets are signs; the scales of the features span a decade. "numbers": the
+        targets are numbers; all features have one scale. "ill": the targets are numbers; there
+        are as many samples as features, whose squared singular values span six decades.
     count, size : int
-        Samples to fit, and unknowns.
+        Number of training samples and of unknowns.
     seed : int
-        Of the generator.
+        Seed of the generator.
     """
     rng = np.random.default_rng(seed)
     held = max(20, count // 5)
@@ -260,7 +240,7 @@ def synthetic(kind: str, count: int, size: int, seed: int = 0) -> Data:
 
 
 def layer(size: int, seed: int = 0) -> Case:
-    """Return a layer defined by its fixed point, x = tanh(W x + theta): nonsymmetric."""
+    """Return an implicit layer, x = tanh(W x + theta), whose Jacobian is nonsymmetric."""
     rng = np.random.default_rng(seed)
     weights = 0.9 * rng.standard_normal((size, size)) / np.sqrt(size)
     theta = rng.standard_normal(size) / 2
@@ -286,8 +266,8 @@ def layer(size: int, seed: int = 0) -> Case:
 
     return Case(
         f"nonsymmetric n={size}",
-        residual,
         None,
+        residual,
         jacobian,
         lambda x, data: jnp.mean((x - data.targets) ** 2) / 2,
         Data(jnp.asarray(weights), jnp.asarray(wanted), jnp.zeros(0), jnp.zeros(0)),

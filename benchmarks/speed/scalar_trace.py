@@ -1,8 +1,7 @@
 """The scalar study: 1,000 iterates of gradient descent and their derivatives.
 
-`trace` is a call that returns a dataset, with reference, checks and labels; what it runs once
-compiled is one program. Both are timed: the program as all other variants are, the call as a
-user makes it.
+A call of `trace` computes a reference, checks its arguments, runs one compiled program and
+builds a dataset. Both are timed: the program, like all other variants, and the whole call.
 """
 
 import jax
@@ -10,18 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 
 import iterdiff as itd
-from benchmarks.harness import Effort, Table, Variant, best, duration, measure, row
-from benchmarks.sections import Section
-from benchmarks.targets import Figure
-from benchmarks.traced import compiled_core
+from benchmarks.harness.measure import Comparison, Effort, best, compare, named
+from benchmarks.harness.results import Section
+from benchmarks.harness.targets import against
+from benchmarks.harness.units import duration
+from benchmarks.speed.internals import trace_program
 
 CORE = "iterdiff trace, its compiled program"
 WHOLE = "iterdiff trace, the whole call"
+PRIMAL = "primal: history of iterates"
+EAGER = "history and jacfwd of it, eager, as in notebooks"
 START, THETA, STEP_SIZE = 0.5, 0.05, 0.1
 
 
 def objective(x, theta):
-    """Return a parabola with its minimum, 0, at 0 whatever `theta` is."""
+    """Return a parabola whose minimum is 0 for every `theta`."""
     return theta * x**2 / 2
 
 
@@ -42,15 +44,15 @@ def history(theta, steps: int):
 
 
 def carried(theta, steps: int):
-    """Return the absolute errors of all derivatives, carried along by hand."""
+    """Return the absolute derivatives of all iterates, carried through the scan by hand."""
 
     def body(carry, _):
         x, dx = jax.jvp(step, (carry[0], theta), (carry[1], jnp.ones_like(theta)))
         return (x, dx), (jnp.abs(x), jnp.abs(dx))
 
     start = jnp.asarray(START)
-    _, (xs, dxs) = jax.lax.scan(body, (start, jnp.zeros_like(start)), None, steps)
-    return jnp.concatenate([start[None], xs]), jnp.concatenate([jnp.zeros(1), dxs])
+    _, (_, dxs) = jax.lax.scan(body, (start, jnp.zeros_like(start)), None, steps)
+    return jnp.concatenate([jnp.zeros(1), dxs])
 
 
 def closed_form(steps: int) -> np.ndarray:
@@ -65,41 +67,39 @@ def run(effort: Effort) -> Section:
     steps = 50 if effort.toy else 1000
 
     def traced(theta):
-        data = itd.trace(
-            itd.Minimization(objective),
-            itd.GradientDescent(STEP_SIZE),
-            START,
-            float(theta),
-            steps=steps,
-            modes={"unrolled": itd.Unrolled()},
-        )
+        problem, algorithm = itd.Minimization(objective), itd.GradientDescent(STEP_SIZE)
+        modes = {"unrolled": itd.Unrolled()}
+        data = itd.trace(problem, algorithm, START, float(theta), steps=steps, modes=modes)
         return data["jacobian_error"].values[0]
 
-    def as_in_notebooks(theta):
-        history(theta, steps)
-        return jnp.abs(jax.jacfwd(lambda t: history(t, steps))(theta))
+    def primal(theta):
+        return history(theta, steps)
 
-    def compiled_history(theta):
-        xs = history(theta, steps)
-        return xs, jnp.abs(jax.jacfwd(lambda t: history(t, steps))(theta))
+    def both(theta):
+        primal(theta)
+        return jnp.abs(jax.jacfwd(primal)(theta))
 
-    variants = [
-        Variant("by hand: carry (x, dx) in one scan", lambda t: carried(t, steps)[1]),
-        Variant("primal: history of iterates", lambda t: history(t, steps), answers=False),
-        Variant("history and jacfwd of it, compiled", lambda t: compiled_history(t)[1]),
-        Variant(
-            "history and jacfwd of it, eager, as in notebooks", as_in_notebooks, compiled=False
-        ),
-        Variant(WHOLE, traced, compiled=False),
-    ]
+    variants = {
+        "by hand: carry (x, dx) in one scan": lambda theta: carried(theta, steps),
+        PRIMAL: primal,
+        "history and jacfwd of it, compiled": both,
+        EAGER: both,
+        CORE: trace_program(lambda: traced(THETA)),
+        WHOLE: traced,
+    }
+    comparison = Comparison(
+        f"Scalar study: {steps} iterates and derivatives",
+        variants,
+        (jnp.asarray(THETA),),
+        closed_form(steps),
+        timed_only=(PRIMAL, CORE),
+        eager=(EAGER, WHOLE),
+    )
+    rows = compare(section, comparison, effort)
     if not effort.toy:
-        core = compiled_core(lambda: traced(THETA))
-        variants.insert(-1, Variant(CORE, core, answers=False))
-    title = f"Scalar study: {steps} iterates and derivatives"
-    table = Table(title, tuple(variants), jnp.asarray(THETA), closed_form(steps))
-    rows = section.add(table, measure(table, effort))
-    if not effort.toy:
-        ours, whole, other = row(rows, CORE), row(rows, WHOLE), best(rows)
+        ours, whole, other = named(rows, CORE), named(rows, WHOLE), best(rows)
         note = f"the whole call, dataset included: {duration(whole.seconds)}"
-        section.figures.append(Figure("scalar core", ours.ratio, other.name, other.ratio, note))
+        section.measurements.append(
+            against("scalar core", ours.ratio, other.name, other.ratio, note)
+        )
     return section
