@@ -6,14 +6,14 @@ from benchmarks.harness.fresh import fresh
 from benchmarks.harness.measure import Effort
 from benchmarks.harness.results import OURS, Column, Measurement, Section, Table
 from benchmarks.harness.targets import against
-from benchmarks.speed.fresh_gradient import IMPLICIT, IMPORTS, STEPS, TOLERANCE, UNROLLED
+from benchmarks.speed.fresh_gradient import FIRST, IMPLICIT, IMPORTS, STEPS, TOLERANCE, UNROLLED
 
 
 class Measured:
-    """What fresh processes print, by kind ("first" or "import") and name; all take turns."""
+    """What fresh processes print, by kind (`FIRST` or "import") and name; all take turns."""
 
     def __init__(self, turns: int):
-            calls = [("first", name, name) for name in UNROLLED | IMPLICIT]
+        calls = [(FIRST, name, name) for name in UNROLLED | IMPLICIT]
         calls += [("import", *item) for item in IMPORTS.items()]
         self.turns = turns
         self.all: dict[tuple[str, str], list[dict[str, float]]] = {call[:2]: [] for call in calls}
@@ -48,19 +48,15 @@ def run(effort: Effort) -> Section:
 
 def first_table(found: Measured, title: str, variants: dict) -> Table:
     """Return the table of first gradients."""
-    keys = {
-        "import": "import",
-        "tracing": "trace",
-        "compiling": "compile",
-        "first gradient": "first",
-    }
-    columns = [Column("variant"), *(Column(name, "s") for name in keys)]
+    times, others = ("import", "tracing", "compiling", FIRST), ("program", "gradient")
+    columns = [Column("variant"), *(Column(name, "s") for name in times)]
     columns += [Column("ratio", "×"), Column("program", "count"), Column("gradient", "gradient")]
     unit, rows = next(iter(variants)), []
     for name in variants:
-        times = [found.median("first", name, key) for key in keys.values()]
-        others = [found.median("first", name, key) for key in ("lines", "gradient")]
-        rows.append([name, *times, found.ratio("first", name, unit), *others])
+        before, after = (
+            [found.median(FIRST, name, key) for key in keys] for keys in (times, others)
+        )
+        rows.append([name, *before, found.ratio(FIRST, name, unit), *after])
     title = f"First gradient, {title}: ridge 20×5, {STEPS} gradient steps or to {TOLERANCE:.0e}"
     note = (
         f"Medians of {found.turns} fresh processes each, in turns. The ratio compares first "
@@ -89,7 +85,7 @@ def _targets(found: Measured) -> list[Measurement]:
         ("first implicit", IMPLICIT, "iterdiff Implicit()"),
     ):
         unit = next(iter(variants))
-        ratios = {name: found.ratio("first", name, unit) for name in variants}
+        ratios = {name: found.ratio(FIRST, name, unit) for name in variants}
         others = [name for name in ratios if not name.startswith(OURS)]
         fastest = min(others, key=ratios.__getitem__)
         made.append(against(key, ratios[ours], fastest, ratios[fastest]))

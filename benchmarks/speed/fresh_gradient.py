@@ -1,6 +1,6 @@
 """The fresh processes of `first_gradient`: ``python -m benchmarks.speed.fresh_gradient``.
 
-With ``first NAME``, it prints the seconds of the imports, those of the first gradient after them
+With ``"first gradient" NAME``, it prints the seconds of the imports, those of the first gradient after them
 (tracing and compiling), and the gradient; with ``import MODULES``, the seconds of imports. Before
 the clock starts it imports only the standard library.
 """
@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+FIRST = "first gradient"
 
 STEPS = 100
 STEP_SIZE = 0.2
@@ -205,13 +207,13 @@ def first(name: str) -> dict[str, float]:
     done = time.perf_counter()
     return {
         **imported,
-        "trace": lowered - ready,
-        "compile": done - lowered,
-        "first": done - ready,
-        "lines": len(program.as_text().splitlines()),
+        "tracing": lowered - ready,
+        "compiling": done - lowered,
+        FIRST: done - ready,
+        "program": len(program.as_text().splitlines()),
         "gradient": float(gradient),
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps({"import": imports, "first": first}[sys.argv[1]](sys.argv[2])))
+    print(json.dumps({"import": imports, FIRST: first}[sys.argv[1]](sys.argv[2])))
