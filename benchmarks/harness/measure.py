@@ -113,7 +113,7 @@ class Row:
     megabytes : float or None
         What the compiled program plans to hold beyond input and output.
     first_seconds : float
-        Time of the first run after compiling.
+        Time of a run, for planning the turns.
     error : float or None
         Relative error, in Euclidean norm.
     failed : str
@@ -152,14 +152,16 @@ def measure(comparison: Comparison, effort: Effort) -> list[Row]:
     """
     first, *others = map(Row, comparison.variants)
     rows = [first, *(row for row in others if row.ours or not effort.toy)]
-    for row in rows:
-        try:
-            _prepare(row, comparison, effort)
-        except Exception as error:
-            if row.ours:
-                raise
-            row.call = None
-            row.failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:90]}"
+    # All are compiled before any of them runs, since compiling clears the caches of `jax.jit`.
+    for prepare in (_compile, _run):
+        for row in rows:
+            try:
+                prepare(row, comparison, effort)
+            except Exception as error:
+                if row.ours:
+                    raise
+                row.call = None
+                row.failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:90]}"
     _take_turns(rows, effort)
     for row in rows:
         pairs = [(row.times[k], first.times[k]) for k in row.times if k in first.times]
@@ -168,27 +170,36 @@ def measure(comparison: Comparison, effort: Effort) -> list[Row]:
     return rows
 
 
-def _prepare(row: Row, comparison: Comparison, effort: Effort) -> None:
-    """Compile a variant, run it once and compare its answer with the truth."""
+def _compile(row: Row, comparison: Comparison, effort: Effort) -> None:
     function, inputs = comparison.variants[row.name], comparison.inputs
     if row.name in comparison.eager:
         row.call = lambda: function(*inputs)
-        row.compile_seconds = _timed(row.call)[0]
+        return
+    jax.clear_caches()  # no variant reuses what another one compiled
+    compiled = jax.jit(function, compiler_options=effort.options)
+    row.compile_seconds, program = _timed(lambda: compiled.lower(*inputs).compile())
+    planned = program.memory_analysis().temp_size_in_bytes
+    row.megabytes = planned / 1e6
+    if planned > MOST_BYTES:
+        row.failed = f"plans {planned / 2**30:.3g} GiB"
     else:
-        jax.clear_caches()  # no variant reuses what another one compiled
-        compiled = jax.jit(function, compiler_options=effort.options)
-        row.compile_seconds, program = _timed(lambda: compiled.lower(*inputs).compile())
-        planned = program.memory_analysis().temp_size_in_bytes
-        row.megabytes = planned / 1e6
-        if planned > MOST_BYTES:
-            row.failed = f"plans {planned / 2**30:.3g} GiB"
-            return
         # Users call through `jax.jit`. A program compiled ahead of time is dispatched more slowly
         # if it may raise.
         row.call = lambda: compiled(*inputs)
+
+
+def _run(row: Row, comparison: Comparison, effort: Effort) -> None:
+    """Run a variant, compare its answer with the truth, and time it once more if that is quick."""
+    del effort
+    if row.call is None:
+        return
     row.first_seconds, answer = _timed(row.call)
+    if row.name in comparison.eager:
+        row.compile_seconds = row.first_seconds
     if comparison.truth is not None and row.name not in comparison.timed_only:
         row.error = relative_error(answer, comparison.truth)
+    if row.first_seconds < VERY_SLOW:  # the first call compiles
+        row.first_seconds = _timed(row.call)[0]
 
 
 def _timed(call: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:

@@ -1,8 +1,8 @@
 """The fresh processes of `first_gradient`: ``python -m benchmarks.speed.fresh_gradient``.
 
-With ``"first gradient" NAME``, it prints the seconds of the imports, those of the first gradient after them
-(tracing and compiling), and the gradient; with ``import MODULES``, the seconds of imports. Before
-the clock starts it imports only the standard library.
+With ``"first gradient" NAME``, it prints the seconds of the imports, those of the first gradient
+after them (tracing and compiling), and the gradient; with ``import MODULES``, the seconds of
+imports. Before the clock starts it imports only the standard library.
 """
 
 import importlib
