@@ -1,10 +1,12 @@
-"""What a case of `wrong_derivatives` is, what its true derivative is, and what iterdiff says of it.
+"""Cases of known derivative: what a group of them is, the truth, and what iterdiff reports.
 
-A `Group` holds cases of one shape, whose numbers are stacked: one compiled program answers them
-all, in every mode of the group.
+A `Group` holds cases of one shape, whose arrays are stacked: one compiled program runs all of
+them, in every mode of the group.
 """
 
 import dataclasses
+import itertools
+import zlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -13,30 +15,28 @@ import jax.numpy as jnp
 import numpy as np
 
 import iterdiff as itd
-from iterdiff.agreement import is_foreign
+from benchmarks.harness.measure import UNOPTIMISED
 
 RTOL = 1e-2
-"""The tolerance of every `Checked` here."""
-
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""Each program runs once: compiling it is most of the time, so that it is done lightly."""
+"""The tolerance of every `Checked`."""
 
 Data = dict[str, Any]
 Kind = Literal["jacobian", "tangent", "cotangent", "loss"]
 
 
 class Setup(NamedTuple):
-    """One case: what is solved, how, from where.
+    """The solve of one case.
 
     Attributes
     ----------
     problem : Problem
-        What the library is told.
+        The problem as stated to the library.
     algorithm : Algorithm or callable
         A callable ``(x0, theta) -> x`` is a solver of the user's, under `iterdiff.implicit`.
     x0, theta : arrays
+        Start and parameters.
     true : Problem, optional
-        What is really solved, where that differs.
+        The problem that the solver solves, if it is another one.
     loss : callable, optional
         ``loss(x, theta)`` for cases of kind "loss".
     """
@@ -58,20 +58,21 @@ class Group:
     family : str
         The kind of trouble.
     name : str
-        Unique.
+        A unique name.
     build : callable
-        Makes the `Setup` of one case out of its data; traceable.
+        Builds the `Setup` of one case from its data; traceable.
     cases : list of dict
-        The data of each case: arrays, and a "label". ``rtol`` is that of the stopping rule,
-        ``guess`` a point near the solution, ``w`` the cotangent, ``v`` the tangent.
+        The data of each case: see `case`.
     modes : dict
-        The ways in which a derivative is taken, by name.
+        The modes of differentiation, by name.
     kind : str
-        Which derivative.
+        Which derivative is taken.
     stop : StoppingRule or int
         A rule, or the most steps of `ResidualBelow` with the case's ``rtol``.
     peer : str
-        Under which of the peers' solvers the cases run besides: see `wrong_peers`.
+        The kind of solver of other libraries that also runs the cases: see `peers`.
+    foreign : bool
+        Whether the algorithm is a user's own; only `Checked` tests whether it solves `problem`.
     """
 
     family: str
@@ -82,21 +83,54 @@ class Group:
     kind: Kind = "cotangent"
     stop: itd.StoppingRule | int = 300
     peer: str = ""
+    foreign: bool = False
 
     def stacked(self) -> Data:
-        """Return the data of all cases, stacked."""
+        """Return the arrays of all cases, stacked."""
         keys = [key for key in self.cases[0] if key != "label"]
         return {key: np.stack([np.asarray(case[key]) for case in self.cases]) for key in keys}
 
 
+def case(rng: np.random.Generator, label: str, theta: Any, x0: Any, **data: Any) -> Data:
+    """Return the data of a case; cotangent ``w`` and tangent ``v`` are random unless given.
+
+    ``guess``, by default zeros, is a point near the solution; ``rtol`` is the tolerance of the
+    stopping rule.
+    """
+    n, p = np.size(x0), np.size(theta)
+    made = {"label": label, "theta": theta, "x0": x0, "guess": np.zeros(n), **data}
+    if "w" in made:
+        return made
+    return {**made, "w": rng.standard_normal(n), "v": rng.standard_normal(p)}
+
+
+def generator(name: str) -> np.random.Generator:
+    """Return a generator seeded by the name of a group."""
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def grid(name: str, maker: Callable, *axes: Any) -> list[Data]:
+    """Return a case for every point of a grid, all drawn from the group's generator."""
+    rng = generator(name)
+    return [maker(rng, *point) for point in itertools.product(*axes)]
+
+
+def builder(problem_of: Callable[[Data], itd.Problem], algorithm_of: Callable) -> Callable:
+    """Return the builder of a problem and an algorithm, both functions of the data."""
+    return lambda data: Setup(problem_of(data), algorithm_of(data), data["x0"], data["theta"])
+
+
+def fixed(algorithm: itd.Algorithm) -> Callable[[Data], itd.Algorithm]:
+    """Return a function of the data that returns this algorithm."""
+    return lambda _: algorithm
+
+
 class Outcome(NamedTuple):
-    """What came of a case in one mode; `reason` is an index into `iterdiff.error.REASONS`."""
+    """Derivative of a case in one mode and its judgement; `reason` indexes `REASONS`."""
 
     x: jax.Array
     derivative: jax.Array
     absolute: jax.Array
-    relative: jax.Array
-    uncertainty: jax.Array
     trusted: jax.Array
     reason: jax.Array
     flagged: jax.Array
@@ -105,7 +139,7 @@ class Outcome(NamedTuple):
 def derivative_of(
     kind: Kind, answer: Callable, setup: Setup, data: Data
 ) -> tuple[jax.Array, jax.Array]:
-    """Take the derivative of ``x = answer(theta)`` that `kind` says; return it and x."""
+    """Return the derivative of ``x = answer(theta)`` of this kind, and x."""
     theta = setup.theta
     if kind == "jacobian":
         return jax.jacfwd(lambda t: (answer(t),) * 2, has_aux=True)(theta)
@@ -120,14 +154,8 @@ def derivative_of(
     return pull(in_x)[0] + in_theta, x
 
 
-def keywords(kind: Kind, setup: Setup, data: Data) -> dict[str, Any]:
-    """Return what tells `derivative_error` which derivative it is."""
-    given = {"tangent": data.get("v"), "cotangent": data.get("w"), "loss": setup.loss}
-    return {kind: given[kind]} if kind in given else {}
-
-
 def answer_of(setup: Setup, mode: itd.Mode, group: Group, data: Data) -> Callable:
-    """Return the solve, as a function of theta."""
+    """Return the solve as a function of theta."""
     algorithm = setup.algorithm
     if not isinstance(algorithm, itd.Algorithm):
         assert isinstance(mode, itd.Implicit)
@@ -146,52 +174,31 @@ def answer_of(setup: Setup, mode: itd.Mode, group: Group, data: Data) -> Callabl
 
 
 def judge(group: Group, data: Data) -> Outcome:
-    """Take the derivative of one case in every mode of its group, and estimate its error.
-
-    All is stacked along a first axis, the modes.
-    """
+    """Take the derivative of one case in every mode and estimate its error; modes are stacked."""
     setup = group.build(data)
-    taken = []
-    for mode in group.modes.values():
-        answer = answer_of(setup, mode, group, data)
-        taken.append(derivative_of(group.kind, answer, setup, data))
+    answers = [answer_of(setup, mode, group, data) for mode in group.modes.values()]
+    taken = [derivative_of(group.kind, answer, setup, data) for answer in answers]
     derivatives, xs = (jnp.stack(parts) for parts in zip(*taken, strict=True))
-    own = isinstance(setup.algorithm, itd.Algorithm) and is_foreign(setup.algorithm)
-    if own:  # which only Checked can ask for what it solves
-        said = [reported(setup, mode, group, data) for mode in group.modes.values()]
-        said = jax.tree.map(lambda *parts: jnp.stack(parts), *said)
-        return Outcome(
-            xs,
-            derivatives,
-            said.absolute,
-            said.relative,
-            said.uncertainty,
-            said.trusted,
-            said.reason_code,
-            said.flagged,
-        )
-    given = keywords(group.kind, setup, data)
-    if isinstance(setup.algorithm, itd.Algorithm):  # as Checked, which knows what is being solved
-        given["near"] = float("inf")
+    if group.foreign:
+        reports = [reported(setup, mode, group, data) for mode in group.modes.values()]
+        report = jax.tree.map(lambda *parts: jnp.stack(parts), *reports)
+        told = report.absolute, report.trusted, report.reason_code, report.flagged
+        return Outcome(xs, derivatives, *told)
+    given = {"tangent": data.get("v"), "cotangent": data.get("w"), "loss": setup.loss}
+    options = {group.kind: given[group.kind]} if group.kind in given else {}
+    if isinstance(setup.algorithm, itd.Algorithm):  # as `Checked`, which knows the algorithm
+        options["near"] = float("inf")
 
     def estimated(x: jax.Array, derivative: jax.Array) -> Outcome:
-        estimate = itd.derivative_error(setup.problem, x, setup.theta, derivative, **given)
-        return Outcome(
-            x,
-            derivative,
-            estimate.absolute,
-            estimate.relative,
-            estimate.uncertainty,
-            estimate.trusted,
-            estimate.reason_code,
-            estimate.exceeds(RTOL),
-        )
+        found = itd.derivative_error(setup.problem, x, setup.theta, derivative, **options)
+        told = found.absolute, found.trusted, found.reason_code, found.exceeds(RTOL)
+        return Outcome(x, derivative, *told)
 
     return jax.vmap(estimated)(xs, derivatives)
 
 
 def reported(setup: Setup, mode: itd.Mode, group: Group, data: Data) -> itd.DerivativeReport:
-    """Return what `Checked` itself says, of a case of kind "cotangent"."""
+    """Return the report of `Checked` on a case of kind "cotangent"."""
 
     def loss(theta: jax.Array, report: jax.Array) -> jax.Array:
         checked = itd.Checked(mode, RTOL, "nan", report=report)
@@ -201,11 +208,10 @@ def reported(setup: Setup, mode: itd.Mode, group: Group, data: Data) -> itd.Deri
 
 
 def truth(group: Group, steps: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    """Return the true derivatives, stacked, and how far each solution is from rest.
+    """Return the true derivatives, stacked, and the relative size of a last Newton step.
 
-    The solution is polished by Newton's method in float64 and dense direct linear algebra, from
-    the case's ``guess``; the derivative is ``-A^{-1} r_theta`` there. Nothing of iterdiff's modes
-    or estimates takes part.
+    Newton's method in float64 polishes the solution from the case's ``guess``, with dense linear
+    algebra; the derivative is ``-A^{-1} r_theta`` there. No mode or estimate of iterdiff is used.
     """
 
     def one(data: Data) -> tuple[jax.Array, jax.Array]:
@@ -220,45 +226,44 @@ def truth(group: Group, steps: int = 60) -> tuple[np.ndarray, np.ndarray]:
         x = jax.lax.fori_loop(0, steps, lambda _, x: x - newton(x), data["guess"])
         a, b = jax.jacfwd(problem.residual, (0, 1))(x, theta)
         jacobian = -jnp.linalg.solve(a, b)
-        size = jnp.maximum(jnp.linalg.norm(x), 1e-3)
-        away = jnp.linalg.norm(newton(x)) / size
+        away = jnp.linalg.norm(newton(x)) / jnp.maximum(jnp.linalg.norm(x), 1e-3)
 
         @jax.custom_jvp
         def solution(theta: jax.Array) -> jax.Array:
             del theta
             return x
 
-        solution.defjvp(lambda _, dots: (x, jacobian @ dots[0]))
+        solution.defjvp(lambda _, tangents: (x, jacobian @ tangents[0]))
         return derivative_of(group.kind, solution, setup, data)[0], away
 
     def widened(leaf: np.ndarray) -> np.ndarray:
         return leaf.astype(np.float64) if np.issubdtype(leaf.dtype, np.floating) else leaf
 
-    data = {key: widened(leaf) for key, leaf in group.stacked().items()}
-    derivatives, away = jax.jit(jax.vmap(one), compiler_options=QUICK)(data)
-    return np.asarray(derivatives), np.asarray(away)
+    return run_all(one, {key: widened(leaf) for key, leaf in group.stacked().items()})
+
+
+def run_all(one: Callable, *stacked: Any) -> Any:
+    """Return the results of `one` for all cases, stacked, as NumPy arrays."""
+    program = jax.jit(jax.vmap(one), compiler_options=UNOPTIMISED)
+    return jax.tree.map(np.asarray, program(*stacked))
 
 
 def run(group: Group) -> Outcome:
     """Return the outcomes of all cases of a group, stacked: cases, then modes."""
-    program = jax.jit(jax.vmap(lambda data: judge(group, data)), compiler_options=QUICK)
-    return jax.tree.map(np.asarray, program(group.stacked()))
-
-
-def error_of(derivative: np.ndarray, true: np.ndarray) -> float:
-    """Return the relative error (Euclidean); infinite for what is not finite."""
-    gap = np.linalg.norm(np.asarray(derivative, np.float64) - true)
-    return float(gap / np.linalg.norm(true)) if np.isfinite(gap) else float("inf")
+    return run_all(lambda data: judge(group, data), group.stacked())
 
 
 def run_checked(group: Group) -> dict[str, np.ndarray]:
-    """Return which cases `Checked` itself flags, by mode: for cases of kind "cotangent"."""
+    """Return which cases of kind "cotangent" `Checked` flags, by mode."""
 
     def one(data: Data) -> dict[str, jax.Array]:
         setup = group.build(data)
-        return {
-            name: reported(setup, mode, group, data).flagged for name, mode in group.modes.items()
-        }
+        return {name: reported(setup, m, group, data).flagged for name, m in group.modes.items()}
 
-    program = jax.jit(jax.vmap(one), compiler_options=QUICK)
-    return jax.tree.map(np.asarray, program(group.stacked()))
+    return run_all(one, group.stacked())
+
+
+def error_of(derivative: np.ndarray, true: np.ndarray) -> float:
+    """Return the relative error in Euclidean norm; infinite if the derivative is not finite."""
+    gap = np.linalg.norm(np.asarray(derivative, np.float64) - true)
+    return float(gap / np.linalg.norm(true)) if np.isfinite(gap) else float("inf")

@@ -1,4 +1,4 @@
-"""Cases of `wrong_derivatives`: problems that are misstated, or badly behaved."""
+"""Cases whose problem is misstated, or whose iteration behaves badly."""
 
 from typing import ClassVar
 
@@ -7,23 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 
 import iterdiff as itd
-from benchmarks.wrong_base import Data, Group, Setup
-from benchmarks.wrong_cases import (
+from benchmarks.wrong_derivatives.group import Data, Group, Setup, builder, case, fixed, grid
+from benchmarks.wrong_derivatives.slow_cases import (
     BOTH,
     IMPLICIT,
     THREE,
-    generator,
-    grid,
     hessian,
     newton,
     quadratic,
     quadratic_case,
-    weights,
+    right_side,
 )
 
+# Misstated residuals
 
-class OwnDescent(itd.Algorithm):
-    """An algorithm of a user's own, whose step belongs to the problem `true`."""
+
+class ForeignDescent(itd.Algorithm):
+    """A user's algorithm whose step solves the problem `true`."""
 
     true: itd.Problem
     accepts: ClassVar[tuple[type[itd.Problem], ...]] = (itd.Problem,)
@@ -34,169 +34,166 @@ class OwnDescent(itd.Algorithm):
         return itd.Iterate(x0)
 
     def step(self, problem: itd.Problem, state: itd.Iterate, theta: jax.Array) -> itd.Iterate:
-        """Step down the residual of `true`, not of the problem that is told."""
+        """Step down the residual of `true` instead of the problem's."""
         del problem
         return itd.Iterate(state.x - 0.5 * self.true.residual(state.x, theta))
 
 
+FAULTS = {
+    "penalty x 1.1": (1.1, 1.0, 0.0),
+    "penalty x 2": (2.0, 1.0, 0.0),
+    "penalty / 2": (0.5, 1.0, 0.0),
+    "no penalty": (0.0, 1.0, 0.0),
+    "rhs halved": (1.0, 0.5, 0.0),
+    "sign of rhs": (1.0, -1.0, 0.0),
+    "cubic forgotten": (1.0, 1.0, 0.1),
+    "penalty x 1.00001": (1.00001, 1.0, 0.0),
+}
+"""Factors of the penalty and of the right-hand side, and of a cubic term that is left out."""
+
+
 def wrong_residuals() -> list[Group]:
-    """Residuals that do not vanish where the solver stops, though it solved its own problem."""
-    # factors of penalty, of the right-hand side's moving part, of a cubic term left out
-    faults = {
-        "penalty x 1.1": (1.1, 1.0, 0.0),
-        "penalty x 2": (2.0, 1.0, 0.0),
-        "penalty / 2": (0.5, 1.0, 0.0),
-        "no penalty": (0.0, 1.0, 0.0),
-        "rhs halved": (1.0, 0.5, 0.0),
-        "sign of rhs": (1.0, -1.0, 0.0),
-        "cubic forgotten": (1.0, 1.0, 0.1),
-        "penalty x 1.00001": (1.00001, 1.0, 0.0),
-    }
+    """Return solvers that solve another problem than the one stated."""
 
     def maker(rng, fault, condition):
-        case = quadratic_case(rng, condition, 0.0, 8)
-        solution = np.zeros(8)
-        return {
-            **case,
-            "label": f"{fault} kappa={condition:.0e}",
-            "fault": np.array(faults[fault]),
-            "guess": solution,
-        }
+        data = quadratic_case(rng, condition, 0.0, 8)
+        label = f"{fault} kappa={condition:.0e}"
+        return {**data, "label": label, "fault": np.array(FAULTS[fault])}
 
     def build(data: Data) -> Setup:
         penalty, rhs, cubic = data["fault"]
 
         def residual(x, theta, penalty, rhs, cubic):
             left = data["h"] @ x + 0.1 * penalty * jnp.exp(theta[0]) * x + cubic * x**3
-            return left - rhs * (data["b"] + data["c"] @ theta)
+            return left - rhs * right_side(data, theta)
 
         true = itd.RootFinding(lambda x, theta: residual(x, theta, 1.0, 1.0, cubic))
-        told = itd.RootFinding(lambda x, theta: residual(x, theta, penalty, rhs, 0.0))
+        stated = itd.RootFinding(lambda x, theta: residual(x, theta, penalty, rhs, 0.0))
 
         def solver(x0, theta):
             def step(_, x):
-                return x - jnp.linalg.solve(
-                    jax.jacfwd(true.residual)(x, theta), true.residual(x, theta)
-                )
+                jacobian = jax.jacfwd(true.residual)(x, theta)
+                return x - jnp.linalg.solve(jacobian, true.residual(x, theta))
 
             return jax.lax.fori_loop(0, 60, step, x0)
 
-        return Setup(told, solver, data["x0"], data["theta"], true)
+        return Setup(stated, solver, data["x0"], data["theta"], true)
 
-    def own(data: Data) -> Setup:
+    def foreign(data: Data) -> Setup:
         setup = build(data)
         assert setup.true is not None
-        return setup._replace(algorithm=OwnDescent(setup.true))
+        return setup._replace(algorithm=ForeignDescent(setup.true))
 
-    wrong = grid("wrong", maker, tuple(faults), (1e1, 1e3))
-    steps = grid("wrong-step", maker, tuple(faults), (1e1, 1e3))
-    family = "wrong residuals"
+    family, stop = "wrong residuals", itd.Steps(400)
+    wrong = grid("wrong", maker, FAULTS, (1e1, 1e3))
+    steps = grid("wrong-step", maker, FAULTS, (1e1, 1e3))
     return [
         Group(family, "wrong-residual", build, wrong, IMPLICIT),
-        Group(family, "wrong-step", own, steps, IMPLICIT, stop=itd.Steps(400)),
+        Group(family, "wrong-step", foreign, steps, IMPLICIT, stop=stop, foreign=True),
     ]
 
 
-def diverging() -> list[Group]:
-    """Return iterations that go away, or round in circles."""
+# Iterations that diverge, cycle or grow before they converge
 
-    def steps(rng, factor, condition):
-        case = quadratic_case(rng, condition, 0.0, 6)
-        return {**case, "label": f"h={factor}/L kappa={condition:.0e}", "factor": factor}
+
+def diverging() -> list[Group]:
+    """Return gradient descent with too long steps."""
+
+    def maker(rng, factor, condition):
+        data = quadratic_case(rng, condition, 0.0, 6)
+        return {**data, "label": f"h={factor}/L kappa={condition:.0e}", "factor": factor}
 
     def too_long(data: Data) -> itd.Algorithm:
         largest = jnp.linalg.norm(hessian(data, data["theta"]), 2)
         return itd.GradientDescent(data["factor"] / largest)
 
-    def gain(rng, gain, away):
-        n = 6
-        u, b = rng.standard_normal((n, 2)), 0.1 * rng.standard_normal(n)
-        guess = np.zeros(n)
+    cases = grid("diverging", maker, (2.0, 2.1, 3.0), (1e1, 1e3))
+    return [
+        Group("diverging", "gd-diverges", quadratic(too_long), cases, THREE, stop=itd.Steps(40))
+    ]
+
+
+def cycling() -> list[Group]:
+    """Return fixed-point iterations and Newton's method that cycle."""
+
+    def gain_case(rng, gain, away, n=6):
+        u, b, guess = rng.standard_normal((n, 2)), 0.1 * rng.standard_normal(n), np.zeros(n)
         for _ in range(2000):
             guess = 0.8 * guess + 0.2 * (b - gain * np.tanh(guess))
-        case = {"label": f"gain={gain} away={away}", "gain": gain, "u": u, "b": b, "guess": guess}
         start = guess + away * rng.standard_normal(n)
-        return {**case, "theta": np.zeros(2), "x0": start, **weights(rng, n, 2)}
+        label, arrays = f"gain={gain} away={away}", {"gain": gain, "u": u, "b": b, "guess": guess}
+        return case(rng, label, np.zeros(2), start, **arrays)
 
-    def cycle(data: Data) -> Setup:
-        def update(x, theta):
-            return data["b"] + data["u"] @ theta - data["gain"] * jnp.tanh(x)
+    def gain(data: Data) -> itd.Problem:
+        return itd.FixedPoint(
+            lambda x, theta: data["b"] + data["u"] @ theta - data["gain"] * jnp.tanh(x)
+        )
 
-        return Setup(itd.FixedPoint(update), itd.Picard(), data["x0"], data["theta"])
+    def cubic_case(rng, start):
+        given = {"guess": np.full(1, -1.77), "w": np.ones(1)}
+        return case(rng, f"x0={start}", np.full(1, 2.0), np.full(1, start), **given)
 
-    def cubic(rng, start):
-        del rng
-        x0 = np.full(1, start)
-        case = {"label": f"x0={start}", "theta": np.full(1, 2.0), "x0": x0, "w": np.ones(1)}
-        return {**case, "guess": np.full(1, -1.77)}
+    def cubic(_: Data) -> itd.Problem:
+        return itd.RootFinding(lambda x, theta: x**3 - 2 * x + theta)
 
-    def newton_cycle(data: Data) -> Setup:
-        problem = itd.RootFinding(lambda x, theta: x**3 - 2 * x + theta)
-        return Setup(problem, itd.Newton(), data["x0"], data["theta"])
-
-    far = grid("diverging", steps, (2.0, 2.1, 3.0), (1e1, 1e3))
-    round_ = grid("cycling", gain, (1.1, 1.5, 3.0), (0.01, 1.0))
-    cubics = grid("newton-cycle", cubic, (0.0, 0.1, 1.0, 0.5))
-    at = itd.Steps(40)
+    circles = grid("cycling", gain_case, (1.1, 1.5, 3.0), (0.01, 1.0))
+    cubics = grid("newton-cycle", cubic_case, (0.0, 0.1, 1.0, 0.5))
+    build, at = builder(gain, fixed(itd.Picard())), itd.Steps(40)
+    by_newton = builder(cubic, newton)
     return [
-        Group("diverging", "gd-diverges", quadratic(too_long), far, THREE, stop=at),
-        Group("cycling", "picard-cycles", cycle, round_, THREE, stop=at, peer="fixed_point"),
-        Group("cycling", "newton-cycles", newton_cycle, cubics, THREE, stop=itd.Steps(7)),
+        Group("cycling", "picard-cycles", build, circles, THREE, stop=at, peer="fixed_point"),
+        Group("cycling", "newton-cycles", by_newton, cubics, THREE, stop=itd.Steps(7)),
     ]
 
 
 def non_normal() -> list[Group]:
-    """Contractions in the end, of norm above 1: triangular Jacobians."""
+    """Return contractions with triangular Jacobians of norm above 1."""
 
     def maker(rng, coupling, rtol, n=10):
         upper = coupling * np.triu(rng.uniform(0.5, 1.0, (n, n)), 1) + 0.5 * np.eye(n)
         u, b, guess = rng.standard_normal((n, 2)), rng.standard_normal(n), np.zeros(n)
         for _ in range(4000):
             guess = guess + 0.05 * (upper @ np.sin(guess) + b - guess)
-        return {
-            "label": f"coupling={coupling} rtol={rtol:.0e}",
-            "upper": upper,
-            "u": u,
-            "b": b,
-            "theta": np.zeros(2),
-            "x0": np.zeros(n),
-            "guess": guess,
-            "rtol": rtol,
-            **weights(rng, n, 2),
-        }
+        label = f"coupling={coupling} rtol={rtol:.0e}"
+        arrays = {"upper": upper, "u": u, "b": b, "guess": guess, "rtol": rtol}
+        return case(rng, label, np.zeros(2), np.zeros(n), **arrays)
 
-    def curved(data: Data) -> Setup:
-        def update(x, theta):
-            return data["upper"] @ jnp.sin(x) + data["u"] @ theta + data["b"]
+    def curved(data: Data) -> itd.Problem:
+        return itd.FixedPoint(
+            lambda x, theta: data["upper"] @ jnp.sin(x) + data["u"] @ theta + data["b"]
+        )
 
-        return Setup(itd.FixedPoint(update), itd.Picard(), data["x0"], data["theta"])
-
-    def straight(data: Data) -> Setup:
+    def straight(data: Data) -> itd.Problem:
         matrix = jnp.eye(10) - data["upper"]
-        problem = itd.LinearSystem(
+        return itd.LinearSystem(
             lambda x, theta: matrix @ x + 0.1 * theta[0] * jnp.roll(x, 1),
             lambda theta: data["b"] + data["u"] @ theta,
         )
-        return Setup(problem, itd.Richardson(1.0), data["x0"], data["theta"])
 
+    family = "non-normal"
     bent = grid("bent", maker, (0.1, 0.5, 1.0), (1e-1, 1e-3, 1e-6))
     linear = grid("straight", maker, (0.1, 0.5, 2.0), (1e-1, 1e-3, 1e-6))
+    picard = builder(curved, fixed(itd.Picard()))
+    richardson = builder(straight, fixed(itd.Richardson(1.0)))
     return [
-        Group("non-normal", "non-normal-bent", curved, bent, THREE, "jacobian", peer="fixed_point"),
-        Group("non-normal", "non-normal-linear", straight, linear, THREE, "tangent"),
+        Group(family, "non-normal-bent", picard, bent, THREE, "jacobian", peer="fixed_point"),
+        Group(family, "non-normal-linear", richardson, linear, THREE, "tangent"),
     ]
 
 
-def saddles() -> list[Group]:
-    """Min-max problems, constraints with multipliers, and descent that lingers at a saddle."""
+# Saddle points
 
-    def minmax(rng, coupling, rtol, n=5):
-        case = {"label": f"coupling={coupling} rtol={rtol:.0e}", "k": rng.standard_normal((n, n))}
-        case |= {"coupling": coupling, "u": rng.standard_normal((2 * n, 2)), "rtol": rtol}
-        case |= {"theta": 0.1 * rng.standard_normal(2), "x0": np.zeros(2 * n)}
-        return {**case, "guess": np.zeros(2 * n), **weights(rng, 2 * n, 2)}
 
-    def game(data: Data) -> Setup:
+def games() -> list[Group]:
+    """Return min-max problems."""
+
+    def maker(rng, coupling, rtol, n=5):
+        k, u = rng.standard_normal((n, n)), rng.standard_normal((2 * n, 2))
+        label, theta = f"coupling={coupling} rtol={rtol:.0e}", 0.1 * rng.standard_normal(2)
+        arrays = {"k": k, "coupling": coupling, "u": u, "rtol": rtol}
+        return case(rng, label, theta, np.zeros(2 * n), **arrays)
+
+    def game(data: Data) -> itd.Problem:
         def field(z, theta):
             x, y = z[:5], z[5:]
             k = data["coupling"] * data["k"]
@@ -204,43 +201,33 @@ def saddles() -> list[Group]:
             return slope - data["u"] @ theta - jnp.sum(theta) * jnp.cos(z)
 
         step = 0.5 / (1 + data["coupling"] * jnp.linalg.norm(data["k"], 2)) ** 2
-        update = itd.FixedPoint(lambda z, theta: z - step * field(z, theta))
-        return Setup(update, itd.Picard(), data["x0"], data["theta"])
+        return itd.FixedPoint(lambda z, theta: z - step * field(z, theta))
 
-    def constrained(rng, condition, rtol):
-        case = quadratic_case(rng, condition, rtol, 8)
-        case |= {"e": rng.standard_normal((3, 8)), "x0": np.zeros(11), "guess": np.zeros(11)}
-        return {**case, "w": rng.standard_normal(11)}
+    cases = grid("minmax", maker, (0.3, 3.0), (1e-1, 1e-3, 1e-6))
+    return [Group("saddle points", "min-max", builder(game, fixed(itd.Picard())), cases, THREE)]
 
-    def multipliers(data: Data) -> Setup:
+
+def multipliers() -> list[Group]:
+    """Return quadratics with linear constraints and their multipliers."""
+
+    def maker(rng, condition, rtol):
+        data = quadratic_case(rng, condition, rtol, 8)
+        data |= {"e": rng.standard_normal((3, 8)), "x0": np.zeros(11), "guess": np.zeros(11)}
+        return {**data, "w": rng.standard_normal(11)}
+
+    def stationarity(data: Data) -> itd.Problem:
         def operator(z, theta):
             x, y = z[:8], z[8:]
             return jnp.concatenate([hessian(data, theta) @ x + data["e"].T @ y, data["e"] @ x])
 
         def rhs(theta):
-            return jnp.concatenate([data["b"] + data["c"] @ theta, theta])
+            return jnp.concatenate([right_side(data, theta), theta])
 
-        problem = itd.LinearSystem(operator, rhs, symmetric=True)
-        return Setup(problem, itd.GMRES(6), data["x0"], data["theta"])
+        return itd.LinearSystem(operator, rhs, symmetric=True)
 
-    games = grid("minmax", minmax, (0.3, 3.0), (1e-1, 1e-3, 1e-6))
-    duals = grid("multipliers", constrained, (1e2, 1e6), (1e-1, 1e-3, 1e-8))
-    at_newton = grid("at-saddle", _double_well_case, (1e-1, 1e-3), (True,))
-    passing = grid("passing", _double_well_case, (1e-2, 1e-4, 1e-6, 1e-8), (False,))
-    well = _double_well
-    return [
-        Group("saddle points", "min-max", game, games, THREE),
-        Group("saddle points", "multipliers", multipliers, duals, BOTH, "jacobian", 10),
-        Group(
-            "saddle points", "newton-to-saddle", well(newton), at_newton, BOTH, stop=itd.Steps(8)
-        ),
-        Group("saddle points", "descent-passes", well(_slow), passing, BOTH, stop=itd.Steps(12)),
-    ]
-
-
-def _slow(data: Data) -> itd.Algorithm:
-    del data
-    return itd.GradientDescent(0.4)
+    cases = grid("multipliers", maker, (1e2, 1e6), (1e-1, 1e-3, 1e-8))
+    build = builder(stationarity, fixed(itd.GMRES(6)))
+    return [Group("saddle points", "multipliers", build, cases, BOTH, "jacobian", 10)]
 
 
 def _well_gradient(z: np.ndarray, k: np.ndarray, theta: np.ndarray) -> np.ndarray:
@@ -249,63 +236,67 @@ def _well_gradient(z: np.ndarray, k: np.ndarray, theta: np.ndarray) -> np.ndarra
 
 
 def _double_well_case(rng, away: float, stays: bool) -> Data:
-    """Return a double well in the first coordinate, a saddle near 0 and its minima beside."""
+    """Return a double well in the first coordinate: a saddle near 0 between two minima."""
     k, theta = rng.standard_normal(3) / 2, 0.3 * rng.standard_normal(3)
-    saddle = np.zeros(4)
-    saddle[1:] = theta
+    saddle, h = np.concatenate([[0.0], theta]), np.eye(4)
+    h[0, 1:] = h[1:, 0] = -0.3 * k
     for _ in range(50):  # Newton's method, to the saddle
-        h = np.eye(4)
         h[0, 0] = 3 * saddle[0] ** 2 - 1
-        h[0, 1:] = h[1:, 0] = -0.3 * k
         saddle = saddle - np.linalg.solve(h, _well_gradient(saddle, k, theta))
     h[0, 0] = 3 * saddle[0] ** 2 - 1
     _, vectors = np.linalg.eigh(h)
-    noise = rng.standard_normal(3)
-    x0 = saddle + vectors[:, 1:] @ noise * 0.1 + away * vectors[:, 0]
+    x0 = saddle + vectors[:, 1:] @ rng.standard_normal(3) * 0.1 + away * vectors[:, 0]
     guess = saddle.copy()
     if not stays:
         guess = x0.copy()
         for _ in range(3000):
             guess = guess - 0.1 * _well_gradient(guess, k, theta)
-    case = {"label": f"away={away:.0e}", "k": k, "theta": theta, "x0": x0, "guess": guess}
-    return {**case, **weights(rng, 4, 3)}
+    return case(rng, f"away={away:.0e}", theta, x0, k=k, guess=guess)
 
 
-def _double_well(algorithm_of):
-    def build(data: Data) -> Setup:
-        def objective(z, theta):
-            u, v = z[0], z[1:]
-            well = u**4 / 4 - u**2 / 2 - 0.3 * u * (data["k"] @ v)
-            return well + jnp.sum((v - theta) ** 2) / 2
+def _double_well(data: Data) -> itd.Problem:
+    def objective(z, theta):
+        u, v = z[0], z[1:]
+        well = u**4 / 4 - u**2 / 2 - 0.3 * u * (data["k"] @ v)
+        return well + jnp.sum((v - theta) ** 2) / 2
 
-        return Setup(itd.Minimization(objective), algorithm_of(data), data["x0"], data["theta"])
-
-    return build
+    return itd.Minimization(objective)
 
 
-# Active sets
+def double_wells() -> list[Group]:
+    """Return Newton's method near a saddle, and descent that lingers there."""
+    family = "saddle points"
+    near = grid("at-saddle", _double_well_case, (1e-1, 1e-3), (True,))
+    passing = grid("passing", _double_well_case, (1e-2, 1e-4, 1e-6, 1e-8), (False,))
+    by_newton = builder(_double_well, newton)
+    by_descent = builder(_double_well, fixed(itd.GradientDescent(0.4)))
+    return [
+        Group(family, "newton-to-saddle", by_newton, near, BOTH, stop=itd.Steps(8)),
+        Group(family, "descent-passes", by_descent, passing, BOTH, stop=itd.Steps(12)),
+    ]
 
 
-def active_sets() -> list[Group]:
-    """Lasso and box constraints whose support is not settled, or hardly."""
+# Active sets that are not settled, or hardly
 
-    def lasso_case(rng, penalty, rtol, n=12):
+
+def lassos() -> list[Group]:
+    """Return the lasso."""
+
+    def maker(rng, penalty, rtol, n=12):
         design = rng.standard_normal((24, n)) @ np.diag(np.logspace(-0.7, 0, n)) / 5
         design /= np.linalg.norm(design, 2)
         target = design @ (rng.standard_normal(n) * (rng.uniform(size=n) < 0.4) * 3)
         target = target + 0.05 * rng.standard_normal(24)
-        largest = np.max(np.abs(design.T @ target))
-        case = {"label": f"penalty={penalty} rtol={rtol:.0e}", "design": design, "target": target}
-        case |= {"theta": np.array([np.log(penalty * largest), 0.1]), "rtol": rtol}
-        case |= {"shift": rng.standard_normal(24) / 5, "x0": np.zeros(n)}
-        x = np.zeros(n)
+        level = penalty * np.max(np.abs(design.T @ target))
+        shift, x = rng.standard_normal(24) / 5, np.zeros(n)
         for _ in range(30000):
-            gradient = design.T @ (design @ x - target - 0.1 * case["shift"])
-            z = x - gradient
-            x = np.sign(z) * np.maximum(np.abs(z) - penalty * largest, 0)
-        return {**case, "guess": x, **weights(rng, n, 2)}
+            z = x - design.T @ (design @ x - target - 0.1 * shift)
+            x = np.sign(z) * np.maximum(np.abs(z) - level, 0)
+        arrays = {"design": design, "target": target, "shift": shift, "guess": x, "rtol": rtol}
+        theta, label = np.array([np.log(level), 0.1]), f"penalty={penalty} rtol={rtol:.0e}"
+        return case(rng, label, theta, np.zeros(n), **arrays)
 
-    def lasso(data: Data) -> Setup:
+    def lasso(data: Data) -> itd.Problem:
         def smooth(x, theta):
             gap = data["design"] @ x - data["target"] - theta[1] * data["shift"]
             return gap @ gap / 2
@@ -313,64 +304,63 @@ def active_sets() -> list[Group]:
         def prox(x, step, theta):
             return itd.prox.soft_threshold(x, step * jnp.exp(theta[0]))
 
-        problem = itd.CompositeMinimization(smooth, prox)
-        return Setup(problem, itd.ProximalGradient(1.0), data["x0"], data["theta"])
+        return itd.CompositeMinimization(smooth, prox)
 
-    def box_case(rng, condition, rtol, n=10):
-        case = quadratic_case(rng, condition, rtol, n)
-        case |= {"label": f"kappa={condition:.0e} rtol={rtol:.0e}"}
-        h = case["h"] + (case["s"].T * np.exp(case["theta"])) @ case["s"]
-        case["b"] = h @ (1.5 * rng.standard_normal(n))  # so that some coordinates stay free
-        case["c"] = h @ case["c"] / 5
-        slope, x = case["b"] + case["c"] @ case["theta"], np.zeros(n)
+    cases = grid("lasso", maker, (0.5, 0.1, 0.02), (1e-1, 1e-2, 1e-4, 1e-8))
+    build = builder(lasso, fixed(itd.ProximalGradient(1.0)))
+    return [Group("active sets", "lasso", build, cases, THREE, peer="composite")]
+
+
+def boxes() -> list[Group]:
+    """Return quadratics in a box."""
+
+    def maker(rng, condition, rtol, n=10):
+        data = quadratic_case(rng, condition, rtol, n)
+        h = data["h"] + (data["s"].T * np.exp(data["theta"])) @ data["s"]
+        data["b"] = h @ (1.5 * rng.standard_normal(n))  # so that some coordinates stay free
+        data["c"] = h @ data["c"] / 5
+        slope, x = data["b"] + data["c"] @ data["theta"], np.zeros(n)
         for _ in range(40000):
             x = np.clip(x - 0.8 * (h @ x - slope), -1, 1)
-        return {**case, "guess": x}
+        return {**data, "guess": x}
 
-    def box(data: Data) -> Setup:
+    def box(data: Data) -> itd.Problem:
         def smooth(x, theta):
-            return x @ (hessian(data, theta) @ x) / 2 - (data["b"] + data["c"] @ theta) @ x
+            return x @ (hessian(data, theta) @ x) / 2 - right_side(data, theta) @ x
 
-        def prox(x, step, theta):
-            del step, theta
-            return itd.prox.box(x, -1.0, 1.0)
+        return itd.CompositeMinimization(smooth, lambda x, *_: itd.prox.box(x, -1.0, 1.0))
 
-        problem = itd.CompositeMinimization(smooth, prox)
-        return Setup(problem, itd.ProximalGradient(0.8), data["x0"], data["theta"])
+    cases = grid("box", maker, (1e1, 1e3), (1e-1, 1e-2, 1e-4, 1e-8))
+    build = builder(box, fixed(itd.ProximalGradient(0.8)))
+    return [Group("active sets", "box", build, cases, BOTH, "jacobian")]
 
-    def margin_case(rng, margin, away):
-        n = 6
+
+def margins() -> list[Group]:
+    """Return soft thresholding of two numbers that are close to the threshold."""
+
+    def maker(rng, margin, away, n=6):
         b = rng.uniform(1.5, 3.0, n)
         b[0], b[1] = 1.0 + margin, 1.0 - margin
         solution = np.sign(b) * np.maximum(np.abs(b) - 1, 0)
-        case = {"label": f"margin={margin:.0e} away={away:.0e}", "b": b, "theta": np.ones(2)}
-        case |= {"guess": solution, "x0": solution + away * rng.uniform(-1, 1, n)}
-        return {**case, "w": rng.uniform(0.5, 1.5, n), "v": np.ones(2)}
+        x0 = solution + away * rng.uniform(-1, 1, n)
+        arrays = {"b": b, "guess": solution, "w": rng.uniform(0.5, 1.5, n), "v": np.ones(2)}
+        return case(rng, f"margin={margin:.0e} away={away:.0e}", np.ones(2), x0, **arrays)
 
-    def margin(data: Data) -> Setup:
+    def problem(data: Data) -> itd.Problem:
         def smooth(x, theta):
             return jnp.sum((x - theta[0] * data["b"]) ** 2) / 2
 
         def prox(x, step, theta):
             return itd.prox.soft_threshold(x, step * theta[1])
 
-        problem = itd.CompositeMinimization(smooth, prox, residual_step=0.5)
-        return Setup(problem, itd.ProximalGradient(0.5), data["x0"], data["theta"])
+        return itd.CompositeMinimization(smooth, prox, residual_step=0.5)
 
-    lassos = grid("lasso", lasso_case, (0.5, 0.1, 0.02), (1e-1, 1e-2, 1e-4, 1e-8))
-    boxes = grid("box", box_case, (1e1, 1e3), (1e-1, 1e-2, 1e-4, 1e-8))
-    margins = grid("margin", margin_case, (1e-2, 1e-4, 1e-6), (1e-1, 1e-3, 1e-5))
-    return [
-        Group("active sets", "lasso", lasso, lassos, THREE, peer="composite"),
-        Group("active sets", "box", box, boxes, BOTH, "jacobian", peer=""),
-        Group("active sets", "margin", margin, margins, BOTH, stop=itd.Steps(1)),
-    ]
+    cases = grid("margin", maker, (1e-2, 1e-4, 1e-6), (1e-1, 1e-3, 1e-5))
+    build = builder(problem, fixed(itd.ProximalGradient(0.5)))
+    return [Group("active sets", "margin", build, cases, BOTH, stop=itd.Steps(1))]
 
 
 def groups() -> list[Group]:
     """Return these cases."""
-    makers = (wrong_residuals, diverging, non_normal, saddles, active_sets)
-    return [group for maker in makers for group in maker()]
-
-
-__all__ = ["generator", "groups"]
+    makers = (wrong_residuals, diverging, cycling, non_normal, games, multipliers, double_wells)
+    return [group for make in (*makers, lassos, boxes, margins) for group in make()]

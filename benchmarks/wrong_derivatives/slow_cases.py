@@ -1,18 +1,18 @@
-"""Cases of `wrong_derivatives`: convergence that is slow, loose, or in vain.
+"""Cases whose convergence is slow or whose linear solves are loose or fail.
 
-Every number is drawn from a generator seeded by the group's name; the grids over conditions and
+Every number comes from a generator seeded by the group's name; the grids over conditions and
 tolerances are written out. None was chosen by looking at results.
 """
 
-import itertools
-import zlib
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 
 import iterdiff as itd
-from benchmarks.wrong_base import Data, Group, Setup
+from benchmarks.speed.problems import samples
+from benchmarks.wrong_derivatives.group import Data, Group, Setup, builder, case, fixed, grid
 
 IMPLICIT = {"implicit": itd.Implicit()}
 BOTH = {**IMPLICIT, "unrolled": itd.Unrolled()}
@@ -20,52 +20,32 @@ THREE = {**BOTH, "one-step": itd.OneStep()}
 FOUR = {**THREE, "refined": itd.Implicit(refine=1)}
 
 
-def generator(name: str) -> np.random.Generator:
-    """Return the random numbers of a group."""
-    return np.random.default_rng(zlib.crc32(name.encode()))
-
-
-def orthogonal(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Return a random orthogonal matrix."""
-    return np.linalg.qr(rng.standard_normal((n, n)))[0]
-
-
 def spd(rng: np.random.Generator, n: int, condition: float) -> np.ndarray:
     """Return a matrix of norm 1 with logarithmically spaced eigenvalues."""
-    q = orthogonal(rng, n)
+    q = np.linalg.qr(rng.standard_normal((n, n)))[0]
     return (q * np.logspace(-np.log10(condition), 0, n)) @ q.T
 
 
-def weights(rng: np.random.Generator, n: int, p: int) -> Data:
-    """Return a cotangent and a tangent."""
-    return {"w": rng.standard_normal(n), "v": rng.standard_normal(p)}
+def single(data: Data) -> Data:
+    """Return a case whose arrays are float32."""
+    return {k: v if k == "label" else np.asarray(v, "float32") for k, v in data.items()}
 
 
-def cast(case: Data, dtype: str) -> Data:
-    """Return the case's arrays in another precision."""
-    return {
-        key: value if key == "label" else np.asarray(value, dtype) for key, value in case.items()
-    }
-
-
-# Quadratics: H moves with theta, and does not commute with its derivative.
+# Quadratics: H depends on theta, and does not commute with its derivative.
 
 
 def quadratic_case(rng: np.random.Generator, condition: float, rtol: float, n: int = 12) -> Data:
     """Return the data of ``x^T H(theta) x / 2 - (b + C theta)^T x``, H(theta) as in `hessian`."""
-    return {
-        "label": f"kappa={condition:.0e} rtol={rtol:.0e}",
+    arrays = {
         "h": spd(rng, n, condition),
         "s": rng.standard_normal((3, n)) / np.sqrt(n * condition),
         "b": rng.standard_normal(n),
         "c": rng.standard_normal((n, 3)),
-        "theta": 0.3 * rng.standard_normal(3),
-        "x0": np.zeros(n),
-        "guess": np.zeros(n),
         "rtol": rtol,
         "condition": condition,
-        **weights(rng, n, 3),
     }
+    label = f"kappa={condition:.0e} rtol={rtol:.0e}"
+    return case(rng, label, 0.3 * rng.standard_normal(3), np.zeros(n), **arrays)
 
 
 def hessian(data: Data, theta):
@@ -73,23 +53,26 @@ def hessian(data: Data, theta):
     return data["h"] + data["s"].T @ (jnp.exp(theta)[:, None] * data["s"])
 
 
-def quadratic(algorithm_of, quartic: float = 0.0):
-    """Return the builder of a quadratic (or nearly so) with an algorithm."""
+def right_side(data: Data, theta):
+    """Return ``b + C theta``."""
+    return data["b"] + data["c"] @ theta
 
-    def build(data: Data) -> Setup:
+
+def quadratic(algorithm_of: Callable[[Data], itd.Algorithm], quartic: float = 0.0) -> Callable:
+    """Return the builder of a quadratic, or nearly one, with an algorithm."""
+
+    def problem(data: Data) -> itd.Problem:
         def objective(x, theta):
-            slope = data["b"] + data["c"] @ theta
-            return x @ (hessian(data, theta) @ x) / 2 - slope @ x + quartic * jnp.sum(x**4) / 4
+            bent = quartic * jnp.sum(x**4) / 4
+            return x @ (hessian(data, theta) @ x) / 2 - right_side(data, theta) @ x + bent
 
-        return Setup(itd.Minimization(objective), algorithm_of(data), data["x0"], data["theta"])
+        return itd.Minimization(objective)
 
-    return build
+    return builder(problem, algorithm_of)
 
 
-def gradient_descent(data: Data) -> itd.Algorithm:
-    """Return gradient descent at a safe step."""
-    del data
-    return itd.GradientDescent(0.8)
+gradient_descent = fixed(itd.GradientDescent(0.8))
+newton = fixed(itd.Newton())
 
 
 def nesterov(data: Data) -> itd.Algorithm:
@@ -99,68 +82,46 @@ def nesterov(data: Data) -> itd.Algorithm:
 
 
 def heavy_ball(data: Data) -> itd.Algorithm:
-    """Return the heavy ball tuned to a spectrum a little larger."""
+    """Return the heavy ball tuned to a spectrum that is a little larger."""
     root = jnp.sqrt(1 / data["condition"])
     return itd.HeavyBall(4 / (1.2 + root) ** 2, ((1 - root) / (1 + root)) ** 2)
 
 
-def newton(data: Data) -> itd.Algorithm:
-    """Return Newton's method."""
-    del data
-    return itd.Newton()
-
-
-def grid(name: str, maker, *axes) -> list[Data]:
-    """Return a case for every point of a grid, all drawn from the group's generator."""
-    rng = generator(name)
-    return [maker(rng, *point) for point in itertools.product(*axes)]
-
-
 def under_solved() -> list[Group]:
-    """Quadratics and logistic regression whose solver stops early."""
+    """Return quadratics and logistic regression whose solver stops early."""
+    family = "under-solved"
     wide = grid("gd", quadratic_case, (1e2, 1e4, 1e6, 1e8), (1e-1, 1e-3, 1e-6))
     fast = grid("momentum", quadratic_case, (1e2, 1e4), (1e-1, 1e-3, 1e-6))
     return [
-        Group("under-solved", "gd", quadratic(gradient_descent), wide, FOUR, peer="gradient"),
-        Group("under-solved", "nesterov", quadratic(nesterov), fast, BOTH, "jacobian"),
-        Group("under-solved", "heavy-ball", quadratic(heavy_ball), fast, BOTH, "tangent"),
+        Group(family, "gd", quadratic(gradient_descent), wide, FOUR, peer="gradient"),
+        Group(family, "nesterov", quadratic(nesterov), fast, BOTH, "jacobian"),
+        Group(family, "heavy-ball", quadratic(heavy_ball), fast, BOTH, "tangent"),
         logistic_group(),
     ]
 
 
 def logistic_group() -> Group:
-    """Logistic regression on breast-cancer data, its penalty tuned on held-out samples."""
-    from benchmarks.gradients import data as samples
-
+    """Return logistic regression on the breast-cancer data, tuned on held-out samples."""
     features, signs = (np.asarray(part) for part in samples())
+    train, held_out = slice(0, None, 2), slice(1, None, 2)
+
+    def fit(x, part):
+        return jnp.mean(jnp.logaddexp(0.0, -signs[part] * (features[part] @ x)))
+
+    def objective(x, theta):
+        return fit(x, train) + jnp.exp(theta[0]) * jnp.sum(x**2) / 2
 
     def build(data: Data) -> Setup:
-        def fit(x, of):
-            return jnp.mean(jnp.logaddexp(0.0, -signs[of] * (features[of] @ x)))
-
-        def objective(x, theta):
-            return fit(x, slice(0, None, 2)) + jnp.exp(theta[0]) * jnp.sum(x**2) / 2
-
-        def loss(x, theta):
-            del theta
-            return fit(x, slice(1, None, 2))
-
-        size = np.linalg.norm(features[::2], 2) ** 2 / (4 * len(features[::2]))
+        size = np.linalg.norm(features[train], 2) ** 2 / (4 * len(features[train]))
         algorithm = itd.GradientDescent(1 / (size + 0.1))
-        problem = itd.Minimization(objective)
-        return Setup(problem, algorithm, data["x0"], data["theta"], loss=loss)
+        run = itd.Minimization(objective), algorithm, data["x0"], data["theta"]
+        return Setup(*run, loss=lambda x, _: fit(x, held_out))
 
-    cases = [
-        {
-            "label": f"penalty={penalty:.0e} rtol={rtol:.0e}",
-            "theta": np.array([np.log(penalty)]),
-            "x0": np.zeros(30),
-            "guess": np.zeros(30),
-            "rtol": rtol,
-        }
-        for penalty in (1e-1, 1e-2, 1e-3, 1e-4)
-        for rtol in (1e-1, 1e-2, 1e-3, 1e-5)
-    ]
+    def maker(rng, penalty, rtol):
+        label = f"penalty={penalty:.0e} rtol={rtol:.0e}"
+        return case(rng, label, np.array([np.log(penalty)]), np.zeros(30), rtol=rtol)
+
+    cases = grid("logistic", maker, (1e-1, 1e-2, 1e-3, 1e-4), (1e-1, 1e-2, 1e-3, 1e-5))
     modes = {**BOTH, "refined": itd.Implicit(refine=1)}
     return Group("under-solved", "logistic", build, cases, modes, "loss", 500, "gradient")
 
@@ -169,35 +130,27 @@ def logistic_group() -> Group:
 
 
 def roots() -> list[Group]:
-    """Nonlinear equations by Newton's method, stopped after few steps."""
+    """Return nonlinear equations whose Newton's method stops after few steps."""
 
-    def maker(rng, bend, away, rtol):
-        n = 8
+    def maker(rng, bend, away, rtol, n=8):
         a = np.eye(n) + 0.5 * rng.standard_normal((n, n)) / np.sqrt(n)
-        root = rng.standard_normal(n)
-        return {
-            "label": f"bend={bend} away={away} rtol={rtol:.0e}",
-            "a": a,
-            "bend": bend,
-            "root": root,
-            "c": rng.standard_normal((n, 3)),
-            "theta": np.zeros(3),
-            "x0": root + away * rng.standard_normal(n),
-            "guess": root,
-            "rtol": rtol,
-            **weights(rng, n, 3),
-        }
+        root, c = rng.standard_normal(n), rng.standard_normal((n, 3))
+        x0 = root + away * rng.standard_normal(n)
+        label = f"bend={bend} away={away} rtol={rtol:.0e}"
+        arrays = {"a": a, "bend": bend, "root": root, "c": c, "guess": root, "rtol": rtol}
+        return case(rng, label, np.zeros(3), x0, **arrays)
 
-    def build(data: Data) -> Setup:
+    def problem(data: Data) -> itd.Problem:
+        def left(x):
+            return data["a"] @ x + data["bend"] * x**3 / 3
+
         def function(x, theta):
-            def left(x):
-                return data["a"] @ x + data["bend"] * x**3 / 3
-
             return left(x) - left(data["root"]) - jnp.sin(data["c"] @ theta) * (1 + x**2) / 2
 
-        return Setup(itd.RootFinding(function), itd.Newton(), data["x0"], data["theta"])
+        return itd.RootFinding(function)
 
     cases = grid("newton", maker, (0.1, 1.0), (0.1, 1.0), (0.3, 1e-2, 1e-8))
+    build = builder(problem, newton)
     return [Group("under-solved", "newton", build, cases, FOUR, "jacobian", 30, "root")]
 
 
@@ -209,33 +162,23 @@ def contraction_case(rng, norm: float, rtol: float, n: int = 10) -> Data:
     guess = np.zeros(n)
     for _ in range(5000):
         guess = np.tanh(w @ guess + u @ theta + b)
-    return {
-        "label": f"norm={norm} rtol={rtol:.0e}",
-        "weight": w,
-        "u": u,
-        "b": b,
-        "theta": theta,
-        "x0": np.zeros(n),
-        "guess": guess,
-        "rtol": rtol,
-        **weights(rng, n, 2),
-    }
+    arrays = {"weight": w, "u": u, "b": b, "guess": guess, "rtol": rtol}
+    return case(rng, f"norm={norm} rtol={rtol:.0e}", theta, np.zeros(n), **arrays)
 
 
-def tanh_layer(algorithm: itd.Algorithm):
+def tanh_layer(algorithm: itd.Algorithm) -> Callable:
     """Return the builder of an implicit layer."""
 
-    def build(data: Data) -> Setup:
-        def update(x, theta):
-            return jnp.tanh(data["weight"] @ x + data["u"] @ theta + data["b"])
+    def problem(data: Data) -> itd.Problem:
+        return itd.FixedPoint(
+            lambda x, theta: jnp.tanh(data["weight"] @ x + data["u"] @ theta + data["b"])
+        )
 
-        return Setup(itd.FixedPoint(update), algorithm, data["x0"], data["theta"])
-
-    return build
+    return builder(problem, fixed(algorithm))
 
 
 def fixed_points() -> list[Group]:
-    """Implicit layers, iterated too little."""
+    """Return implicit layers with too few iterations."""
     cases = grid("picard", contraction_case, (0.5, 0.9, 0.99), (1e-1, 1e-2, 1e-3, 1e-6))
     few = grid("anderson", contraction_case, (0.9, 0.99), (1e-1, 1e-3, 1e-6))
     picard, anderson = tanh_layer(itd.Picard()), tanh_layer(itd.Anderson(3))
@@ -245,23 +188,22 @@ def fixed_points() -> list[Group]:
     ]
 
 
-# Linear solves behind the derivative
+# Linear solves of the derivative
 
 
 def adjoint_solves() -> list[Group]:
-    """Exact solutions whose derivative's linear solve is loose, or fails."""
-    conditions = (1e2, 1e4, 1e5, 1e6, 1e8)
+    """Return exact solutions whose derivative's linear solve is loose or fails."""
 
     def build(data: Data) -> Setup:
         problem = itd.LinearSystem(
             lambda x, theta: hessian(data, theta) @ x,
-            lambda theta: data["b"] + data["c"] @ theta,
+            lambda theta: right_side(data, theta),
             positive_definite=True,
         )
 
         def solver(x0, theta):
             del x0
-            return jnp.linalg.solve(hessian(data, theta), data["b"] + data["c"] @ theta)
+            return jnp.linalg.solve(hessian(data, theta), right_side(data, theta))
 
         return Setup(problem, solver, data["x0"], data["theta"])
 
@@ -279,7 +221,7 @@ def adjoint_solves() -> list[Group]:
         "CG, 5 steps": itd.Implicit(lx.CG(1e-10, 1e-10, max_steps=5)),
         "GMRES, 4 steps": itd.Implicit(lx.GMRES(1e-6, 1e-6, max_steps=4, restart=4)),
     }
-    cases = grid("adjoint", maker, conditions)
+    cases = grid("adjoint", maker, (1e2, 1e4, 1e5, 1e6, 1e8))
     return [
         Group("loose linear solves", "adjoint", build, cases, loose, peer="linear"),
         Group("failing linear solves", "adjoint-fails", build, cases, failing),
@@ -287,26 +229,25 @@ def adjoint_solves() -> list[Group]:
 
 
 def ill_conditioned() -> list[Group]:
-    """Solutions as exact as float64 has them, at bad conditions: nothing to flag but one-step."""
+    """Return ill-conditioned problems solved to float64: only one-step should be flagged."""
+    family, stop = "ill-conditioned", itd.Steps(30)
     conditions = (1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
     cases = grid("condition", quadratic_case, conditions, (1e-13,))
     bent = quadratic(newton, quartic=0.01)
     return [
-        Group("ill-conditioned", "convex-newton", bent, cases, THREE, stop=itd.Steps(30)),
-        Group(
-            "ill-conditioned", "convex-jacobian", bent, cases, IMPLICIT, "jacobian", itd.Steps(30)
-        ),
+        Group(family, "convex-newton", bent, cases, THREE, stop=stop),
+        Group(family, "convex-jacobian", bent, cases, IMPLICIT, "jacobian", stop),
     ]
 
 
 def single_precision() -> list[Group]:
-    """float32, under-solved and solved as well as it goes."""
+    """Return cases in float32, under-solved or solved as accurately as possible."""
 
     def maker(rng, condition, rtol):
-        return cast(quadratic_case(rng, condition, rtol), "float32")
+        return single(quadratic_case(rng, condition, rtol))
 
     def layer(rng, norm, rtol):
-        return cast(contraction_case(rng, norm, rtol), "float32")
+        return single(contraction_case(rng, norm, rtol))
 
     conditions = (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
     exact = grid("newton32", maker, conditions, (1e-6,))

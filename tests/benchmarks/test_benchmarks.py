@@ -7,11 +7,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from benchmarks.sections import Curve, Section
 
 from benchmarks import first_gradient, growth, harness, picture, stored, targets
 from benchmarks.__main__ import NAMES, report
 from benchmarks.harness import Table, Variant
-from benchmarks.sections import Curve, Section
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "first_gradient"])

@@ -5,9 +5,9 @@ import functools
 import jax
 import numpy as np
 import pytest
+from benchmarks.wrong_base import RTOL
 
 from benchmarks import wrong_base, wrong_cases_hard
-from benchmarks.wrong_base import RTOL
 from iterdiff.error import AWAY, SADDLE, TOO_FAR
 
 NAMES = ("newton-cycles", "wrong-residual", "descent-passes", "margin")
