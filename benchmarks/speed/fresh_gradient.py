@@ -9,11 +9,9 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 FIRST = "first gradient"
-
 STEPS = 100
 STEP_SIZE = 0.2
 TOLERANCE = 1e-8
@@ -22,149 +20,86 @@ PENALTY = -1.0
 """The parameter: the logarithm of the penalty."""
 
 
-class Toy:
-    """Ridge regression on 20 x 5 random numbers with one log-penalty."""
+def toy() -> Any:
+    """Return ridge regression on 20 x 5 random numbers with one log-penalty."""
+    import jax
+    import numpy as np
 
-    def __init__(self, jax: Any):
-        import numpy as np
+    from benchmarks.speed.case import Case, Data
 
-        rng = np.random.default_rng(0)
-        samples, targets = rng.standard_normal((20, 5)), rng.standard_normal(20)
-        self.jax = jax
-        self.data = jax.numpy.asarray(samples), jax.numpy.asarray(targets)
+    jnp, rng = jax.numpy, np.random.default_rng(0)
+    data = map(jnp.asarray, (rng.standard_normal((20, 5)), rng.standard_normal(20)))
 
-    @property
-    def start(self):
-        """Zeros."""
-        return self.jax.numpy.zeros(5)
+    def objective(x, theta, data):
+        fit = jnp.mean((data.features @ x - data.targets) ** 2)
+        return fit / 2 + jnp.exp(theta) * (x @ x) / 2
 
-    def objective(self, x, theta):
-        """Return the penalised mean square."""
-        jnp = self.jax.numpy
-        samples, targets = self.data
-        return jnp.mean((samples @ x - targets) ** 2) / 2 + jnp.exp(theta) * (x @ x) / 2
+    def loss(x, data):
+        del data
+        return jnp.sum((x - 1) ** 2)
 
-    def residual(self, x, theta):
-        """Return the objective's gradient."""
-        return self.jax.grad(self.objective)(x, theta)
-
-    def step(self, x, theta):
-        """Return the next iterate."""
-        return x - STEP_SIZE * self.residual(x, theta)
-
-    def loss(self, x):
-        """Return the squared distance to ones."""
-        return self.jax.numpy.sum((x - 1) ** 2)
-
-    def grad(self, answer: Callable) -> Callable:
-        """Return the compiled gradient of the loss of ``answer(theta)``."""
-        return self.jax.jit(self.jax.grad(lambda theta: self.loss(answer(theta))))
+    samples = Data(*data, jnp.zeros(0), jnp.zeros(0))
+    residual, theta = jax.grad(objective), jnp.asarray(PENALTY)
+    return Case("toy", objective, residual, None, loss, samples, theta, STEP_SIZE)
 
 
-# Each function takes a `Toy` and returns its compiled gradient.
-
-
-def by_scan(toy):
-    """Differentiate a plain scan."""
-
-    def answer(theta):
-        def body(x, _):
-            return toy.step(x, theta), None
-
-        return toy.jax.lax.scan(body, toy.start, None, STEPS)[0]
-
-    return toy.grad(answer)
-
-
-def by_hand(toy):
+def by_hand(case: Any) -> Any:
     """Iterate to the tolerance, then solve the adjoint system by conjugate gradients."""
-    jax = toy.jax
+    import jax
 
-    def gradient(theta):
+    def gradient(theta, data):
         def unfinished(x):
-            return jax.numpy.linalg.norm(toy.residual(x, theta)) > TOLERANCE
+            return jax.numpy.linalg.norm(case.residual(x, theta, data)) > TOLERANCE
 
-        x = jax.lax.while_loop(unfinished, lambda x: toy.step(x, theta), toy.start)
-        _, push = jax.linearize(lambda x: toy.residual(x, theta), x)
-        adjoint = jax.scipy.sparse.linalg.cg(push, jax.grad(toy.loss)(x), tol=1e-10)[0]
+        def step(x):
+            return case.step(x, theta, data)
+
+        x = jax.lax.while_loop(unfinished, step, case.start(data))
+        _, push = jax.linearize(lambda x: case.residual(x, theta, data), x)
+        slope = jax.grad(case.loss)(x, data)
+        adjoint = jax.scipy.sparse.linalg.cg(push, slope, tol=1e-10)[0]
         return -jax.numpy.exp(theta) * (x @ adjoint)
 
-    return jax.jit(gradient)
+    return gradient
 
 
-def by_iterdiff(toy, implicit: bool, throw: bool = True):
-    """Differentiate `iterdiff.solve`."""
-    import iterdiff as itd
+def gradient(case: Any, library: str, implicit: bool, throw: bool) -> Any:
+    """Return the gradient of the toy's loss by a library."""
+    from benchmarks.speed import case as solves
 
-    problem, algorithm = itd.Minimization(toy.objective), itd.GradientDescent(STEP_SIZE)
-    how: dict[str, Any] = {"stop": itd.Steps(STEPS), "mode": itd.Unrolled()}
-    if implicit:
-        rule = itd.ResidualBelow(0.0, TOLERANCE, max_steps=MAX_STEPS)
-        how = {"stop": rule, "mode": itd.Implicit()}
+    steps = MAX_STEPS if implicit else STEPS
+    if library == "iterdiff":
+        import iterdiff as itd
 
-    def answer(theta):
-        return itd.solve(problem, algorithm, toy.start, theta, throw=throw, **how).x
-
-    return toy.grad(answer)
-
-
-def by_jaxopt(toy, implicit: bool):
-    """Differentiate jaxopt's gradient descent."""
-    import jaxopt
-
-    solver = jaxopt.GradientDescent(
-        toy.objective,
-        stepsize=STEP_SIZE,
-        acceleration=False,
-        implicit_diff=implicit,
-        maxiter=MAX_STEPS if implicit else STEPS,
-        tol=TOLERANCE if implicit else 0.0,
-    )
-    return toy.grad(lambda theta: solver.run(toy.start, theta).params)
+        stop, mode = itd.Steps(STEPS), itd.Unrolled()
+        if implicit:
+            stop, mode = itd.ResidualBelow(0.0, TOLERANCE, max_steps=steps), itd.Implicit()
+        answer = solves.by_iterdiff(case, stop, mode, throw)
+    elif library == "jaxopt":
+        answer = solves.by_jaxopt(case, steps, TOLERANCE if implicit else 0.0, implicit)
+    elif library == "optimistix":
+        answer = solves.by_optimistix(case, steps, 1e-10 if implicit else 0.0, implicit=implicit)
+    elif implicit:
+        return by_hand(case)
+    else:
+        answer = solves.scanned(case, steps)
+    return solves.gradient_of(case, answer)
 
 
-def by_optimistix(toy, implicit: bool):
-    """Differentiate optimistix's fixed-point iteration."""
-    import optimistix as optx
-
-    tolerance = 1e-10 if implicit else 0.0
-    solver = optx.FixedPointIteration(tolerance, tolerance)
-    options = {
-        "max_steps": MAX_STEPS if implicit else STEPS,
-        "throw": implicit,
-        "adjoint": optx.ImplicitAdjoint() if implicit else optx.RecursiveCheckpointAdjoint(),
-    }
-
-    def answer(theta):
-        return optx.fixed_point(toy.step, solver, toy.start, theta, **options).value
-
-    return toy.grad(answer)
-
-
-# The modules that a variant imports, and the function that makes its gradient; the unit first.
-CG = "jax.scipy.sparse.linalg"
+# Library and `throw` of each variant; the unit first.
 UNROLLED = {
-    "jax.grad of a scan": ("jax", by_scan),
-    "iterdiff Unrolled()": ("jax,iterdiff", lambda toy: by_iterdiff(toy, False)),
-    "iterdiff Unrolled(), throw=False": (
-        "jax,iterdiff",
-        lambda toy: by_iterdiff(toy, False, throw=False),
-    ),
-    "jaxopt, implicit_diff=False": ("jax,jaxopt", lambda toy: by_jaxopt(toy, False)),
-    "optimistix, RecursiveCheckpointAdjoint": (
-        "jax,optimistix",
-        lambda toy: by_optimistix(toy, False),
-    ),
+    "jax.grad of a scan": ("jax", True),
+    "iterdiff Unrolled()": ("iterdiff", True),
+    "iterdiff Unrolled(), throw=False": ("iterdiff", False),
+    "jaxopt, implicit_diff=False": ("jaxopt", True),
+    "optimistix, RecursiveCheckpointAdjoint": ("optimistix", True),
 }
 IMPLICIT = {
-    "by hand: while_loop and conjugate gradients": (f"jax,{CG}", by_hand),
-    "iterdiff Implicit()": ("jax,iterdiff", lambda toy: by_iterdiff(toy, True)),
-    "iterdiff Implicit(), throw=False": (
-        "jax,iterdiff",
-        lambda toy: by_iterdiff(toy, True, throw=False),
-    ),
-    "jaxopt, implicit_diff=True": ("jax,jaxopt", lambda toy: by_jaxopt(toy, True)),
-    "optimistix, ImplicitAdjoint": ("jax,optimistix", lambda toy: by_optimistix(toy, True)),
+    "by hand: while_loop and conjugate gradients": ("jax.scipy.sparse.linalg", True),
+    "iterdiff Implicit()": ("iterdiff", True),
+    "iterdiff Implicit(), throw=False": ("iterdiff", False),
+    "jaxopt, implicit_diff=True": ("jaxopt", True),
+    "optimistix, ImplicitAdjoint": ("optimistix", True),
 }
 IMPORTS = {
     "jax, equinox, lineax": "jax,equinox,lineax",
@@ -193,17 +128,18 @@ def imports(modules: str) -> dict[str, float]:
 
 def first(name: str) -> dict[str, float]:
     """Import and differentiate; return the seconds of each part, and the gradient."""
-    modules, make = (UNROLLED | IMPLICIT)[name]
-    imported = imports(modules)
+    library, throw = (UNROLLED | IMPLICIT)[name]
+    imported = imports(f"jax,{library}")
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    toy = Toy(jax)
-    jax.block_until_ready(toy.data)
+    case = toy()
+    inputs = jax.block_until_ready((case.theta, case.data))
+    function = jax.jit(gradient(case, library, name in IMPLICIT, throw))
     ready = time.perf_counter()
-    program = make(toy).lower(PENALTY)
+    program = function.lower(*inputs)
     lowered = time.perf_counter()
-    gradient = jax.block_until_ready(program.compile()(PENALTY))
+    value = jax.block_until_ready(program.compile()(*inputs))
     done = time.perf_counter()
     return {
         **imported,
@@ -211,7 +147,7 @@ def first(name: str) -> dict[str, float]:
         "compiling": done - lowered,
         FIRST: done - ready,
         "program": len(program.as_text().splitlines()),
-        "gradient": float(gradient),
+        "gradient": float(value),
     }
 
 

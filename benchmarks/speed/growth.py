@@ -16,7 +16,7 @@ import iterdiff as itd
 from benchmarks.harness.measure import Comparison, Effort, Row, measure
 from benchmarks.harness.results import Column, Section, Table
 from benchmarks.speed import gradients, implicit_gradients, jacobian_trace, problems
-from benchmarks.speed.problems import Case
+from benchmarks.speed.case import Case, by_iterdiff, by_jaxopt, by_optimistix, gradients_of, scanned
 
 
 @functools.cache
@@ -56,15 +56,15 @@ BATCH_STEPS = 100
 def along_batch(count: int) -> Comparison:
     """Compare gradients of a batch of small logistic regressions under `jax.vmap`."""
     case, stop = implicit_gradients.batch(count), itd.Steps(BATCH_STEPS)
-    run = gradients.scanned(case, BATCH_STEPS)
+    run = scanned(case, BATCH_STEPS)
     modes = {**gradients.MODES, "iterdiff Implicit()": itd.Implicit()}
     answers = {
         gradients.PLAIN: run,
-        gradients.PEER: gradients.by_optimistix(case, BATCH_STEPS),
-        "jaxopt, implicit_diff=False": gradients.by_jaxopt(case, BATCH_STEPS),
-        **{name: gradients.by_iterdiff(case, stop, mode) for name, mode in modes.items()},
+        gradients.PEER: by_optimistix(case, BATCH_STEPS),
+        "jaxopt, implicit_diff=False": by_jaxopt(case, BATCH_STEPS),
+        **{name: by_iterdiff(case, stop, mode) for name, mode in modes.items()},
     }
-    functions = {gradients.PRIMAL: run, **gradients.gradients_of(case, answers)}
+    functions = {gradients.PRIMAL: run, **gradients_of(case, answers)}
     variants = {name: jax.vmap(function) for name, function in functions.items()}
     return Comparison(f"Gradients of a batch of {count}", variants, (case.theta, case.data))
 

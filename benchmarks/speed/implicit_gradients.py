@@ -19,7 +19,7 @@ from benchmarks.harness.results import Measurement, Section
 from benchmarks.harness.targets import IMPLICIT, TARGETS, against
 from benchmarks.harness.units import number
 from benchmarks.speed import problems
-from benchmarks.speed.problems import Case, Data
+from benchmarks.speed.case import Case, Data
 
 KRYLOV_RTOL = 1e-10
 """Relative tolerance of the hand-written Krylov variants."""

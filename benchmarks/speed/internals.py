@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 import iterdiff as itd
 from benchmarks.harness.measure import Comparison
-from benchmarks.speed.problems import Case, Data
+from benchmarks.speed.case import Case, Data
 from iterdiff import keeping, tracing
 from iterdiff import loop as loops
 from iterdiff.linearised import Linearised

@@ -1,81 +1,18 @@
 """Data and problems that several benchmarks share, each with its true answer.
 
-A `Case` states objective, residual, Hessian and loss as functions of the data, so that
-hand-written variants and libraries do the same work on the same arrays. The truths come from
-dense factorisations in NumPy with one step of iterative refinement.
+The truths come from dense factorisations in NumPy with one step of iterative refinement.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-import iterdiff as itd
-
-
-class Data(NamedTuple):
-    """Training samples of a regression, and held-out samples for its loss."""
-
-    features: Any
-    targets: Any
-    held_features: Any
-    held_targets: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A problem and a loss of its solution.
-
-    Attributes
-    ----------
-    name : str
-        The name in reports.
-    objective : callable or None
-        ``objective(x, theta, data)``; its gradient is the residual.
-    residual : callable
-        ``residual(x, theta, data)``, zero at the solution.
-    jacobian : callable
-        ``jacobian(x, theta, data)``, the formula of d residual / dx.
-    loss : callable
-        ``loss(x, data)``.
-    data : Data
-        The samples.
-    theta : array
-        The parameters.
-    solution : array
-        The zero of the residual.
-    gradient : array
-        d loss(solution) / d theta.
-    step_size : float
-        Step size of gradient descent.
-    """
-
-    name: str
-    objective: Callable | None
-    residual: Callable
-    jacobian: Callable
-    loss: Callable
-    data: Data
-    theta: jax.Array
-    solution: jax.Array
-    gradient: jax.Array
-    step_size: float = 0.0
-
-    def problem(self, data: Data) -> itd.Problem:
-        """Return the problem as users of iterdiff state it."""
-        if self.objective is None:
-            return itd.RootFinding(lambda x, theta: self.residual(x, theta, data))
-        objective = self.objective
-        return itd.Minimization(lambda x, theta: objective(x, theta, data))
-
-    def step(self, x: jax.Array, theta: jax.Array, data: Data) -> jax.Array:
-        """Return the next iterate of gradient descent."""
-        return x - self.step_size * self.residual(x, theta, data)
+from benchmarks.speed.case import Case, Data
 
 
 def _penalised(fit: Callable) -> Callable:
@@ -183,9 +120,9 @@ def _regression(name: str, model: tuple, data: Data, penalty: float, answer: tup
         lambda x, data: fit(x, data.held_features, data.held_targets),
         Data(*map(jnp.asarray, data)),
         jnp.full(x.size, np.log(penalty)),
+        step_size,
         jnp.asarray(x),
         jnp.asarray(gradient),
-        step_size,
     )
 
 
@@ -272,7 +209,7 @@ def layer(size: int, seed: int = 0) -> Case:
         lambda x, data: jnp.mean((x - data.targets) ** 2) / 2,
         Data(jnp.asarray(weights), jnp.asarray(wanted), jnp.zeros(0), jnp.zeros(0)),
         jnp.asarray(theta),
+        1.0,
         jnp.asarray(x),
         jnp.asarray(slopes * adjoint),
-        1.0,
     )

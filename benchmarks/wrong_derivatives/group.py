@@ -137,12 +137,12 @@ class Outcome(NamedTuple):
 
 
 def derivative_of(
-    kind: Kind, answer: Callable, setup: Setup, data: Data
+    kind: Kind, answer: Callable, setup: Setup, data: Data, jacobian: Callable = jax.jacfwd
 ) -> tuple[jax.Array, jax.Array]:
     """Return the derivative of ``x = answer(theta)`` of this kind, and x."""
     theta = setup.theta
     if kind == "jacobian":
-        return jax.jacfwd(lambda t: (answer(t),) * 2, has_aux=True)(theta)
+        return jacobian(lambda t: (answer(t),) * 2, has_aux=True)(theta)
     if kind == "tangent":
         x, derivative = jax.jvp(answer, (theta,), (data["v"],))
         return derivative, x

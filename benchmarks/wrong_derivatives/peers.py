@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 import iterdiff as itd
-from benchmarks.wrong_derivatives.group import Data, Group, Kind, Setup, run_all
+from benchmarks.wrong_derivatives.group import Data, Group, Setup, derivative_of, run_all
 
 
 class Answer(NamedTuple):
@@ -25,20 +25,6 @@ class Answer(NamedTuple):
 
 Solve = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 """``solve(theta)`` returns x and whether the library reported a failure."""
-
-
-def _derivative(kind: Kind, solve: Solve, setup: Setup, data: Data) -> Answer:
-    """Take the derivative in reverse mode, which all of the libraries offer."""
-    x, pull, flagged = jax.vjp(solve, setup.theta, has_aux=True)
-    if kind == "jacobian":
-        derivative = jax.vmap(lambda w: pull(w)[0])(jnp.eye(x.size, dtype=x.dtype))
-    elif kind == "cotangent":
-        derivative = pull(data["w"])[0]
-    else:
-        assert setup.loss is not None
-        in_x, in_theta = jax.grad(setup.loss, (0, 1))(x, setup.theta)
-        derivative = pull(in_x)[0] + in_theta
-    return Answer(derivative, flagged)
 
 
 def _limits(group: Group, data: Data) -> tuple[int, Any]:
@@ -119,8 +105,13 @@ def run(group: Group, library: str) -> tuple[dict[str, Answer], list[str]]:
 
     def one(data: Data) -> dict[str, Answer]:
         setup = group.build(data)
-        solves = {name: solve_of(group, setup, data, mode) for name, mode in modes.items()}
-        return {k: _derivative(group.kind, solve, setup, data) for k, solve in solves.items()}
+        answers = {}
+        for name, implicit in modes.items():
+            solve = solve_of(group, setup, data, implicit)
+            # Reverse mode, which all of the libraries offer.
+            taken = derivative_of(group.kind, lambda t: solve(t)[0], setup, data, jax.jacrev)
+            answers[name] = Answer(taken[0], solve(setup.theta)[1])
+        return answers
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

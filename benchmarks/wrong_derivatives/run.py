@@ -263,13 +263,17 @@ def cost_table(rounds: int) -> Table:
         [*which, *cost, cost.check / cost.derivative, cost.check / cost.gradient]
         for which, cost in stops.costs(rounds).items()
     ]
-    note = (
+    return Table("What checking costs", columns, rows, cost_note(rounds))
+
+
+def cost_note(rounds: int) -> str:
+    """Return the note of the table of costs."""
+    return (
         f"Programs take turns, {rounds} rounds (ten times as many of the short ones, which start "
         "at the end of the run and take one step). The derivative's time is the gradient's minus "
         "the primal's; the check's is the checked gradient's minus the gradient's: medians of "
         "differences within a round."
     )
-    return Table("What checking costs", columns, rows, note)
 
 
 NOTE = (

@@ -5,7 +5,7 @@ algebra, which compares each iterate's derivative with the true Jacobian.
 """
 
 import itertools
-import time
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import iterdiff as itd
-from benchmarks.speed.problems import Data as Samples
+from benchmarks.harness.measure import Comparison, Effort, measure
+from benchmarks.speed.case import Data as Samples
 from benchmarks.speed.problems import logistic, samples
 from benchmarks.wrong_derivatives import hard_cases, slow_cases
 from benchmarks.wrong_derivatives.group import (
@@ -169,16 +170,12 @@ def _cost(setup: Setup, mode: itd.Mode, steps: int, rounds: int) -> Cost:
         return loss
 
     loss, checked = loss_under(mode), loss_under(itd.Checked(mode, on_failure="nan"))
-    functions = {"primal": loss, "bare": jax.grad(loss), "checked": jax.grad(checked)}
-    compiled = {key: jax.jit(f).lower(setup.theta).compile() for key, f in functions.items()}
-    times = {key: np.zeros(rounds) for key in compiled}
-    for i in range(-1, rounds):  # the last round overwrites the first, a rehearsal
-        for key, program in compiled.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(setup.theta))
-            times[key][i] = time.perf_counter() - start
-    differences = times["bare"] - times["primal"], times["checked"] - times["bare"]
-    return Cost(*(float(np.median(part)) for part in (times["bare"], *differences)))
+    variants = {"primal": loss, "gradient": jax.grad(loss), "checked": jax.grad(checked)}
+    rows = measure(Comparison("cost", variants, (setup.theta,)), Effort(rounds, math.inf))
+    times = [np.array([row.times[k] for k in range(rounds)]) for row in rows]
+    return Cost(
+        *(float(np.median(t)) for t in (times[1], times[1] - times[0], times[2] - times[1]))
+    )
 
 
 def costs(rounds: int, steps: int = 200) -> dict[tuple[str, str], Cost]:
