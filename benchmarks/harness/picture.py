@@ -15,8 +15,8 @@ WIDTH = 7.0
 """Width in inches: that of the text of a page."""
 SMALL = 8
 """Size of letters in points."""
-OURS_COLUMN, OTHER_COLUMN = 225, 275
-"""Places of the columns of values, in points from the left edge of the axes."""
+OURS_COLUMN, OTHER_COLUMN = 8, 66
+"""Places of the columns of values, in points from the right edge of the axes."""
 OURS_COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9")
 WORDING_WIDTH = 34
 """Longest line of a target's wording, in letters."""
@@ -62,21 +62,24 @@ def draw_targets(measurements: Sequence[Measurement]) -> Any:
         headings.append((place, work))
         for one in among:
             lines = textwrap.wrap(one.target.wording.replace("`", ""), WORDING_WIDTH)
-            place += 1 if len(lines) == 1 else 1.3
-            places.append(place)
+            height = 1 if len(lines) == 1 else 1.7  # in lines, half of it on either side
+            places.append(place + 0.4 + height / 2)
+            place += height
             labels.append("\n".join(lines))
-        place += 1.3
-    fig, ax = plt.subplots(figsize=(WIDTH, 0.25 * place + 1.1), layout="constrained")
+        place += 1.8
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.2 * place + 1.1), layout="constrained")
     for height, one in zip(places, (m for ms in works.values() for m in ms), strict=True):
         _draw_measurement(ax, height, one)
     for height, work in headings:
-        _text(ax, -172, height, work, weight="bold")
+        _text(
+            ax, 0, -172, height, work, weight="bold", bbox={"fc": "white", "ec": "none", "pad": 1}
+        )
     for points, title in ((OURS_COLUMN, OURS), (OTHER_COLUMN, "best other")):
-        _text(ax, points, -1, title, weight="bold")
+        _text(ax, 1, points, -0.1, title, weight="bold")
     ax.axvline(1, color="black", lw=1, zorder=1)
     ax.set_yticks(places, labels, fontsize=SMALL)
     ax.tick_params(axis="y", length=0)
-    ax.set_ylim(place - 0.4, -0.8)
+    ax.set_ylim(place - 1, -0.8)
     ax.set(xscale="log", xlim=(LOWEST / 2, HIGHEST * 2))
     ticks = ["0.01", "0.1", "target", "10 ×", "100 ×"]
     ax.set_xticks([0.01, 0.1, 1, 10, 100], ticks)
@@ -88,11 +91,11 @@ def draw_targets(measurements: Sequence[Measurement]) -> Any:
     return fig
 
 
-def _text(ax: Any, points: float, height: float, text: str, **style: Any) -> None:
-    """Write text at a height, so many points to the right of the left edge of the axes."""
+def _text(ax: Any, edge: int, points: float, height: float, text: str, **style: Any) -> None:
+    """Write text, offset in points from the left (0) or right (1) edge of the axes."""
     ax.annotate(
         text,
-        (0, height),
+        (edge, height),
         (points, 0),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
@@ -109,11 +112,11 @@ def _draw_measurement(ax: Any, height: float, one: Measurement) -> None:
     ours, marker = within(one.value / limit, "o")
     ax.plot([1, ours], [height, height], color=colour, alpha=0.35, lw=3)
     ax.plot(ours, height, marker, color=colour, ms=7, zorder=3)
-    _text(ax, OURS_COLUMN, height, shown(one.value, unit), color=colour)
+    _text(ax, 1, OURS_COLUMN, height, shown(one.value, unit), color=colour)
     if one.other_value is not None:
         other, marker = within(one.other_value / limit, "D")
         ax.plot(other, height, marker, color=OTHERS, ms=5, zorder=2)
-        _text(ax, OTHER_COLUMN, height, shown(one.other_value, unit), color=OTHERS)
+        _text(ax, 1, OTHER_COLUMN, height, shown(one.other_value, unit), color=OTHERS)
 
 
 def _legend(fig: Any, ax: Any) -> None:

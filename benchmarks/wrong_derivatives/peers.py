@@ -109,7 +109,9 @@ def run(group: Group, library: str) -> tuple[dict[str, Answer], list[str]]:
         for name, implicit in modes.items():
             solve = solve_of(group, setup, data, implicit)
             # Reverse mode, which all of the libraries offer.
-            taken = derivative_of(group.kind, lambda t: solve(t)[0], setup, data, jax.jacrev)
+            taken = derivative_of(
+                group.kind, lambda t, solve=solve: solve(t)[0], setup, data, jax.jacrev
+            )
             answers[name] = Answer(taken[0], solve(setup.theta)[1])
         return answers
 
