@@ -249,7 +249,7 @@ def named(rows: Sequence[Row], name: str) -> Row:
 
 def best(rows: Sequence[Row], largest_error: float = math.inf) -> Row:
     """Return the fastest of the other libraries and hand-written variants that is accurate."""
-    others = [row for row in rows if row.times and not row.variant.ours and row.error is not None]
+    others = [row for row in rows if row.times and not row.ours and row.error is not None]
     return min((r for r in others if r.error <= largest_error), key=lambda row: row.ratio)
 
 

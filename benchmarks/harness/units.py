@@ -43,8 +43,10 @@ FORMATS = {
 
 def shown(value: Any, unit: str) -> str:
     """Return a value with its unit; a dash for a missing one."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None:
         return "–"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "–" if math.isnan(value) else str(value)
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple) and unit != "share":
