@@ -91,14 +91,14 @@ class Group:
         return {key: np.stack([np.asarray(case[key]) for case in self.cases]) for key in keys}
 
 
-def case(rng: np.random.Generator, label: str, theta: Any, x0: Any, **data: Any) -> Data:
+def case(rng: np.random.Generator, theta: Any, x0: Any, **data: Any) -> Data:
     """Return the data of a case; cotangent ``w`` and tangent ``v`` are random unless given.
 
     ``guess``, by default zeros, is a point near the solution; ``rtol`` is the tolerance of the
     stopping rule.
     """
     n, p = np.size(x0), np.size(theta)
-    made = {"label": label, "theta": theta, "x0": x0, "guess": np.zeros(n), **data}
+    made = {"theta": theta, "x0": x0, "guess": np.zeros(n), **data}
     if "w" in made:
         return made
     return {**made, "w": rng.standard_normal(n), "v": rng.standard_normal(p)}
@@ -109,10 +109,20 @@ def generator(name: str) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(name.encode()))
 
 
-def grid(name: str, maker: Callable, *axes: Any) -> list[Data]:
-    """Return a case for every point of a grid, all drawn from the group's generator."""
-    rng = generator(name)
-    return [maker(rng, *point) for point in itertools.product(*axes)]
+def grid(name: str, maker: Callable, **axes: Any) -> list[Data]:
+    """Return a case for every point of a grid, all drawn from the group's generator.
+
+    The axes are arguments of ``maker(rng, ...)``, with their values; the label of a case gives
+    its point.
+    """
+    rng, cases = generator(name), []
+    for values in itertools.product(*axes.values()):
+        point = dict(zip(axes, values, strict=True))
+        shown = (
+            f"{axis}={v if isinstance(v, str) else format(v, 'g')}" for axis, v in point.items()
+        )
+        cases.append({**maker(rng, **point), "label": " ".join(shown)})
+    return cases
 
 
 def builder(problem_of: Callable[[Data], itd.Problem], algorithm_of: Callable) -> Callable:

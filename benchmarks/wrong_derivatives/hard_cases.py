@@ -55,10 +55,8 @@ FAULTS = {
 def wrong_residuals() -> list[Group]:
     """Return solvers that solve another problem than the one stated."""
 
-    def maker(rng, fault, condition):
-        data = quadratic_case(rng, condition, 0.0, 8)
-        label = f"{fault} kappa={condition:.0e}"
-        return {**data, "label": label, "fault": np.array(FAULTS[fault])}
+    def maker(rng, fault, kappa):
+        return quadratic_case(rng, kappa, 0.0, 8) | {"fault": np.array(FAULTS[fault])}
 
     def build(data: Data) -> Setup:
         penalty, rhs, cubic = data["fault"]
@@ -85,8 +83,8 @@ def wrong_residuals() -> list[Group]:
         return setup._replace(algorithm=ForeignDescent(setup.true))
 
     family, stop = "wrong residuals", itd.Steps(400)
-    wrong = grid("wrong", maker, FAULTS, (1e1, 1e3))
-    steps = grid("wrong-step", maker, FAULTS, (1e1, 1e3))
+    wrong = grid("wrong", maker, fault=FAULTS, kappa=(1e1, 1e3))
+    steps = grid("wrong-step", maker, fault=FAULTS, kappa=(1e1, 1e3))
     return [
         Group(family, "wrong-residual", build, wrong, IMPLICIT),
         Group(family, "wrong-step", foreign, steps, IMPLICIT, stop=stop, foreign=True),
@@ -99,15 +97,14 @@ def wrong_residuals() -> list[Group]:
 def diverging() -> list[Group]:
     """Return gradient descent with too long steps."""
 
-    def maker(rng, factor, condition):
-        data = quadratic_case(rng, condition, 0.0, 6)
-        return {**data, "label": f"h={factor}/L kappa={condition:.0e}", "factor": factor}
+    def maker(rng, h_over_L, kappa):
+        return quadratic_case(rng, kappa, 0.0, 6) | {"factor": h_over_L}
 
     def too_long(data: Data) -> itd.Algorithm:
         largest = jnp.linalg.norm(hessian(data, data["theta"]), 2)
         return itd.GradientDescent(data["factor"] / largest)
 
-    cases = grid("diverging", maker, (2.0, 2.1, 3.0), (1e1, 1e3))
+    cases = grid("diverging", maker, h_over_L=(2.0, 2.1, 3.0), kappa=(1e1, 1e3))
     return [
         Group("diverging", "gd-diverges", quadratic(too_long), cases, THREE, stop=itd.Steps(40))
     ]
@@ -121,23 +118,22 @@ def cycling() -> list[Group]:
         for _ in range(2000):
             guess = 0.8 * guess + 0.2 * (b - gain * np.tanh(guess))
         start = guess + away * rng.standard_normal(n)
-        label, arrays = f"gain={gain} away={away}", {"gain": gain, "u": u, "b": b, "guess": guess}
-        return case(rng, label, np.zeros(2), start, **arrays)
+        return case(rng, np.zeros(2), start, gain=gain, u=u, b=b, guess=guess)
 
     def gain(data: Data) -> itd.Problem:
         return itd.FixedPoint(
             lambda x, theta: data["b"] + data["u"] @ theta - data["gain"] * jnp.tanh(x)
         )
 
-    def cubic_case(rng, start):
+    def cubic_case(rng, x0):
         given = {"guess": np.full(1, -1.77), "w": np.ones(1)}
-        return case(rng, f"x0={start}", np.full(1, 2.0), np.full(1, start), **given)
+        return case(rng, np.full(1, 2.0), np.full(1, x0), **given)
 
     def cubic(_: Data) -> itd.Problem:
         return itd.RootFinding(lambda x, theta: x**3 - 2 * x + theta)
 
-    circles = grid("cycling", gain_case, (1.1, 1.5, 3.0), (0.01, 1.0))
-    cubics = grid("newton-cycle", cubic_case, (0.0, 0.1, 1.0, 0.5))
+    circles = grid("cycling", gain_case, gain=(1.1, 1.5, 3.0), away=(0.01, 1.0))
+    cubics = grid("newton-cycle", cubic_case, x0=(0.0, 0.1, 1.0, 0.5))
     build, at = builder(gain, fixed(itd.Picard())), itd.Steps(40)
     by_newton = builder(cubic, newton)
     return [
@@ -154,9 +150,8 @@ def non_normal() -> list[Group]:
         u, b, guess = rng.standard_normal((n, 2)), rng.standard_normal(n), np.zeros(n)
         for _ in range(4000):
             guess = guess + 0.05 * (upper @ np.sin(guess) + b - guess)
-        label = f"coupling={coupling} rtol={rtol:.0e}"
         arrays = {"upper": upper, "u": u, "b": b, "guess": guess, "rtol": rtol}
-        return case(rng, label, np.zeros(2), np.zeros(n), **arrays)
+        return case(rng, np.zeros(2), np.zeros(n), **arrays)
 
     def curved(data: Data) -> itd.Problem:
         return itd.FixedPoint(
@@ -171,8 +166,9 @@ def non_normal() -> list[Group]:
         )
 
     family = "non-normal"
-    bent = grid("bent", maker, (0.1, 0.5, 1.0), (1e-1, 1e-3, 1e-6))
-    linear = grid("straight", maker, (0.1, 0.5, 2.0), (1e-1, 1e-3, 1e-6))
+    rtol = (1e-1, 1e-3, 1e-6)
+    bent = grid("bent", maker, coupling=(0.1, 0.5, 1.0), rtol=rtol)
+    linear = grid("straight", maker, coupling=(0.1, 0.5, 2.0), rtol=rtol)
     picard = builder(curved, fixed(itd.Picard()))
     richardson = builder(straight, fixed(itd.Richardson(1.0)))
     return [
@@ -189,9 +185,8 @@ def games() -> list[Group]:
 
     def maker(rng, coupling, rtol, n=5):
         k, u = rng.standard_normal((n, n)), rng.standard_normal((2 * n, 2))
-        label, theta = f"coupling={coupling} rtol={rtol:.0e}", 0.1 * rng.standard_normal(2)
         arrays = {"k": k, "coupling": coupling, "u": u, "rtol": rtol}
-        return case(rng, label, theta, np.zeros(2 * n), **arrays)
+        return case(rng, 0.1 * rng.standard_normal(2), np.zeros(2 * n), **arrays)
 
     def game(data: Data) -> itd.Problem:
         def field(z, theta):
@@ -203,15 +198,15 @@ def games() -> list[Group]:
         step = 0.5 / (1 + data["coupling"] * jnp.linalg.norm(data["k"], 2)) ** 2
         return itd.FixedPoint(lambda z, theta: z - step * field(z, theta))
 
-    cases = grid("minmax", maker, (0.3, 3.0), (1e-1, 1e-3, 1e-6))
+    cases = grid("minmax", maker, coupling=(0.3, 3.0), rtol=(1e-1, 1e-3, 1e-6))
     return [Group("saddle points", "min-max", builder(game, fixed(itd.Picard())), cases, THREE)]
 
 
 def multipliers() -> list[Group]:
     """Return quadratics with linear constraints and their multipliers."""
 
-    def maker(rng, condition, rtol):
-        data = quadratic_case(rng, condition, rtol, 8)
+    def maker(rng, kappa, rtol):
+        data = quadratic_case(rng, kappa, rtol, 8)
         data |= {"e": rng.standard_normal((3, 8)), "x0": np.zeros(11), "guess": np.zeros(11)}
         return {**data, "w": rng.standard_normal(11)}
 
@@ -225,7 +220,7 @@ def multipliers() -> list[Group]:
 
         return itd.LinearSystem(operator, rhs, symmetric=True)
 
-    cases = grid("multipliers", maker, (1e2, 1e6), (1e-1, 1e-3, 1e-8))
+    cases = grid("multipliers", maker, kappa=(1e2, 1e6), rtol=(1e-1, 1e-3, 1e-8))
     build = builder(stationarity, fixed(itd.GMRES(6)))
     return [Group("saddle points", "multipliers", build, cases, BOTH, "jacobian", 10)]
 
@@ -251,7 +246,7 @@ def _double_well_case(rng, away: float, stays: bool) -> Data:
         guess = x0.copy()
         for _ in range(3000):
             guess = guess - 0.1 * _well_gradient(guess, k, theta)
-    return case(rng, f"away={away:.0e}", theta, x0, k=k, guess=guess)
+    return case(rng, theta, x0, k=k, guess=guess)
 
 
 def _double_well(data: Data) -> itd.Problem:
@@ -266,8 +261,8 @@ def _double_well(data: Data) -> itd.Problem:
 def double_wells() -> list[Group]:
     """Return Newton's method near a saddle, and descent that lingers there."""
     family = "saddle points"
-    near = grid("at-saddle", _double_well_case, (1e-1, 1e-3), (True,))
-    passing = grid("passing", _double_well_case, (1e-2, 1e-4, 1e-6, 1e-8), (False,))
+    near = grid("at-saddle", _double_well_case, away=(1e-1, 1e-3), stays=(True,))
+    passing = grid("passing", _double_well_case, away=(1e-2, 1e-4, 1e-6, 1e-8), stays=(False,))
     by_newton = builder(_double_well, newton)
     by_descent = builder(_double_well, fixed(itd.GradientDescent(0.4)))
     return [
@@ -293,8 +288,7 @@ def lassos() -> list[Group]:
             z = x - design.T @ (design @ x - target - 0.1 * shift)
             x = np.sign(z) * np.maximum(np.abs(z) - level, 0)
         arrays = {"design": design, "target": target, "shift": shift, "guess": x, "rtol": rtol}
-        theta, label = np.array([np.log(level), 0.1]), f"penalty={penalty} rtol={rtol:.0e}"
-        return case(rng, label, theta, np.zeros(n), **arrays)
+        return case(rng, np.array([np.log(level), 0.1]), np.zeros(n), **arrays)
 
     def lasso(data: Data) -> itd.Problem:
         def smooth(x, theta):
@@ -306,7 +300,7 @@ def lassos() -> list[Group]:
 
         return itd.CompositeMinimization(smooth, prox)
 
-    cases = grid("lasso", maker, (0.5, 0.1, 0.02), (1e-1, 1e-2, 1e-4, 1e-8))
+    cases = grid("lasso", maker, penalty=(0.5, 0.1, 0.02), rtol=(1e-1, 1e-2, 1e-4, 1e-8))
     build = builder(lasso, fixed(itd.ProximalGradient(1.0)))
     return [Group("active sets", "lasso", build, cases, THREE, peer="composite")]
 
@@ -314,8 +308,8 @@ def lassos() -> list[Group]:
 def boxes() -> list[Group]:
     """Return quadratics in a box."""
 
-    def maker(rng, condition, rtol, n=10):
-        data = quadratic_case(rng, condition, rtol, n)
+    def maker(rng, kappa, rtol, n=10):
+        data = quadratic_case(rng, kappa, rtol, n)
         h = data["h"] + (data["s"].T * np.exp(data["theta"])) @ data["s"]
         data["b"] = h @ (1.5 * rng.standard_normal(n))  # so that some coordinates stay free
         data["c"] = h @ data["c"] / 5
@@ -330,7 +324,7 @@ def boxes() -> list[Group]:
 
         return itd.CompositeMinimization(smooth, lambda x, *_: itd.prox.box(x, -1.0, 1.0))
 
-    cases = grid("box", maker, (1e1, 1e3), (1e-1, 1e-2, 1e-4, 1e-8))
+    cases = grid("box", maker, kappa=(1e1, 1e3), rtol=(1e-1, 1e-2, 1e-4, 1e-8))
     build = builder(box, fixed(itd.ProximalGradient(0.8)))
     return [Group("active sets", "box", build, cases, BOTH, "jacobian")]
 
@@ -344,7 +338,7 @@ def margins() -> list[Group]:
         solution = np.sign(b) * np.maximum(np.abs(b) - 1, 0)
         x0 = solution + away * rng.uniform(-1, 1, n)
         arrays = {"b": b, "guess": solution, "w": rng.uniform(0.5, 1.5, n), "v": np.ones(2)}
-        return case(rng, f"margin={margin:.0e} away={away:.0e}", np.ones(2), x0, **arrays)
+        return case(rng, np.ones(2), x0, **arrays)
 
     def problem(data: Data) -> itd.Problem:
         def smooth(x, theta):
@@ -355,7 +349,7 @@ def margins() -> list[Group]:
 
         return itd.CompositeMinimization(smooth, prox, residual_step=0.5)
 
-    cases = grid("margin", maker, (1e-2, 1e-4, 1e-6), (1e-1, 1e-3, 1e-5))
+    cases = grid("margin", maker, margin=(1e-2, 1e-4, 1e-6), away=(1e-1, 1e-3, 1e-5))
     build = builder(problem, fixed(itd.ProximalGradient(0.5)))
     return [Group("active sets", "margin", build, cases, BOTH, stop=itd.Steps(1))]
 

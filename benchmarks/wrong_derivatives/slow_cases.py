@@ -28,24 +28,23 @@ def spd(rng: np.random.Generator, n: int, condition: float) -> np.ndarray:
 
 def single(data: Data) -> Data:
     """Return a case whose arrays are float32."""
-    return {k: v if k == "label" else np.asarray(v, "float32") for k, v in data.items()}
+    return {key: np.asarray(value, "float32") for key, value in data.items()}
 
 
 # Quadratics: H depends on theta, and does not commute with its derivative.
 
 
-def quadratic_case(rng: np.random.Generator, condition: float, rtol: float, n: int = 12) -> Data:
+def quadratic_case(rng: np.random.Generator, kappa: float, rtol: float, n: int = 12) -> Data:
     """Return the data of ``x^T H(theta) x / 2 - (b + C theta)^T x``, H(theta) as in `hessian`."""
     arrays = {
-        "h": spd(rng, n, condition),
-        "s": rng.standard_normal((3, n)) / np.sqrt(n * condition),
+        "h": spd(rng, n, kappa),
+        "s": rng.standard_normal((3, n)) / np.sqrt(n * kappa),
         "b": rng.standard_normal(n),
         "c": rng.standard_normal((n, 3)),
         "rtol": rtol,
-        "condition": condition,
+        "condition": kappa,
     }
-    label = f"kappa={condition:.0e} rtol={rtol:.0e}"
-    return case(rng, label, 0.3 * rng.standard_normal(3), np.zeros(n), **arrays)
+    return case(rng, 0.3 * rng.standard_normal(3), np.zeros(n), **arrays)
 
 
 def hessian(data: Data, theta):
@@ -90,8 +89,9 @@ def heavy_ball(data: Data) -> itd.Algorithm:
 def under_solved() -> list[Group]:
     """Return quadratics and logistic regression whose solver stops early."""
     family = "under-solved"
-    wide = grid("gd", quadratic_case, (1e2, 1e4, 1e6, 1e8), (1e-1, 1e-3, 1e-6))
-    fast = grid("momentum", quadratic_case, (1e2, 1e4), (1e-1, 1e-3, 1e-6))
+    rtol = (1e-1, 1e-3, 1e-6)
+    wide = grid("gd", quadratic_case, kappa=(1e2, 1e4, 1e6, 1e8), rtol=rtol)
+    fast = grid("momentum", quadratic_case, kappa=(1e2, 1e4), rtol=rtol)
     return [
         Group(family, "gd", quadratic(gradient_descent), wide, FOUR, peer="gradient"),
         Group(family, "nesterov", quadratic(nesterov), fast, BOTH, "jacobian"),
@@ -118,10 +118,10 @@ def logistic_group() -> Group:
         return Setup(*run, loss=lambda x, _: fit(x, held_out))
 
     def maker(rng, penalty, rtol):
-        label = f"penalty={penalty:.0e} rtol={rtol:.0e}"
-        return case(rng, label, np.array([np.log(penalty)]), np.zeros(30), rtol=rtol)
+        return case(rng, np.array([np.log(penalty)]), np.zeros(30), rtol=rtol)
 
-    cases = grid("logistic", maker, (1e-1, 1e-2, 1e-3, 1e-4), (1e-1, 1e-2, 1e-3, 1e-5))
+    penalties, rtol = (1e-1, 1e-2, 1e-3, 1e-4), (1e-1, 1e-2, 1e-3, 1e-5)
+    cases = grid("logistic", maker, penalty=penalties, rtol=rtol)
     modes = {**BOTH, "refined": itd.Implicit(refine=1)}
     return Group("under-solved", "logistic", build, cases, modes, "loss", 500, "gradient")
 
@@ -136,9 +136,8 @@ def roots() -> list[Group]:
         a = np.eye(n) + 0.5 * rng.standard_normal((n, n)) / np.sqrt(n)
         root, c = rng.standard_normal(n), rng.standard_normal((n, 3))
         x0 = root + away * rng.standard_normal(n)
-        label = f"bend={bend} away={away} rtol={rtol:.0e}"
         arrays = {"a": a, "bend": bend, "root": root, "c": c, "guess": root, "rtol": rtol}
-        return case(rng, label, np.zeros(3), x0, **arrays)
+        return case(rng, np.zeros(3), x0, **arrays)
 
     def problem(data: Data) -> itd.Problem:
         def left(x):
@@ -149,7 +148,7 @@ def roots() -> list[Group]:
 
         return itd.RootFinding(function)
 
-    cases = grid("newton", maker, (0.1, 1.0), (0.1, 1.0), (0.3, 1e-2, 1e-8))
+    cases = grid("newton", maker, bend=(0.1, 1.0), away=(0.1, 1.0), rtol=(0.3, 1e-2, 1e-8))
     build = builder(problem, newton)
     return [Group("under-solved", "newton", build, cases, FOUR, "jacobian", 30, "root")]
 
@@ -163,7 +162,7 @@ def contraction_case(rng, norm: float, rtol: float, n: int = 10) -> Data:
     for _ in range(5000):
         guess = np.tanh(w @ guess + u @ theta + b)
     arrays = {"weight": w, "u": u, "b": b, "guess": guess, "rtol": rtol}
-    return case(rng, f"norm={norm} rtol={rtol:.0e}", theta, np.zeros(n), **arrays)
+    return case(rng, theta, np.zeros(n), **arrays)
 
 
 def tanh_layer(algorithm: itd.Algorithm) -> Callable:
@@ -179,8 +178,9 @@ def tanh_layer(algorithm: itd.Algorithm) -> Callable:
 
 def fixed_points() -> list[Group]:
     """Return implicit layers with too few iterations."""
-    cases = grid("picard", contraction_case, (0.5, 0.9, 0.99), (1e-1, 1e-2, 1e-3, 1e-6))
-    few = grid("anderson", contraction_case, (0.9, 0.99), (1e-1, 1e-3, 1e-6))
+    rtol = (1e-1, 1e-2, 1e-3, 1e-6)
+    cases = grid("picard", contraction_case, norm=(0.5, 0.9, 0.99), rtol=rtol)
+    few = grid("anderson", contraction_case, norm=(0.9, 0.99), rtol=(1e-1, 1e-3, 1e-6))
     picard, anderson = tanh_layer(itd.Picard()), tanh_layer(itd.Anderson(3))
     return [
         Group("under-solved", "picard", picard, cases, THREE, peer="fixed_point"),
@@ -207,8 +207,8 @@ def adjoint_solves() -> list[Group]:
 
         return Setup(problem, solver, data["x0"], data["theta"])
 
-    def maker(rng, condition):
-        return {**quadratic_case(rng, condition, 0.0, 40), "label": f"kappa={condition:.0e}"}
+    def maker(rng, kappa):
+        return quadratic_case(rng, kappa, 0.0, 40)
 
     loose = {
         "CG(1e-2)": itd.Implicit(lx.CG(1e-2, 1e-2)),
@@ -221,7 +221,7 @@ def adjoint_solves() -> list[Group]:
         "CG, 5 steps": itd.Implicit(lx.CG(1e-10, 1e-10, max_steps=5)),
         "GMRES, 4 steps": itd.Implicit(lx.GMRES(1e-6, 1e-6, max_steps=4, restart=4)),
     }
-    cases = grid("adjoint", maker, (1e2, 1e4, 1e5, 1e6, 1e8))
+    cases = grid("adjoint", maker, kappa=(1e2, 1e4, 1e5, 1e6, 1e8))
     return [
         Group("loose linear solves", "adjoint", build, cases, loose, peer="linear"),
         Group("failing linear solves", "adjoint-fails", build, cases, failing),
@@ -232,7 +232,7 @@ def ill_conditioned() -> list[Group]:
     """Return ill-conditioned problems solved to float64: only one-step should be flagged."""
     family, stop = "ill-conditioned", itd.Steps(30)
     conditions = (1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
-    cases = grid("condition", quadratic_case, conditions, (1e-13,))
+    cases = grid("condition", quadratic_case, kappa=conditions, rtol=(1e-13,))
     bent = quadratic(newton, quartic=0.01)
     return [
         Group(family, "convex-newton", bent, cases, THREE, stop=stop),
@@ -243,16 +243,16 @@ def ill_conditioned() -> list[Group]:
 def single_precision() -> list[Group]:
     """Return cases in float32, under-solved or solved as accurately as possible."""
 
-    def maker(rng, condition, rtol):
-        return single(quadratic_case(rng, condition, rtol))
+    def maker(rng, **point):
+        return single(quadratic_case(rng, **point))
 
-    def layer(rng, norm, rtol):
-        return single(contraction_case(rng, norm, rtol))
+    def layer(rng, **point):
+        return single(contraction_case(rng, **point))
 
     conditions = (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
-    exact = grid("newton32", maker, conditions, (1e-6,))
-    early = grid("gd32", maker, conditions[:4], (1e-1, 1e-3))
-    layers = grid("picard32", layer, (0.5, 0.9, 0.99), (1e-1, 1e-3, 1e-5))
+    exact = grid("newton32", maker, kappa=conditions, rtol=(1e-6,))
+    early = grid("gd32", maker, kappa=conditions[:4], rtol=(1e-1, 1e-3))
+    layers = grid("picard32", layer, norm=(0.5, 0.9, 0.99), rtol=(1e-1, 1e-3, 1e-5))
     bent = quadratic(newton, quartic=0.01)
     return [
         Group("float32", "newton32", bent, exact, BOTH, stop=itd.Steps(30)),

@@ -60,12 +60,12 @@ class Stop(NamedTuple):
 
 def groups() -> list[tuple[Group, int, bool]]:
     """Return groups that converge, their most steps, and whether the true derivative is zero."""
-    layers = grid("stop-picard", contraction_case, (0.5, 0.9, 0.99), (0.0,))
-    slow = grid("stop-gd", quadratic_case, (1e1, 1e2), (0.0,))
-    fast = grid("stop-nesterov", quadratic_case, (1e2, 1e3), (0.0,))
+    layers = grid("stop-picard", contraction_case, norm=(0.5, 0.9, 0.99), rtol=(0.0,))
+    slow = grid("stop-gd", quadratic_case, kappa=(1e1, 1e2), rtol=(0.0,))
+    fast = grid("stop-nesterov", quadratic_case, kappa=(1e2, 1e3), rtol=(0.0,))
+    zero = grid("stop-zero", lambda rng: case(rng, np.full(1, 0.5), np.full(1, 0.5)))
     regression = slow_cases.logistic_group()
     game, bent = hard_cases.games()[0], hard_cases.non_normal()[0]
-    zero = case(generator("zero"), "", np.full(1, 0.5), np.full(1, 0.5))
     flat = builder(
         lambda _: itd.Minimization(lambda x, theta: jnp.sum(theta * x**2) / 2),
         fixed(itd.GradientDescent(0.1)),
@@ -81,10 +81,10 @@ def groups() -> list[tuple[Group, int, bool]]:
         ("logistic", regression.build, regression.cases[:8:4], 6000),
         ("min-max", game.build, game.cases[::3], 6000),
         ("non-normal", bent.build, bent.cases[::3], 1500),
-        ("zero derivative", flat, [zero], 1000),
+        ("zero derivative", flat, zero, 1000),
     )
     return [
-        (Group("stops", name, build, cases, BOTH, "jacobian"), steps, cases == [zero])
+        (Group("stops", name, build, cases, BOTH, "jacobian"), steps, cases is zero)
         for name, build, cases, steps in rows
     ]
 
@@ -189,11 +189,10 @@ def costs(rounds: int, steps: int = 200) -> dict[tuple[str, str], Cost]:
     regression = logistic("", Samples(*halves), 1e-2)
     descent = itd.GradientDescent(regression.step_size)
     problem, start = regression.problem(regression.data), jnp.zeros_like(regression.theta)
-    layer = contraction_case(generator("cost"), 0.9, 0.0, 200)
-    arrays = {key: jnp.asarray(value) for key, value in layer.items() if key != "label"}
+    layer = jax.tree.map(jnp.asarray, contraction_case(generator("cost"), 0.9, 0.0, 200))
     setups = {
         "logistic regression, 30 unknowns": Setup(problem, descent, start, regression.theta),
-        "layer, 200": slow_cases.tanh_layer(itd.Picard())(arrays),
+        "layer, 200": slow_cases.tanh_layer(itd.Picard())(layer),
         "chain, 2000 (conjugate gradients)": chain(2000),
     }
     found = {}
