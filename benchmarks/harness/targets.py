@@ -55,7 +55,7 @@ _ROWS = (
     ("first unrolled", _FIRST, "unrolled ≤ 1.15 × plain `jax.grad` of a scan", 1.15, "×"),
     ("first implicit", _FIRST, "implicit ≤ 1.15 × the hand-written implicit", 1.15, "×"),
     ("import", _IMPORT, "≤ 1.1 × importing jax, equinox and lineax", 1.1, "×"),
-    ("silent", _WRONG, "wrong ones without a flag: none", 0, "count"),
+    ("unflagged", _WRONG, "wrong ones without a flag: none", 0, "count"),
     ("false alarms", _WRONG, "right ones with a flag: none", 0, "count"),
     ("estimate off", _WRONG, "trusted estimates off by more than a factor of two: none", 0,
      "count"),

@@ -373,7 +373,7 @@ def peak_table(steps: int) -> Table:
     )
 
 
-def alone(name: str, steps: int, file: str) -> dict[str, float]:
+def run_alone(name: str, steps: int, file: str) -> dict[str, float]:
     """Run one variant of the wide study once in this process, including compilation."""
     study = wide(np.load(file))
     start = time.perf_counter()
@@ -389,4 +389,4 @@ def alone(name: str, steps: int, file: str) -> dict[str, float]:
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    print(json.dumps(alone(sys.argv[1], int(sys.argv[2]), sys.argv[3])))
+    print(json.dumps(run_alone(sys.argv[1], int(sys.argv[2]), sys.argv[3])))

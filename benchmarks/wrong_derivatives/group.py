@@ -192,8 +192,8 @@ def judge(group: Group, data: Data) -> Outcome:
     if group.foreign:
         reports = [reported(setup, mode, group, data) for mode in group.modes.values()]
         report = jax.tree.map(lambda *parts: jnp.stack(parts), *reports)
-        told = report.absolute, report.trusted, report.reason_code, report.flagged
-        return Outcome(xs, derivatives, *told)
+        judgement = report.absolute, report.trusted, report.reason_code, report.flagged
+        return Outcome(xs, derivatives, *judgement)
     given = {"tangent": data.get("v"), "cotangent": data.get("w"), "loss": setup.loss}
     options = {group.kind: given[group.kind]} if group.kind in given else {}
     if isinstance(setup.algorithm, itd.Algorithm):  # as `Checked`, which knows the algorithm
@@ -201,8 +201,8 @@ def judge(group: Group, data: Data) -> Outcome:
 
     def estimated(x: jax.Array, derivative: jax.Array) -> Outcome:
         found = itd.derivative_error(setup.problem, x, setup.theta, derivative, **options)
-        told = found.absolute, found.trusted, found.reason_code, found.exceeds(RTOL)
-        return Outcome(x, derivative, *told)
+        judgement = found.absolute, found.trusted, found.reason_code, found.exceeds(RTOL)
+        return Outcome(x, derivative, *judgement)
 
     return jax.vmap(estimated)(xs, derivatives)
 

@@ -52,42 +52,46 @@ FAULTS = {
 """Factors of the penalty and of the right-hand side, and of a cubic term that is left out."""
 
 
+def misstated(data: Data) -> Setup:
+    """Return a solver by Newton's method of another problem than the one stated."""
+    penalty, rhs, cubic = data["fault"]
+
+    def residual(x, theta, penalty, rhs, cubic):
+        left = data["h"] @ x + 0.1 * penalty * jnp.exp(theta[0]) * x + cubic * x**3
+        return left - rhs * right_side(data, theta)
+
+    true = itd.RootFinding(lambda x, theta: residual(x, theta, 1.0, 1.0, cubic))
+    stated = itd.RootFinding(lambda x, theta: residual(x, theta, penalty, rhs, 0.0))
+
+    def solver(x0, theta):
+        def step(_, x):
+            jacobian = jax.jacfwd(true.residual)(x, theta)
+            return x - jnp.linalg.solve(jacobian, true.residual(x, theta))
+
+        return jax.lax.fori_loop(0, 60, step, x0)
+
+    return Setup(stated, solver, data["x0"], data["theta"], true)
+
+
+def misstated_step(data: Data) -> Setup:
+    """Return an algorithm whose steps solve another problem than the one stated."""
+    setup = misstated(data)
+    assert setup.true is not None
+    return setup._replace(algorithm=ForeignDescent(setup.true))
+
+
 def wrong_residuals() -> list[Group]:
     """Return solvers that solve another problem than the one stated."""
 
     def maker(rng, fault, kappa):
         return quadratic_case(rng, kappa, 0.0, 8) | {"fault": np.array(FAULTS[fault])}
 
-    def build(data: Data) -> Setup:
-        penalty, rhs, cubic = data["fault"]
-
-        def residual(x, theta, penalty, rhs, cubic):
-            left = data["h"] @ x + 0.1 * penalty * jnp.exp(theta[0]) * x + cubic * x**3
-            return left - rhs * right_side(data, theta)
-
-        true = itd.RootFinding(lambda x, theta: residual(x, theta, 1.0, 1.0, cubic))
-        stated = itd.RootFinding(lambda x, theta: residual(x, theta, penalty, rhs, 0.0))
-
-        def solver(x0, theta):
-            def step(_, x):
-                jacobian = jax.jacfwd(true.residual)(x, theta)
-                return x - jnp.linalg.solve(jacobian, true.residual(x, theta))
-
-            return jax.lax.fori_loop(0, 60, step, x0)
-
-        return Setup(stated, solver, data["x0"], data["theta"], true)
-
-    def foreign(data: Data) -> Setup:
-        setup = build(data)
-        assert setup.true is not None
-        return setup._replace(algorithm=ForeignDescent(setup.true))
-
     family, stop = "wrong residuals", itd.Steps(400)
     wrong = grid("wrong", maker, fault=FAULTS, kappa=(1e1, 1e3))
     steps = grid("wrong-step", maker, fault=FAULTS, kappa=(1e1, 1e3))
     return [
-        Group(family, "wrong-residual", build, wrong, IMPLICIT),
-        Group(family, "wrong-step", foreign, steps, IMPLICIT, stop=stop, foreign=True),
+        Group(family, "wrong-residual", misstated, wrong, IMPLICIT),
+        Group(family, "wrong-step", misstated_step, steps, IMPLICIT, stop=stop, foreign=True),
     ]
 
 

@@ -39,10 +39,10 @@ def by_jaxopt(group: Group, setup: Setup, data: Data, implicit: bool) -> Solve:
     import jaxopt
 
     steps, rtol = _limits(group, data)
-    problem, silent = setup.problem, jnp.array(False)
+    problem, no_failure = setup.problem, jnp.array(False)
     if group.peer == "linear":
         solve = jaxopt.implicit_diff.custom_root(problem.residual)(setup.algorithm)
-        return lambda theta: (solve(setup.x0, theta), silent)
+        return lambda theta: (solve(setup.x0, theta), no_failure)
     start = jax.lax.stop_gradient(problem.residual(setup.x0, setup.theta))
     options = {"maxiter": steps, "tol": rtol * jnp.linalg.norm(start), "implicit_diff": implicit}
     arguments = 1
@@ -58,7 +58,7 @@ def by_jaxopt(group: Group, setup: Setup, data: Data, implicit: bool) -> Solve:
             )
         else:
             solver = jaxopt.GradientDescent(problem.objective, **options)
-    return lambda theta: (solver.run(setup.x0, *[theta] * arguments).params, silent)
+    return lambda theta: (solver.run(setup.x0, *[theta] * arguments).params, no_failure)
 
 
 def by_optimistix(group: Group, setup: Setup, data: Data, implicit: bool) -> Solve:

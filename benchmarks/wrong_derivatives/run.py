@@ -85,7 +85,7 @@ class Case:
     def failures(self) -> list[str]:
         """How the judgement is wrong, by the keys of the targets."""
         found = {
-            "silent": self.wrong and not self.flagged,
+            "unflagged": self.wrong and not self.flagged,
             "false alarms": self.right and self.flagged,
             "estimate off": self.compared and not self.close,
         }
@@ -210,7 +210,7 @@ def case_targets(cases: Sequence[Case]) -> list[Measurement]:
     """Return the numbers of failures, against their targets."""
     ours = [one for one in cases if one.library == OURS]
     totals = {
-        "silent": sum(one.wrong for one in ours),
+        "unflagged": sum(one.wrong for one in ours),
         "false alarms": sum(one.right for one in ours),
         "estimate off": sum(one.compared for one in ours),
     }

@@ -6,6 +6,7 @@ algebra, which compares each iterate's derivative with the true Jacobian.
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -89,17 +90,17 @@ def groups() -> list[tuple[Group, int, bool]]:
     ]
 
 
+def push(function: Callable, *inputs: Any) -> Callable:
+    """Return the values of a function, and its tangents for a batch of tangents of its inputs."""
+    return jax.vmap(lambda *tangents: jax.jvp(function, inputs, tangents), out_axes=(None, 0))
+
+
 def errors(group: Group, steps: int, true: np.ndarray) -> dict[str, np.ndarray]:
     """Return each mode's error (Frobenius) after 0, 1, ... steps: the oracle's knowledge."""
 
     def one(data: Data, true: jax.Array) -> dict[str, jax.Array]:
         problem, algorithm, x0, theta = group.build(data)[:4]
         directions = jnp.eye(theta.size)
-
-        def push(function, *inputs):
-            return jax.vmap(
-                lambda *tangents: jax.jvp(function, inputs, tangents), out_axes=(None, 0)
-            )
 
         def step(state, t):
             return algorithm.step(problem, state, t)

@@ -119,7 +119,7 @@ def test_failures_of_cases_are_counted():
     assert [one.value for one in run.case_targets(fine + bad)] == [2, 1, 2]
     assert not any(one.met for one in run.case_targets(fine + bad))
     listed = run.failure_table(fine + bad).column("failure")
-    assert listed == ["silent", "silent", "false alarms", "estimate off", "estimate off"]
+    assert listed == ["unflagged", "unflagged", "false alarms", "estimate off", "estimate off"]
     row = run.flag_table(fine + bad).rows[0]
     assert row[1:5] == [12, [2, 4], [1, 2], [1, 3]]
 
