@@ -20,22 +20,22 @@ class _Reached(Exception):
     """Carries the arguments of `record`."""
 
 
-def trace_program(call: Callable[[], Any]) -> Callable:
-    """Return the program that ``call()``, a call of `iterdiff.trace`, compiles, as a variant.
+def trace_program(*arguments: Any, **options: Any) -> Callable:
+    """Return the program that `iterdiff.trace` compiles for these arguments, as a variant.
 
-    `trace` has no seam that builds this program without running it. The call is therefore made
-    with a replacement for `tracing.record`, which raises an exception with its arguments. The
-    variant ignores its own arguments. Its inputs are those of the call, behind a barrier, so that
-    the compiler cannot fold them.
+    `trace` has no seam that builds this program without running it. It is therefore called with a
+    replacement for `tracing.record`, which raises an exception with its arguments. The variant
+    ignores its own arguments. Its inputs are those of the call, behind a barrier, so that the
+    compiler cannot fold them.
     """
     record = tracing.record
 
-    def stop_here(*arguments):
-        raise _Reached(arguments)
+    def stop_here(*inputs):
+        raise _Reached(inputs)
 
     tracing.record = stop_here
     try:
-        call()
+        itd.trace(*arguments, **options)
     except _Reached as reached:
         arrays, static = eqx.partition(reached.args[0], eqx.is_array)
     finally:

@@ -69,17 +69,17 @@ class Study:
         """Arguments of the variants."""
         return self.theta, self.solution, self.jacobian, self.data
 
-    def trace(self, steps: int, probes: int | None = None, reference: Any = None) -> Any:
-        """Return the dataset of `itd.trace`."""
-        return itd.trace(
+    def trace(self, steps: int, probes: int | None, call: Callable = itd.trace, **options) -> Any:
+        """Return what `call` returns for the arguments of `itd.trace`."""
+        return call(
             self.problem,
             self.algorithm,
             jnp.zeros_like(self.solution),
             self.theta,
             steps=steps,
             modes={"unrolled": itd.Unrolled()},
-            reference=reference,
             probes=probes,
+            **options,
         )
 
 
@@ -271,7 +271,7 @@ def recorded(study: Study, steps: int) -> Callable:
 
 def by_trace(study: Study, steps: int, probes: int | None = None) -> Callable:
     """Return the errors by the compiled program of `itd.trace`."""
-    program = trace_program(lambda: study.trace(steps, probes, study.formula))
+    program = study.trace(steps, probes, trace_program, reference=study.formula)
     return lambda *_: program()[1:, -1]  # the last number of a record
 
 

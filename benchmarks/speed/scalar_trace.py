@@ -66,11 +66,11 @@ def run(effort: Effort) -> Section:
     section = Section("Scalar study")
     steps = 50 if effort.toy else 1000
 
+    start = itd.Minimization(objective), itd.GradientDescent(STEP_SIZE), START
+    options = {"steps": steps, "modes": {"unrolled": itd.Unrolled()}}
+
     def traced(theta):
-        problem, algorithm = itd.Minimization(objective), itd.GradientDescent(STEP_SIZE)
-        modes = {"unrolled": itd.Unrolled()}
-        data = itd.trace(problem, algorithm, START, float(theta), steps=steps, modes=modes)
-        return data["jacobian_error"].values[0]
+        return itd.trace(*start, float(theta), **options)["jacobian_error"].values[0]
 
     def primal(theta):
         return history(theta, steps)
@@ -84,7 +84,7 @@ def run(effort: Effort) -> Section:
         PRIMAL: primal,
         "history and jacfwd of it, compiled": both,
         EAGER: both,
-        CORE: trace_program(lambda: traced(THETA)),
+        CORE: trace_program(*start, THETA, **options),
         WHOLE: traced,
     }
     comparison = Comparison(
