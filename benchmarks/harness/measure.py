@@ -218,7 +218,8 @@ def _take_turns(rows: list[Row], effort: Effort) -> None:
         fewest = 1 if row.first_seconds > VERY_SLOW else FEWEST_TURNS
         turns = max(fewest, share / max(row.first_seconds, SHORTEST_TURN))
         unit = row is rows[0]  # takes part in every round
-        due[row.name] = rounds_taken(effort.rounds if unit else int(turns), effort.rounds)
+        turns = effort.rounds if unit else int(min(turns, effort.rounds))
+        due[row.name] = rounds_taken(turns, effort.rounds)
     shuffle = random.Random(0).shuffle
     for number in range(effort.rounds):
         present = [row for row in rows if row.call is not None and number in due[row.name]]
