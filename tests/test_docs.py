@@ -75,20 +75,6 @@ def test_the_readme_compares_by_stored_numbers():
     assert not [number for number in numbers if number not in stored()]
 
 
-def test_what_is_flagged_and_what_checking_costs_are_stored_numbers():
-    flagged, overhead = tables("docs/truth.md", "How good it is")
-    reports = stored()
-    for library, _, wrong, right in flagged:
-        name = library.split()[0]
-        (line,) = [line for line in reports.splitlines() if line.startswith(f"| **{name}")]
-        assert wrong in line and right in line
-    for problem, mode, over_derivative, over_gradient in overhead:
-        lines = [
-            line for line in reports.splitlines() if line.startswith(f"| {problem} | {mode} |")
-        ]
-        assert [line for line in lines if f"| {over_derivative} | {over_gradient} |" in line]
-
-
 def test_the_picture_and_the_table_of_the_readme_agree_with_a_run():
     script = runpy.run_path(str(ROOT / "docs" / "images" / "curse_of_unrolling.py"))
     error = script["measure"](steps=320).jacobian_error

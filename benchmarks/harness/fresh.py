@@ -1,4 +1,4 @@
-"""Measurements that need a process of their own: peak memory, imports, first calls."""
+"""Measurements that need a fresh process: peak memory, imports, first calls."""
 
 import json
 import os
@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has held.
+    """Return the peak memory of this process.
 
-    Linux counts it for the program alone; elsewhere the figure may contain what the process
-    inherited from the one that started it.
+    Linux reports it for this program; elsewhere the value may include memory that the process
+    inherited from its parent.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -26,17 +28,16 @@ def peak_bytes() -> int:
 
 
 def fresh(module: str, *arguments: str) -> Any:
-    """Run ``python -m module arguments`` in a fresh process; return the JSON it prints last.
+    """Run ``python -m module arguments`` in a fresh process; return the JSON of its last line.
 
-    It finds every library in bytecode, as installed ones are, and leaves that of this checkout
-    behind, wherever `PYTHONDONTWRITEBYTECODE` is set: the first run compiles it, the next do not.
+    `PYTHONDONTWRITEBYTECODE` is unset, so that the process loads this checkout as bytecode, like
+    an installed library. The first run compiles it.
     """
-    root = Path(__file__).resolve().parents[1]
-    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
-        cwd=root,
+        cwd=ROOT,
         env={**kept, "PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
         text=True,
