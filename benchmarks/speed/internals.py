@@ -10,37 +10,23 @@ import jax.numpy as jnp
 import iterdiff as itd
 from benchmarks.harness.measure import Comparison
 from benchmarks.speed.case import Case, Data
-from iterdiff.diagnostics import trace as tracing
+from iterdiff.diagnostics.recorder import begin, record
+from iterdiff.diagnostics.trace import build_recorder
 from iterdiff.loop.checkpoints import run_with_checkpoints
 from iterdiff.loop.pullback import LinearisedSteps
 from iterdiff.loop.run import run_loop
 from iterdiff.loop.task import Task
 
 
-class _Reached(Exception):
-    """Carries the arguments of `record`."""
-
-
 def trace_program(*arguments: Any, **options: Any) -> Callable:
     """Return the program that `iterdiff.trace` compiles for these arguments, as a variant.
 
-    `trace` has no seam that builds this program without running it. It is therefore called with a
-    replacement for `tracing.record`, which raises an exception with its arguments. The variant
-    ignores its own arguments. Its inputs are those of the call, behind a barrier, so that the
-    compiler cannot fold them.
+    The variant ignores its own arguments. Its inputs are those of the run, behind a barrier, so
+    that the compiler cannot fold them.
     """
-    record = tracing.record
-
-    def stop_here(*inputs):
-        raise _Reached(inputs)
-
-    tracing.record = stop_here
-    try:
-        itd.trace(*arguments, **options)
-    except _Reached as reached:
-        arrays, static = eqx.partition(reached.args[0], eqx.is_array)
-    finally:
-        tracing.record = record
+    recorder = build_recorder(*arguments, **options)
+    inputs = recorder, begin(recorder), recorder.count
+    arrays, static = eqx.partition(inputs, eqx.is_array)
     held, structure = jax.tree.flatten(arrays)
 
     def variant(*_):
