@@ -1,1 +1,1 @@
-"""Linear solves: which method, the matrix, factors, Krylov methods, the spectrum."""
+"""Linear solves: the choice of method, checked answers, factors, Krylov methods, spectra."""

@@ -9,7 +9,7 @@ for all right-hand sides. No tolerance is inherited from the solver of the outer
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -103,12 +103,13 @@ def inverse(
     # Derivatives come from `custom_linear_solve`, never through the solver.
     arrays, static = eqx.partition(of_vectors, eqx.is_array)
     fixed = eqx.combine(jax.lax.stop_gradient(arrays), static)
+    prepared: Any
     if factors is None:
-        state = checked.init(fixed, {})
+        prepared = checked.init(fixed, {})
     else:
-        state = State(Product(fixed), factors, structure.positive_definite)
+        prepared = State(Product(fixed), factors, structure.positive_definite)
 
-    def solve(state: PyTree, b: Vector) -> Vector:
+    def solve(state: Any, b: Vector) -> Vector:
         x, result, _ = checked.compute(state, b, {})
         failed = result != lx.RESULTS.successful
         if throw:
@@ -122,8 +123,8 @@ def inverse(
         return jax.lax.custom_linear_solve(
             of_vectors.mv,
             b,
-            lambda _, b: solve(state, b),
-            None if hessian else lambda _, b: solve(checked.transpose(state, {})[0], b),
+            lambda _, b: solve(prepared, b),
+            None if hessian else lambda _, b: solve(checked.transpose(prepared, {})[0], b),
             symmetric=hessian,
         )
 
@@ -165,8 +166,8 @@ def factors_of(
     policy = _policy(solver)
     if policy is None:
         return None
-    operator = _of_vectors(operator, like, structure)
-    return policy.factors(operator, structure.positive_definite)
+    of_vectors = _of_vectors(operator, like, structure)
+    return policy.factors(of_vectors, structure.positive_definite)
 
 
 def solve_factored(factors: Factors, b: PyTree, *, transpose: bool = False) -> PyTree:
