@@ -51,7 +51,7 @@ def measured_burn_in(errors: ArrayLike) -> MeasuredBurnIn:
 
     Examples
     --------
-    >>> from iterdiff.theory.measured_burn_in import measured_burn_in
+    >>> from iterdiff.theory.measured import measured_burn_in
     >>> measured_burn_in([0.0, 1.0, 3.0, 2.0, 0.5])
     MeasuredBurnIn(start_index=1, peak_index=2, peak_ratio=3.0, length=4)
     """
