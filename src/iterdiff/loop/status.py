@@ -4,10 +4,16 @@ import enum
 
 
 class Status(enum.IntEnum):
-    """How a run ended; ``Status(code).advice`` says it in words and what to do about it.
+    """How a run ended; ``Status(code).advice`` says what happened and what to do.
 
-    `Solution.status` holds the code as an integer array, so that it passes through ``jit``
-    and ``vmap``; compare it with a member directly: ``solution.status == Status.CONVERGED``.
+    `Solution.status` holds the code as an integer array, which passes through ``jit`` and
+    ``vmap``. Compare it with a member directly: ``solution.status == Status.CONVERGED``.
+
+    Examples
+    --------
+    >>> import iterdiff as itd
+    >>> itd.Status(0).name, itd.Status(0).advice
+    ('CONVERGED', 'The stopping rule was satisfied.')
     """
 
     advice: str
@@ -15,34 +21,34 @@ class Status(enum.IntEnum):
     CONVERGED = 0, "The stopping rule was satisfied."
     STEPS_DONE = (
         1,
-        "The steps that were asked for have run. Whether they were enough was not checked: "
-        "look at `residual_norm`, or stop by `ResidualBelow`.",
+        "All requested steps ran; convergence was not checked. Read `residual_norm`, or stop by "
+        "`ResidualBelow`.",
     )
     MAX_STEPS_REACHED = (
         2,
         "The stopping rule was not satisfied within `max_steps`. Raise `max_steps`, loosen the "
-        "tolerance (the residual may have reached the floor of its floating-point precision; a "
-        "derivative that may be zero needs DerivativeErrorBelow's `atol`), "
-        "or use an algorithm that converges faster; with `throw=False` the last iterate is "
-        "returned.",
+        "tolerance (rounding limits how small a residual can get, and a derivative that may be "
+        "zero needs `atol` of DerivativeErrorBelow), use an algorithm that converges faster, or "
+        "pass `throw=False` to get the last iterate.",
     )
     DIVERGED = (
         3,
-        "An iterate was not finite. The last finite iterate is returned, and `steps` counts "
-        "the steps that led to it. Make the step size smaller, or start nearer to the solution.",
+        "The run diverged: an iterate was not finite. Make the step size smaller or start nearer "
+        "to the solution; `throw=False` returns the last finite iterate and the number of steps "
+        "that led to it.",
     )
     NOT_FINITE_AT_START = (
         4,
         "The residual at `x0` is not finite. Look for NaN or infinity in `x0`, `theta` and the "
-        "data, and for an `x0` outside the problem's domain.",
+        "data, or move `x0` into the problem's domain.",
     )
     SOLVER_FAILED = (
         5,
-        "The solver that was wrapped says that it failed. Its own message is in the exception.",
+        "The wrapped solver reported failure; its message follows.",
     )
 
     def __new__(cls, code: int, advice: str) -> "Status":
-        """Attach the advice to the code."""
+        """Make a member of its code and its advice."""
         member = int.__new__(cls, code)
         member._value_ = code
         member.advice = advice
@@ -50,5 +56,5 @@ class Status(enum.IntEnum):
 
     @property
     def failed(self) -> bool:
-        """Whether ``throw=True`` raises on it."""
+        """Whether ``throw=True`` raises an error for this status."""
         return self >= Status.MAX_STEPS_REACHED
