@@ -130,7 +130,7 @@ class _Scalars(eqx.Module):
 
 
 class _SobolevState(State):
-    """The iterate, and the last two Gegenbauer and orthogonalised iterates y and z, newest first."""
+    """The iterate, and the last two Gegenbauer and orthogonal iterates y and z, newest first."""
 
     x: PyTree
     y: tuple[PyTree, PyTree]
@@ -152,8 +152,9 @@ class Sobolev(Algorithm):
     where :math:`\mu` is the Gegenbauer weight :math:`(1 - \sigma^2)^{\alpha - 1/2}` on
     :math:`[\ell, L]`. With the default parameters the worst case of :math:`|P_t - \lambda P_t'|`
     never exceeds its initial value: there is no burn-in if the derivative of the gradient at `x0`
-    vanishes. On general random quadratics the Jacobian error rose by at most a tenth (in 4 of
-    480), and it reached a relative error of 1e-6 in no more iterations than with `Chebyshev`.
+    vanishes. On 960 random quadratics with :math:`L/\ell` of 100 and 1000, the Jacobian error rose
+    above its initial value in 10, by at most 22 %. It reached a relative error of 1e-6 in 11 to
+    31 % fewer iterations than with `Chebyshev` (medians by kind of problem).
 
     The optimal polynomial is a reproducing kernel at 0. In the basis :math:`R_0 = 1`,
     :math:`R_n' = g_{n-1}` (g: orthonormal Gegenbauer polynomials) the Gram matrix has five
@@ -166,10 +167,10 @@ class Sobolev(Algorithm):
     only at the solution, a nonlinear problem can diverge; with `smallest` too large the method
     stalls, as Chebyshev does. On problems where Chebyshev has no burn-in (for example, if the
     Hessian does not commute with its derivative) this method is worse for the first
-    :math:`4\sqrt{L/\ell}` iterations, by a factor of up to nine. It saves at most a third of the
-    iterations to 1e-6, not orders of magnitude. Its iterate is 5 to 14 times less accurate than
-    Chebyshev's at :math:`t = 2\sqrt{L/\ell}`. The polynomials are optimal only for quadratics
-    with commuting :math:`H` and :math:`dH`.
+    :math:`4\sqrt{L/\ell}` iterations: at the worst of them by a factor of 5 to 12 in the median,
+    and up to 33. It never saved more than 38 % of the iterations to 1e-6, and once took 1 % more.
+    Its iterate is 5 to 14 times less accurate than Chebyshev's at :math:`t = 2\sqrt{L/\ell}`.
+    The polynomials are optimal only for quadratics with commuting :math:`H` and :math:`dH`.
 
     Parameters
     ----------
