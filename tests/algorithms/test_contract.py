@@ -79,26 +79,32 @@ def signature(tree):
     return [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
 
 
-def steps_from(acting, problem, x0, theta, count):
-    """Return the states 0 ... count."""
-    states = [acting.init(problem, x0, theta)]
-    for _ in range(count):
-        states.append(acting.step(problem, states[-1], theta))
-    return states
+def run(acting, problem, x0, theta, count):
+    """Return the first state and the one after `count` steps; a scan, to compile one step only."""
+    start = acting.init(problem, x0, theta)
+    end, _ = jax.lax.scan(lambda s, _: (acting.step(problem, s, theta), None), start, None, count)
+    return start, end
 
 
 class Numbers(NamedTuple):
     """What one compiled program returns of an algorithm."""
 
-    states: list[Any]  # 0, 1 and 2, on an unknown that is a tree where there is such a case
-    batch: Any  # state 2, by a step under vmap, twice
-    pushed: Any  # J v and J^T w of a step, in state, theta and hyper-parameters
+    # A step in float64, on an unknown that is a tree where there is such a case. Derivatives are
+    # in state, theta and hyper-parameters.
+    start: Any
+    before: Any
+    after: Any
+    batch: Any  # the same step under vmap, twice
+    pushed: Any
     pulled: Any
     products: tuple  # <w, J v>, <J^T w, v>, and the sum of |w_i (J v)_i|
-    single: list[Any]  # states 0, 1 and 2 in float32, on an array where there is such a case
-    single_pushed: Any  # the derivative of the last one's iterate in theta
-    hyper: Any  # x_3 along the hyper-parameters: derivative, and central difference
-    resting: Any  # three steps from an exact solution: value, Jacobians, pulled back
+    # Two steps in float32, on an array where there is such a case.
+    single: tuple
+    single_pushed: Any
+    # Three steps along the hyper-parameters: derivative, and central difference.
+    hyper: Any
+    # Three steps from an exact solution: value, pulled back, Jacobians.
+    resting: Any
 
 
 @functools.cache
@@ -108,14 +114,14 @@ def numbers(algorithm: str) -> Numbers:
 
     @jax.jit
     def everything():
-        states = steps_from(acting, case.problem, case.x0, case.theta, 2)
-        single = steps_from(acting_in_single, in_single.problem, in_single.x0, in_single.theta, 2)
+        start = acting.init(case.problem, case.x0, case.theta)
+        before = acting.step(case.problem, start, case.theta)
         return Numbers(
-            states,
-            *_transformed(case, acting, states[1]),
-            single,
-            _pushed_in_theta(in_single, acting_in_single),
-            _along_hyper_parameters(case, acting),
+            start,
+            before,
+            *_transformed(case, acting, before),
+            *_two_steps(in_single, acting_in_single),
+            _along_hyper_parameters(case, acting) if algorithm in HYPER else None,
             _from_an_exact_solution(algorithm, acting_in_single),
         )
 
@@ -123,27 +129,33 @@ def numbers(algorithm: str) -> Numbers:
 
 
 def _transformed(case, acting, state):
-    """Return a step under vmap, jvp and vjp, in state, theta and hyper-parameters."""
+    """Return a step, under jvp, under vmap and under vjp."""
     moving, frozen = differentiable_part((state, case.theta, acting))
 
     def step(moving):
         state, theta, acting = eqx.combine(moving, frozen)
-        return differentiable_part(acting.step(case.problem, state, theta))[0]
+        after = acting.step(case.problem, state, theta)
+        return differentiable_part(after)[0], after
 
-    batch = jax.vmap(step)(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), moving))
+    batch = jax.vmap(lambda m: step(m)[0])(jax.tree.map(lambda a: jnp.stack([a, a]), moving))
     v = fixed_direction(moving)
-    value, pushed = jax.jvp(step, (moving,), (v,))
+    value, pushed, after = jax.jvp(step, (moving,), (v,), has_aux=True)
     w = fixed_direction(value)
-    pulled = jax.vjp(step, moving)[1](w)[0]
+    pulled = jax.vjp(step, moving, has_aux=True)[1](w)[0]
     size = dot(*(jax.tree.map(jnp.abs, part) for part in (w, pushed)))
-    return batch, pushed, pulled, (dot(w, pushed), dot(pulled, v), size)
+    return after, batch, pushed, pulled, (dot(w, pushed), dot(pulled, v), size)
 
 
-def _pushed_in_theta(case, acting):
-    def end(theta):
-        return steps_from(acting, case.problem, case.x0, theta, 2)[-1].x
+def _two_steps(case, acting):
+    """Return first and last state of two steps, and the last iterate's derivative in theta."""
 
-    return jax.jvp(end, (case.theta,), (fixed_direction(case.theta),))[1]
+    def steps(theta):
+        states = run(acting, case.problem, case.x0, theta, 2)
+        return states[1].x, states
+
+    direction = fixed_direction(case.theta)
+    _, pushed, states = jax.jvp(steps, (case.theta,), (direction,), has_aux=True)
+    return states, pushed
 
 
 def _along_hyper_parameters(case, acting, width=1e-5):
@@ -152,7 +164,7 @@ def _along_hyper_parameters(case, acting, width=1e-5):
 
     def end(by):
         moved = jax.tree.map(lambda leaf, v: leaf + by * v, moving, direction)
-        return steps_from(eqx.combine(moved, frozen), case.problem, case.x0, case.theta, 3)[-1].x
+        return run(eqx.combine(moved, frozen), case.problem, case.x0, case.theta, 3)[1].x
 
     ends = jax.vmap(end)(jnp.array([-width, width]))
     difference = jax.tree.map(lambda leaf: (leaf[1] - leaf[0]) / (2 * width), ends)
@@ -163,10 +175,10 @@ def _from_an_exact_solution(algorithm, acting):
     problem, solution = EXACT[acting.accepts[0].__name__], exact_solution(algorithm)
 
     def end(theta, x0):
-        return steps_from(acting, problem, x0, theta, 3)[-1].x
+        return run(acting, problem, x0, theta, 3)[1].x
 
     value, pull = jax.vjp(end, solution, solution)
-    return value, jax.jacfwd(end, (0, 1))(solution, solution), pull(jnp.ones_like(solution))
+    return value, pull(jnp.ones_like(solution)), jax.jacfwd(end, (0, 1))(solution, solution)
 
 
 def exact_solution(algorithm):
@@ -186,7 +198,7 @@ def test_no_algorithm_is_forgotten():
 def test_a_step_keeps_structure_shapes_and_dtypes(algorithm):
     found = numbers(algorithm)
     for states, as_tree, dtype in (
-        (found.states, True, "float64"),
+        ((found.start, found.before, found.after), True, "float64"),
         (found.single, False, "float32"),
     ):
         x0 = pick(algorithm, dtype, as_tree=as_tree)[0].x0
@@ -201,7 +213,7 @@ def test_a_step_keeps_structure_shapes_and_dtypes(algorithm):
 @each_algorithm
 def test_steps_in_float32_move_and_are_differentiable(algorithm):
     found = numbers(algorithm)  # two steps, since the first one of Sobolev does not move
-    start, end, pushed = found.single[0].x, found.single[2].x, found.single_pushed
+    start, end, pushed = found.single[0].x, found.single[1].x, found.single_pushed
     assert np.all(np.isfinite(flat((end, pushed))))
     assert np.any(flat(end) != flat(start))
     assert {leaf.dtype for leaf in jax.tree.leaves((end, pushed))} == {np.dtype("float32")}
@@ -211,7 +223,7 @@ def test_steps_in_float32_move_and_are_differentiable(algorithm):
 def test_a_step_transforms_consistently(algorithm):
     # vmap of the step is the step, and <w, J v> = <J^T w, v>
     found = numbers(algorithm)
-    value = differentiable_part(found.states[2])[0]
+    value = differentiable_part(found.after)[0]
     assert np.all(np.isfinite(flat((value, found.pushed, found.pulled))))
     for row in (0, 1):
         member = jax.tree.map(lambda leaf, row=row: leaf[row], found.batch)
@@ -243,8 +255,8 @@ def test_hyper_parameters_are_differentiated(algorithm):
 @each_algorithm
 def test_is_finite_at_an_exact_solution(algorithm):
     # value and derivative of steps that continue after the solution was reached
-    value, jacobians, pulled = numbers(algorithm).resting
-    assert np.all(np.isfinite(flat((value, jacobians, pulled))))
+    value, pulled, jacobians = numbers(algorithm).resting
+    assert np.all(np.isfinite(flat((value, pulled, jacobians))))
     if algorithm not in NEVER_AT_REST:
         np.testing.assert_allclose(value, exact_solution(algorithm), rtol=1e-14)
 
