@@ -17,10 +17,10 @@ import matplotlib.pyplot as plt
 
 import iterdiff as itd
 from iterdiff.study.config import Case, Study
-from iterdiff.study.grid import cases, run
-from iterdiff.study.plots import figures
-from iterdiff.study.report import verdicts
-from iterdiff.study.summary import jacobian_of
+from iterdiff.study.run import cases, run
+from iterdiff.study.views.plots import figures
+from iterdiff.study.views.summary import jacobian_of
+from iterdiff.study.views.verdicts import verdicts
 
 jax.config.update("jax_enable_x64", True)
 
@@ -43,7 +43,7 @@ study = Study(
     modes={"unrolled": itd.Unrolled(), "implicit": itd.Implicit(), "one-step": itd.OneStep()},
 )
 data = run(study)
-print("\n".join(verdicts(data)))
+print(*verdicts(data), sep="\n")
 
 # %%
 # The numbers behind the words, from the same dataset.

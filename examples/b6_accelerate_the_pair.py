@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import iterdiff as itd
-from iterdiff.study.datasets import bundled
+from iterdiff.study.problems.datasets import bundled
 
 jax.config.update("jax_enable_x64", True)
 

@@ -17,7 +17,7 @@ import numpy as np
 import iterdiff as itd
 from iterdiff import theory
 from iterdiff.study.config import Case
-from iterdiff.study.late import late_starts
+from iterdiff.study.late_starts import late_starts
 
 jax.config.update("jax_enable_x64", True)
 

@@ -1,4 +1,4 @@
-"""What a solution looks like when it is printed."""
+"""How a solution prints, and what its message says."""
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,13 @@ def solved(theta, steps=100):
 
 
 def test_values_where_they_are_known():
+    solution = solved(THETA)
     expected = (
         "Solution(x={'a': f64[2]}, steps=100, status=STEPS_DONE, residual_norm=0, "
         "weakly_active=1 of 2)"
     )
-    assert repr(solved(THETA)) == str(solved(THETA)) == expected
+    assert repr(solution) == str(solution) == expected
+    assert solution.message == itd.Status.STEPS_DONE.advice
 
 
 def test_types_where_they_are_traced():

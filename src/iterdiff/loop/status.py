@@ -4,16 +4,10 @@ import enum
 
 
 class Status(enum.IntEnum):
-    """How a run ended; ``Status(code).advice`` says what happened and what to do.
+    """How a run ended; ``Status(code).advice`` is a sentence about it and what to do.
 
-    `Solution.status` holds the code as an integer array, which passes through ``jit`` and
+    `Solution.status` holds the code as an integer array, so that it passes through ``jit`` and
     ``vmap``. Compare it with a member directly: ``solution.status == Status.CONVERGED``.
-
-    Examples
-    --------
-    >>> import iterdiff as itd
-    >>> itd.Status(0).name, itd.Status(0).advice
-    ('CONVERGED', 'The stopping rule was satisfied.')
     """
 
     advice: str
@@ -21,34 +15,34 @@ class Status(enum.IntEnum):
     CONVERGED = 0, "The stopping rule was satisfied."
     STEPS_DONE = (
         1,
-        "All requested steps ran; convergence was not checked. Read `residual_norm`, or stop by "
-        "`ResidualBelow`.",
+        "The requested steps have run; no stopping rule checked convergence. Inspect "
+        "`residual_norm`, or stop by `ResidualBelow`.",
     )
     MAX_STEPS_REACHED = (
         2,
         "The stopping rule was not satisfied within `max_steps`. Raise `max_steps`, loosen the "
-        "tolerance (rounding limits how small a residual can get, and a derivative that may be "
-        "zero needs `atol` of DerivativeErrorBelow), use an algorithm that converges faster, or "
-        "pass `throw=False` to get the last iterate.",
+        "tolerance (rounding limits how small a residual can become, and a derivative that may be "
+        "zero needs the `atol` of DerivativeErrorBelow), or use a faster algorithm; with "
+        "`throw=False` the last iterate is returned.",
     )
     DIVERGED = (
         3,
-        "The run diverged: an iterate was not finite. Make the step size smaller or start nearer "
-        "to the solution; `throw=False` returns the last finite iterate and the number of steps "
-        "that led to it.",
+        "An iterate was not finite. Use a smaller step size or a start closer to the solution; "
+        "with `throw=False` the last finite iterate is returned, and `steps` counts the steps that "
+        "led to it.",
     )
     NOT_FINITE_AT_START = (
         4,
         "The residual at `x0` is not finite. Look for NaN or infinity in `x0`, `theta` and the "
-        "data, or move `x0` into the problem's domain.",
+        "data, and for an `x0` outside the problem's domain.",
     )
     SOLVER_FAILED = (
         5,
-        "The wrapped solver reported failure; its message follows.",
+        "The wrapped solver reported failure. The exception quotes its message.",
     )
 
     def __new__(cls, code: int, advice: str) -> "Status":
-        """Make a member of its code and its advice."""
+        """Attach the advice to the code."""
         member = int.__new__(cls, code)
         member._value_ = code
         member.advice = advice
@@ -56,5 +50,5 @@ class Status(enum.IntEnum):
 
     @property
     def failed(self) -> bool:
-        """Whether ``throw=True`` raises an error for this status."""
+        """Whether ``throw=True`` raises on this status."""
         return self >= Status.MAX_STEPS_REACHED

@@ -12,7 +12,6 @@ from jaxtyping import PyTree
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.raise_if import raise_if
 from iterdiff.loop.run import stop_gradient
-from iterdiff.loop.status import Status
 from iterdiff.solving.solution import SolverFailed
 
 NOT_FINITE = (
@@ -93,7 +92,7 @@ class SolverCall(NamedTuple):
         if not self.throw:
             return jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan), self.x0)
         message = str(getattr(result, "message", getattr(result, "flag", "no message")))
-        raise SolverFailed(f"{Status.SOLVER_FAILED.advice} `{self.name}`: {message}", message)
+        raise SolverFailed(f"`{self.name}` reported failure: {message}", message)
 
     def check_finite(self, x: PyTree) -> PyTree:
         """Return `x`, which must be finite.

@@ -8,6 +8,7 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.closures import nan_derivative_where
 from iterdiff.jaxtools.transformations import transforming
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import stop_gradient
@@ -17,7 +18,6 @@ from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.checks import check_theta, check_x0
 from iterdiff.problems.problem import Problem
 from iterdiff.solving.host import SolverCall, run_solver
-from iterdiff.solving.nan_derivative import nan_derivative_where
 
 
 def implicit(

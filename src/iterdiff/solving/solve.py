@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.closures import nan_derivative_where
 from iterdiff.jaxtools.raise_if import raise_if
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import stop_gradient
@@ -20,7 +21,6 @@ from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.checks import check_residual, check_theta, check_x0
 from iterdiff.problems.problem import CompositeMinimization, Problem
 from iterdiff.problems.prox import weakly_active
-from iterdiff.solving.nan_derivative import nan_derivative_where
 from iterdiff.solving.solution import Solution
 
 

@@ -1,4 +1,4 @@
-"""Figures of a study's dataset: how the iterate and every derivative of it converge."""
+"""Figures of a study's dataset: how the iterate and its derivatives converge."""
 
 import itertools
 import math
@@ -9,29 +9,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from iterdiff.study.extras import load
-from iterdiff.study.grid import cases
-from iterdiff.study.summary import Convergence, best_start, jacobian_of, times
+from iterdiff.jaxtools.extras import import_extra
+from iterdiff.study.run import cases
+from iterdiff.study.views.palette import (
+    BLACK,
+    BLUE,
+    CYCLE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SKY,
+    VERMILION,
+)
+from iterdiff.study.views.summary import Convergence, best_start, decay, factor, jacobian_of
 
 if TYPE_CHECKING:
     import xarray
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; markers tell them too.
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
-LOOKS = (
-    (VERMILION, "o"),
-    (BLUE, "s"),
-    (GREEN, "^"),
-    (PURPLE, "D"),
-    (ORANGE, "v"),
-    (SKY, "P"),
-)
+LOOKS = tuple(zip(CYCLE, ("o", "s", "^", "D", "v", "P"), strict=True))
+"""Colour and marker of each mode or algorithm."""
+
 BOUND = {"linestyle": "--", "linewidth": 1.0}
-"""How everything looks that theory says; what is measured is solid."""
+"""Style of theoretical curves; measured curves are solid."""
 
 ESTIMATE = {"linestyle": ":", "linewidth": 1.2, "color": BLACK}
-"""How an error looks that is estimated without the truth."""
+"""Style of errors that are estimated without the solution."""
 
 STYLE: Mapping[str, Any] = {
     "axes.grid": True,
@@ -48,33 +50,36 @@ STYLE: Mapping[str, Any] = {
 }
 PAPER = {"font.size": 7.5, "axes.titlesize": 8, "figure.titlesize": 8.5, "lines.linewidth": 1.2}
 PAPER_WIDTH = 6.9
-"""Width of a page of two columns, in inches."""
+"""Width of a two-column page, in inches."""
 
-COLUMNS = 3
-DECADES = 10
-"""How far below its largest value an axis of errors goes, at most."""
-FEW = 15
-"""With so few iterations or fewer each is marked by a dot."""
+MAX_COLUMNS = 3
+"""Largest number of panels side by side."""
+
+MAX_DECADES = 10
+"""Largest range of an axis of errors, in powers of ten."""
+
+DOTTED_MAX_RECORDS = 15
+"""Largest number of records of a curve that is drawn with a dot for each."""
 
 
 def save_figures(data: "xarray.Dataset", folder: Path, *, paper: bool = False) -> list[str]:
-    """Draw everything that a dataset has, as PNG and SVG.
+    """Write all figures of a dataset as PNG and SVG.
 
     Parameters
     ----------
     data : xarray.Dataset
-        As `iterdiff.study.grid.run` returns it.
+        The dataset that `iterdiff.study.run.run` returns.
     folder : Path
-        Where to; it exists.
+        An existing folder.
     paper : bool
-        Write PDF as well, in the width of a page of two columns.
+        Whether to write PDF as well, in the width of a two-column page.
 
     Returns
     -------
     list of str
         The names of the files.
     """
-    matplotlib = load("matplotlib")
+    matplotlib = import_extra("matplotlib", "study")
     names = []
     for suffixes, extra in ((("png", "svg"), {}), (("pdf",), PAPER))[: 2 if paper else 1]:
         with matplotlib.rc_context({**STYLE, **extra}):
@@ -100,9 +105,9 @@ def figures(data: "xarray.Dataset", *, paper: bool = False) -> dict[str, Any]:
 
 
 def convergence(data: "xarray.Dataset", *, paper: bool = False) -> Any:
-    """Draw a column of panels for every case: derivatives above, iterates below."""
+    """Draw a column of panels for each case: derivatives above, iterates below."""
     labels = list(cases(data))
-    columns = min(COLUMNS, len(labels))
+    columns = min(MAX_COLUMNS, len(labels))
     bands = math.ceil(len(labels) / columns)
     size = (columns * 4.0 + 0.4, bands * 5.2 + 0.9)
     figure = _figure(size, paper)
@@ -111,7 +116,7 @@ def convergence(data: "xarray.Dataset", *, paper: bool = False) -> Any:
         band, column = divmod(i, columns)
         above, below = axes[2 * band, column], axes[2 * band + 1, column]
         _draw_modes(above, case)
-        above.set_title(label)
+        above.set_title(_literal(label))
         _draw_suboptimality(below, case)
         below.set_xlabel("iteration")
         if column == 0:
@@ -123,18 +128,18 @@ def convergence(data: "xarray.Dataset", *, paper: bool = False) -> Any:
     for band in range(bands):
         _same_limits(axes[2 * band, :])
         _same_limits(axes[2 * band + 1, :])
-    figure.suptitle(_wrapped(data.attrs["title"], columns, paper), x=0.01, ha="left")
+    figure.suptitle(_wrapped(_literal(data.attrs["title"]), columns, paper), x=0.01, ha="left")
     _legend(figure, axes)
     return figure
 
 
 def comparison(data: "xarray.Dataset", *, paper: bool = False) -> Any:
-    """Draw function suboptimality and unrolled Jacobian error side by side, all cases in one."""
+    """Draw the function's suboptimality beside the unrolled Jacobian error, for all cases."""
     figure = _figure((10.0, 5.0), paper)
     left, right = figure.subplots(1, 2)
     name = "objective_error" if "objective_error" in data else "iterate_error"
     for (label, case), look in zip(cases(data), _looks(), strict=False):
-        _line(left, case[name], label=label, **look)
+        _line(left, case[name], label=_literal(label), **look)
         found = jacobian_of(case, "unrolled")
         error = case.jacobian_error.sel(mode="unrolled")
         _line(right, error, **look)
@@ -153,31 +158,31 @@ def comparison(data: "xarray.Dataset", *, paper: bool = False) -> Any:
     for axes in (left, right):
         axes.set_xlabel("iteration")
         _finish(axes, int(data.steps.max()))
-        # Short and long burn-ins side by side; powers of t are straight lines.
+        # A log axis shows short and long burn-ins; powers of t are straight lines.
         axes.set_xscale("log")
         axes.set_xlim(int(data.every.min()), int(data.steps.max()))
-    figure.suptitle(_wrapped(data.attrs["title"], 2, paper), x=0.01, ha="left")
+    figure.suptitle(_wrapped(_literal(data.attrs["title"]), 2, paper), x=0.01, ha="left")
     _legend(figure, np.array([[left, right]]))
     return figure
 
 
 def late_start(data: "xarray.Dataset", *, paper: bool = False) -> Any:
-    """Draw the error of late starts over the number of steps left out, and theory's best one."""
+    """Draw the error of late starts over the number of skipped steps, and the predicted best."""
     labels = [(label, case) for label, case in cases(data) if "late_start_error" in case]
-    columns = min(COLUMNS, len(labels))
+    columns = min(MAX_COLUMNS, len(labels))
     rows = math.ceil(len(labels) / columns)
     figure = _figure((columns * 4.0 + 0.4, rows * 3.0 + 0.9), paper)
     axes = figure.subplots(rows, columns, squeeze=False)
     for panel, (label, case) in zip(axes.flat, labels, strict=False):
         _draw_late_starts(panel, case)
-        panel.set_title(label)
+        panel.set_title(_literal(label))
     for panel in axes.flat[len(labels) :]:
         panel.set_axis_off()
     for panel in axes[-1]:
         panel.set_xlabel("K: leading steps not differentiated")
     for panel in axes[:, 0]:
         panel.set_ylabel("Jacobian error, absolute\n" r"$\|J_{T,K} - J^*\|_F$")
-    figure.suptitle(_wrapped(data.attrs["title"], columns, paper), x=0.01, ha="left")
+    figure.suptitle(_wrapped(_literal(data.attrs["title"]), columns, paper), x=0.01, ha="left")
     _legend(figure, axes)
     return figure
 
@@ -208,7 +213,7 @@ def _draw_late_starts(axes: Any, case: "xarray.Dataset") -> None:
 
 
 def explanation(data: "xarray.Dataset", *, paper: bool = False) -> Any:
-    """Draw the unrolled error as what it is: a linear times an exponential sequence."""
+    """Draw the unrolled error as the product of a linear and an exponential factor."""
     case = next(c for _, c in cases(data) if np.isfinite(c.exponential_factor.values).all())
     t = case.iteration.values
     figure = _figure((10.0, 3.4), paper)
@@ -227,8 +232,7 @@ def explanation(data: "xarray.Dataset", *, paper: bool = False) -> Any:
         label="product",
     )
     product.plot(t, case.jacobian_error.sel(mode="unrolled"), color=VERMILION, label="measured")
-    ratio = case.exponential_factor.values[2] / case.exponential_factor.values[1]
-    peak = -1 / math.log(ratio)
+    peak = -1 / math.log(decay(case))
     height = float(np.interp(peak, t, case.jacobian_error.sel(mode="unrolled")))
     product.axvline(peak, color=GREY, linestyle=":", linewidth=1)
     product.annotate(
@@ -257,7 +261,7 @@ def _draw_modes(axes: Any, case: "xarray.Dataset") -> None:
             _line(
                 axes, case.closed_form, color=BLACK, linewidth=4.5, alpha=0.25, label="closed form"
             )
-        _line(axes, error, label=str(mode), **look)
+        _line(axes, error, label=_literal(str(mode)), **look)
         _bound(axes, case, str(mode), look["color"])
     _draw_estimates(axes, case)
     _finish(axes, int(case.steps))
@@ -266,7 +270,7 @@ def _draw_modes(axes: Any, case: "xarray.Dataset") -> None:
 
 
 def _draw_estimates(axes: Any, case: "xarray.Dataset") -> None:
-    """Dot the estimated errors, where they are trusted, over those that were measured."""
+    """Draw the trusted estimates of the errors as dotted lines over the measured errors."""
     if not case.estimate_trusted.any():
         return
     shown = case.jacobian_error_estimate.where(case.estimate_trusted)
@@ -275,7 +279,7 @@ def _draw_estimates(axes: Any, case: "xarray.Dataset") -> None:
 
 
 def _bound(axes: Any, case: "xarray.Dataset", mode: str, colour: str) -> None:
-    """Draw theory's bound of a mode, where it has one, and name it in the legend."""
+    """Draw the theoretical bound of a mode, if there is one, and name it in the legend."""
     if "bound" not in case or not np.isfinite(case.bound.sel(mode=mode)).any():
         return
     _line(axes, case.bound.sel(mode=mode), color=colour, **BOUND)
@@ -297,7 +301,7 @@ def _mark_burn_in(axes: Any, case: "xarray.Dataset", found: Convergence) -> None
         markeredgecolor="white",
         zorder=5,
     )
-    text = f"peak {times(found.growth)} at {found.peak_iteration}"
+    text = f"peak {factor(found.growth)} at {found.peak_iteration}"
     axes.set_title(text, loc="right", color=VERMILION, fontsize="small")
 
 
@@ -314,25 +318,25 @@ def _draw_suboptimality(axes: Any, case: "xarray.Dataset") -> None:
 
 
 def _line(axes: Any, values: "xarray.DataArray", **look: Any) -> None:
-    """Draw an error over iterations; what a log axis cannot show is left out."""
+    """Draw an error over iterations, without values that a log axis cannot show."""
     shown = values.where(np.isfinite(values) & (values > 0))
-    few = int(shown.count()) <= FEW
+    few = int(shown.count()) <= DOTTED_MAX_RECORDS
     if few and "linestyle" not in look:
         look = {"marker": "o", "markersize": 4.5, **look, "markevery": None}
     axes.plot(shown.iteration, shown, **look)
 
 
 def _finish(axes: Any, steps: int) -> None:
-    """Set a log scale, limits that lose nothing of interest, and decades as ticks."""
+    """Set a log scale and limits that cover at most `MAX_DECADES`."""
     axes.set_yscale("log")
     axes.set_xlim(0, steps)
     low, high = axes.dataLim.intervaly
     if np.isfinite([low, high]).all() and 0 < low <= high:
-        axes.set_ylim(max(low, high * 10.0**-DECADES) / 2, high * 2)
+        axes.set_ylim(max(low, high * 10.0**-MAX_DECADES) / 2, high * 2)
 
 
 def _same_limits(row: Any) -> None:
-    """Give a row of panels one scale, so that heights can be compared."""
+    """Give a row of panels the same scale, so that heights can be compared."""
     visible = [axes for axes in row if axes.axison and axes.has_data()]
     if not visible:
         return
@@ -343,7 +347,7 @@ def _same_limits(row: Any) -> None:
 
 
 def _legend(figure: Any, axes: Any) -> None:
-    """Put one legend for all panels above them, where it covers no curve."""
+    """Put one legend for all panels below them, where it covers no curve."""
     entries: dict[str, Any] = {}
     for panel in axes.flat:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -357,13 +361,13 @@ def _legend(figure: Any, axes: Any) -> None:
 
 def _figure(size: tuple[float, float], paper: bool) -> Any:
     if paper:
-        # Letters are larger there, beside the panels.
+        # On paper, letters are larger relative to the panels.
         size = (PAPER_WIDTH, 1.2 * size[1] * PAPER_WIDTH / size[0])
-    return load("matplotlib.figure").Figure(figsize=size, layout="constrained")
+    return import_extra("matplotlib.figure", "study").Figure(figsize=size, layout="constrained")
 
 
 def _looks() -> Any:
-    """Return colours and markers without end, the markers of two curves at different places."""
+    """Yield colours and markers forever; the markers of neighbouring curves do not overlap."""
     for i in itertools.count():
         colour, marker = LOOKS[i % len(LOOKS)]
         place = 0.05 + 0.25 * (i % len(LOOKS)) / len(LOOKS)
@@ -377,8 +381,13 @@ def _symbol(name: str) -> str:
     }[name]
 
 
+def _literal(text: str) -> str:
+    """Return a user's text such that matplotlib does not read its dollars as formulas."""
+    return text.replace("$", r"\$")
+
+
 def _wrapped(title: str, columns: int, paper: bool) -> str:
-    """Break a title into lines of like length that fit the figure."""
+    """Break a title into lines of similar length that fit the figure."""
     width = 95 if paper else 52 * columns
     lines = math.ceil(len(title) / width)
     return textwrap.fill(title, max(width // 2, math.ceil(len(title) / lines) + 8))

@@ -1,4 +1,4 @@
-"""Run a study: one dataset from all of its traces."""
+"""Run a study: one dataset from the traces of all of its cases."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iterdiff.diagnostics.trace import trace
+import iterdiff as itd
+from iterdiff.jaxtools.extras import import_extra
 from iterdiff.study.config import Case, Study
-from iterdiff.study.extras import load
-from iterdiff.study.late import late_starts
+from iterdiff.study.late_starts import late_starts
 
 if TYPE_CHECKING:
     import xarray
@@ -26,39 +26,37 @@ def run(study: Study, progress: Progress | None = None) -> "xarray.Dataset":
     study : Study
         What to run.
     progress : callable, optional
-        Called as ``progress(done, total)`` now and then.
+        Called as ``progress(done, total)`` from time to time.
 
     Returns
     -------
     xarray.Dataset
-        What `iterdiff.trace` measures, along a further dimension: ``study.axis``, named by the
-        attribute ``axis``. Cases that ran for fewer iterations, or were recorded less often, hold
-        NaN in between; ``steps`` and ``every`` tell. The variable ``reference_norm`` is the
-        Frobenius norm of the true Jacobian, and what theory says stands beside the
-        measurement, for example as ``closed_form``. Where late starts were measured,
-        ``late_start_error`` has dimensions ``total`` and ``start``.
+        The variables of `iterdiff.trace` along one more dimension, ``study.axis``; the attribute
+        ``axis`` holds its name. Cases with fewer iterations or records than others contain NaN in
+        their place; ``steps`` and ``every`` give the extent of each. The variable
+        ``reference_norm`` is the Frobenius norm of the true Jacobian. Theoretical curves are
+        further variables, for example ``closed_form``. Late starts, if measured, are in
+        ``late_start_error`` with the dimensions ``total`` and ``start``.
 
     Raises
     ------
     TypeError, ValueError
-        As `iterdiff.trace`, naming the case.
+        As `iterdiff.trace`; the message names the case.
     ImportError
         If a library of the extra ``study`` is not installed.
     """
-    xarray = load("xarray")
+    xarray = import_extra("xarray", "study")
     total = sum(case.steps // case.every for case in study.cases)
     parts, before = [], 0
     for case in study.cases:
-        count = case.steps // case.every
         parts.append(_traced(study, case, _shifted(progress, before, total)))
-        before += count
+        before += case.steps // case.every
         if progress is not None:
             progress(before, total)
+    labels = xarray.DataArray([case.label for case in study.cases], dims=study.axis)
     data = xarray.concat(
         parts,
-        dim=xarray.DataArray([case.label for case in study.cases], dims=study.axis).rename(
-            study.axis
-        ),
+        dim=labels.rename(study.axis),
         data_vars="all",
         coords="different",
         compat="equals",
@@ -76,6 +74,7 @@ def run(study: Study, progress: Progress | None = None) -> "xarray.Dataset":
 
 
 def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Return a callback for one case that reports its records after `before` others."""
     if progress is None:
         return None
     return lambda done, _: progress(before + done, total)
@@ -83,7 +82,7 @@ def _shifted(progress: Progress | None, before: int, total: int) -> Progress | N
 
 def _traced(study: Study, case: Case, progress: Progress | None) -> "xarray.Dataset":
     try:
-        data = trace(
+        data = itd.trace(
             case.problem,
             case.algorithm,
             case.x0,
@@ -96,8 +95,10 @@ def _traced(study: Study, case: Case, progress: Progress | None) -> "xarray.Data
             estimate=study.estimate,
             progress=progress,
         )
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"case {case.label!r}: {error}") from error
+    except TypeError as error:
+        raise TypeError(f"case {case.label!r}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"case {case.label!r}: {error}") from error
     norm = data.jacobian_error.attrs.pop("reference_norm")
     iterations = data.iteration.values
     data = data.assign(
@@ -119,26 +120,26 @@ def _traced(study: Study, case: Case, progress: Progress | None) -> "xarray.Data
 
 
 def cases(data: "xarray.Dataset") -> "Iterator[tuple[str, xarray.Dataset]]":
-    """Yield every case of a study's dataset, with its label and its own iterations alone.
+    """Yield every case of a study's dataset with its label.
 
     Parameters
     ----------
     data : xarray.Dataset
-        As `run` returns it.
+        The dataset that `run` returns.
 
     Yields
     ------
     label : str
-        As it is to be read, for example "b = 1".
+        A readable label, for example "b = 1".
     case : xarray.Dataset
-        Without the axis of cases.
+        The case without the axis of cases, restricted to its own iterations.
     """
     axis = data.attrs["axis"]
     for value in data[axis].values:
         case = data.sel({axis: value})
         steps, every = int(case.steps), int(case.every)
         case = case.sel(iteration=np.arange(0, steps + 1, every))
-        if "late_start_error" in case:  # totals and starts of longer runs
+        if "late_start_error" in case:  # drop the totals and starts of longer runs
             case = case.dropna("total", how="all", subset=["late_start_error"])
             case = case.dropna("start", how="all", subset=["late_start_error"])
         label = str(value) if axis == "algorithm" else f"{axis} = {value:g}"
