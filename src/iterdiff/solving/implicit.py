@@ -110,7 +110,8 @@ def implicit(
         @functools.wraps(solver)
         def solved(x0: PyTree, theta: PyTree, *args, **kwargs) -> PyTree:
             x0, theta = check_x0(x0), check_theta(theta)
-            call = SolverCall(solver, *stop_gradient((x0, theta, args, kwargs)), throw)
+            start, constant, args, kwargs = stop_gradient((x0, theta, args, kwargs))
+            call = SolverCall(solver, start, constant, args, kwargs, throw)
             x = run_solver(call, traceable)
             if not corrects_answer and not transforming():
                 return x
