@@ -154,6 +154,15 @@ def test_gauss_seidel_squares_the_rate_of_jacobi():
     assert np.array_equal(x, same)
 
 
+def test_jacobi_takes_a_diagonal_that_is_given():
+    problem, matrix = tridiagonal(4)
+    b = jnp.array([1.0, -2.0, 0.5, 3.0])
+    given = itd.Jacobi(diagonal=lambda b: jnp.full_like(b, 2.0))
+    x, same = (iterates(problem, a, jnp.zeros(4), b, 3) for a in (itd.Jacobi(), given))
+    assert np.array_equal(x, same)
+    assert np.max(np.abs(x[1] - np.asarray(b) / 2)) < ROUNDING
+
+
 def test_sor_converges_at_youngs_rate():
     problem, matrix = tridiagonal(5)
     b = jnp.array([1.0, -2.0, 0.5, 3.0, 1.0])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
+from iterdiff.problems.checks import check_untraced
 from tests.helpers import compiled
 
 
@@ -358,6 +359,23 @@ def test_integer_leaves_are_data_without_derivative():
         np.testing.assert_allclose(slope["p"], [1.0, 2.0], rtol=1e-10)
         assert slope["index"].dtype == jax.dtypes.float0
         assert slope["weight"].dtype == jax.dtypes.float0
+
+
+def test_leaves_of_theta_that_are_not_numbers_pass_through():
+    problem = itd.Minimization(lambda x, theta: jnp.sum((x - theta["to"]) ** 2))
+    solution = solve(problem=problem, theta={"to": THETA, "name": "target"}, stop=itd.Steps(60))
+    np.testing.assert_allclose(solution.x, THETA)
+
+
+def test_functions_that_return_data_need_known_values():
+    def closing_over(value):
+        problem = itd.Minimization(lambda x, theta: value * jnp.sum((x - theta) ** 2))
+        check_untraced("measure", problem, DESCENT, X0, THETA)
+        return value
+
+    assert closing_over(1.0) == 1.0
+    with pytest.raises(TypeError, match="`measure`.*`problem`"):
+        jax.jit(closing_over)(1.0)
 
 
 # The decorator and the estimate check their arguments too

@@ -123,6 +123,12 @@ def test_a_traceable_solver_is_traced():
     assert "pure_callback" in primitives(declared, THETA, THETA)
 
 
+def test_a_solver_declared_traceable_shows_why_it_is_not():
+    by_numpy = itd.implicit(quartic, traceable=True)(lambda x0, theta: np.asarray(theta))
+    with pytest.raises(jax.errors.TracerArrayConversionError):
+        jax.jit(by_numpy)(THETA, THETA)
+
+
 # Failures
 
 

@@ -28,6 +28,12 @@ def test_values_where_they_are_known():
     assert solution.message == itd.Status.STEPS_DONE.advice
 
 
+def test_a_smooth_problem_has_no_kinks_to_print():
+    problem = itd.FixedPoint(lambda x, theta: x / 2 + theta)
+    solution = itd.solve(problem, itd.Picard(), 0.0, 1.0, stop=itd.Steps(60))
+    assert repr(solution) == "Solution(x=f64[], steps=60, status=STEPS_DONE, residual_norm=0)"
+
+
 def test_types_where_they_are_traced():
     seen = []
     jax.jit(lambda theta: seen.append(repr(solved(theta))) or 0)(THETA)
