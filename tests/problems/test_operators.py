@@ -55,12 +55,13 @@ def test_every_kind_of_matrix_is_an_operator(name):
 
 
 SYMMETRIC = (MATRIX + MATRIX.T) / 2
+SPARSE = itd.LinearSystem(
+    sparse.CSR.fromdense(jnp.asarray(SYMMETRIC)), lambda b: b, positive_definite=True
+)
 
 
 def sparse_solution(b, algorithm, steps, mode=None):
-    operator = sparse.CSR.fromdense(jnp.asarray(SYMMETRIC))
-    problem = itd.LinearSystem(operator, lambda b: b, positive_definite=True)
-    return itd.solve(problem, algorithm, jnp.zeros(3), b, stop=itd.Steps(steps), mode=mode).x
+    return itd.solve(SPARSE, algorithm, jnp.zeros(3), b, stop=itd.Steps(steps), mode=mode).x
 
 
 def test_every_linear_solver_takes_a_sparse_matrix():
