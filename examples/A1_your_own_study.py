@@ -1,10 +1,10 @@
 r"""
-A study of your own problem
-===========================
+Compare algorithms in a study of your own
+=========================================
 
-A study is data: cases that differ in one thing, and the modes that differentiate each of
-them. It runs into one dataset; tables, verdicts and figures are views of that. Here two
-dampings of a fixed-point iteration for Kepler's equation, :math:`E = M + e \sin E`,
+A study consists of cases that differ in one respect, and of the modes that differentiate each case.
+Running it gives one dataset; tables, verdicts and figures are views of that dataset. This study
+compares two dampings of a fixed-point iteration for Kepler's equation, :math:`E = M + e \sin E`,
 differentiated in the eccentricity e.
 """
 
@@ -25,13 +25,13 @@ from iterdiff.study.views.verdicts import verdicts
 jax.config.update("jax_enable_x64", True)
 
 # %%
-# The problem: an eccentric orbit, half a radian after its nearest point.
+# The problem: an eccentric orbit at a mean anomaly of half a radian.
 
 problem = itd.FixedPoint(lambda anomaly, e: 0.5 + e * jnp.sin(anomaly))
 x0, e = jnp.array(0.5), jnp.array(0.9)
 
 # %%
-# The study. Anything that differs from case to case may be varied, here the algorithm.
+# The study. Cases may differ in anything; here they differ in the algorithm.
 
 algorithms = {"Picard": itd.Picard(), "Picard, damped": itd.Picard(damping=0.6)}
 study = Study(
@@ -46,7 +46,7 @@ data = run(study)
 print(*verdicts(data), sep="\n")
 
 # %%
-# The numbers behind the words, from the same dataset.
+# The numbers behind the verdicts, from the same dataset.
 
 for label, case in cases(data):
     found = jacobian_of(case, "unrolled")

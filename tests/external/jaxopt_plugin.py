@@ -1,6 +1,6 @@
-"""A pytest plugin that puts our `custom_root` in the place of jaxopt's.
+"""A pytest plugin that puts our `custom_root` in place of jaxopt's.
 
-jaxopt's solvers look it up at every call, so that all of its tests then go through our engine:
+jaxopt's solvers look it up at every call, so all of its tests then run through our code:
 ``PYTHONPATH=tests/external python -m pytest -p jaxopt_plugin PATH/tests/implicit_diff_test.py``.
 """
 
@@ -17,7 +17,7 @@ calls = {"custom_root": 0}
 
 
 def counted(*args: Any, **kwargs: Any) -> Callable:
-    """Call ours, and count."""
+    """Call ours, and count the call."""
     calls["custom_root"] += 1
     return itd.adapters.custom_root(*args, **kwargs)
 

@@ -1,6 +1,6 @@
-"""A pytest plugin that puts our implicit mode in the place of `optimistix.ImplicitAdjoint`.
+"""A pytest plugin that puts our implicit mode in place of `optimistix.ImplicitAdjoint`.
 
-optimistix's tests name the class, so that they then go through our engine:
+optimistix's tests look the class up by name, so they then run through our code:
 ``PYTHONPATH=tests/external python -m pytest -p optimistix_plugin PATH/tests -k jvp``.
 """
 
@@ -15,12 +15,12 @@ calls = {"apply": 0}
 
 
 class Ours(optimistix.AbstractAdjoint):
-    """Takes the arguments of `optimistix.ImplicitAdjoint`, and counts its calls."""
+    """Takes the arguments of `optimistix.ImplicitAdjoint` and counts the calls."""
 
     linear_solver: Any = eqx.field(default=None)
 
     def apply(self, primal_fn, rewrite_fn, inputs, tags):
-        """Pass on to the adjoint under test."""
+        """Call the adjoint under test."""
         calls["apply"] += 1
         adjoint = itd.adapters.as_optimistix_adjoint(itd.Implicit(self.linear_solver))
         return adjoint.apply(primal_fn, rewrite_fn, inputs, tags)

@@ -1,7 +1,7 @@
 """optimistix's own derivative tests, with our implicit mode in place of its `ImplicitAdjoint`.
 
-``ITERDIFF_OPTIMISTIX_TESTS=/path/to/optimistix`` names a checkout whose ``tests`` are run as they
-are (they need diffrax). What runs on the installed package alone is in ``tests/test_adapters.py``.
+``ITERDIFF_OPTIMISTIX_TESTS=/path/to/optimistix`` names a checkout whose ``tests`` run unmodified
+(they need diffrax). The tests that need only the installed package are in ``test_adapters.py``.
 """
 
 import os
@@ -13,10 +13,9 @@ import optimistix as optx
 import pytest
 
 from tests.external import optimistix_plugin
-from tests.external.suites import run_suite
+from tests.external.suites import SUITES, check_file
 
 CHECKOUT = os.environ.get("ITERDIFF_OPTIMISTIX_TESTS")
-FILES = ("test_fixed_point.py", "test_root_find.py", "test_minimise.py")
 
 
 def test_complex_and_least_squares_problems_differentiate_through_ours():
@@ -43,6 +42,6 @@ def test_complex_and_least_squares_problems_differentiate_through_ours():
 
 
 @pytest.mark.skipif(CHECKOUT is None, reason="ITERDIFF_OPTIMISTIX_TESTS names no checkout")
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SUITES["optimistix"].files)
 def test_their_own_derivative_tests(name):
-    run_suite(Path(CHECKOUT or ""), "optimistix_plugin", [f"tests/{name}"], "-k", "jvp")
+    check_file(Path(CHECKOUT or ""), "optimistix", name)

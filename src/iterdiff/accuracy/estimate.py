@@ -9,6 +9,7 @@ reliable that estimate is.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -220,14 +221,26 @@ def applied(x: PyTree, theta: PyTree, tangent, cotangent, loss) -> Apply:
         w = _matching("cotangent", cotangent, x, "x")
         return lambda solution, at: jax.vjp(solution, at)[1](w)[0]
     if loss is not None:
-        if not callable(loss):
-            raise TypeError(f"`loss` must be a function (x, theta) -> scalar, not {loss!r}.")
-        f = loss
+        f = _checked_loss(loss, x, theta)
         return lambda solution, at: jax.grad(
             lambda there: f(solution(there), eqx.combine(there, rest))
         )(at)
     jacobian = jax.jacrev if tree.size(x) < tree.size(floating) else jax.jacfwd
     return lambda solution, at: jacobian(solution)(at)
+
+
+def _checked_loss(loss: Any, x: PyTree, theta: PyTree) -> Callable:
+    """Return `loss`, or raise a TypeError unless ``loss(x, theta)`` is a scalar."""
+    wanted = "`loss` must be a function (x, theta) -> scalar"
+    if not callable(loss):
+        raise TypeError(f"{wanted}, not {loss!r}.")
+    try:
+        found = eqx.filter_eval_shape(loss, x, theta)
+    except TypeError as error:
+        raise TypeError(f"{wanted}, but calling it fails: {error}") from error
+    if getattr(found, "shape", None) != ():
+        raise TypeError(f"{wanted}, but it returns {found!r}.")
+    return loss
 
 
 def _matching(name: str, given: PyTree, like: PyTree, of: str) -> PyTree:

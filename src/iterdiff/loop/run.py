@@ -98,12 +98,12 @@ def advance(loop: Loop, run: Run) -> Run:
 def finish(loop: Loop, run: Run) -> Run:
     """Replace the status `RUNNING` of a run that has used up its steps."""
     if loop.satisfied is None:
-        at_limit = jnp.asarray(Status.STEPS_DONE)
+        at_limit = jnp.int32(Status.STEPS_DONE)
     else:
         satisfied = loop.satisfied(run)
         at_limit = jnp.where(satisfied, Status.CONVERGED, Status.MAX_STEPS_REACHED)
-    status = jnp.where(run.status == RUNNING, at_limit, run.status)
-    return run._replace(status=status.astype(jnp.int32))
+    status = jnp.where(run.status == RUNNING, at_limit.astype(jnp.int32), run.status)
+    return run._replace(status=status)
 
 
 def run_loop(loop: Loop, state: Any) -> Run:
