@@ -262,11 +262,11 @@ def test_is_finite_at_an_exact_solution(algorithm):
 
 
 @each_algorithm
-def test_refuses_problems_that_it_cannot_solve(algorithm):
+def test_rejects_problems_that_it_cannot_solve(algorithm):
     acting, stop = pick(algorithm, "float64", as_tree=False)[1], itd.Steps(2)
-    refused = [name for name, family in FAMILIES.items() if not issubclass(family, acting.accepts)]
-    assert refused
-    for family in refused:
+    rejected = [name for name, family in FAMILIES.items() if not issubclass(family, acting.accepts)]
+    assert rejected
+    for family in rejected:
         with pytest.raises(ValueError, match=f"`algorithm`.*{algorithm}.*{family}") as info:
             itd.solve(EXACT[family], acting, jnp.ones(1), jnp.ones(1), stop=stop)
         assert all(kind.__name__ in str(info.value) for kind in acting.accepts)
