@@ -10,7 +10,6 @@ import pytest
 
 import iterdiff as itd
 from iterdiff.problems.checks import check_untraced
-from tests.helpers import compiled
 
 
 @pytest.fixture(autouse=True)
@@ -331,40 +330,6 @@ def test_a_traced_step_size_is_let_through():
         return solve(algorithm=itd.GradientDescent(step), throw=False).x
 
     assert jnp.all(jnp.isfinite(jax.jit(final)(-1.0)))
-
-
-# Not an error: integer leaves of theta are data
-
-
-def test_integer_leaves_are_data_without_derivative():
-    def objective(x, theta):
-        return jnp.sum((x - theta["p"][theta["index"]]) ** 2) * theta["weight"].astype(float)
-
-    theta = {"p": jnp.array([3.0, 5.0]), "index": jnp.array([1, 0, 1]), "weight": jnp.array(2)}
-    problem = itd.Minimization(objective)
-
-    @compiled
-    def slopes(theta):
-        def total(theta, mode):
-            task = (problem, itd.GradientDescent(0.125), jnp.zeros(3), theta)
-            stop = itd.Steps(60)
-            return jnp.sum(itd.solve(*task, stop=stop, mode=mode).x)
-
-        return [
-            jax.grad(total, allow_int=True)(theta, mode)
-            for mode in (itd.Implicit(), itd.Unrolled())
-        ]
-
-    for slope in slopes(theta):
-        np.testing.assert_allclose(slope["p"], [1.0, 2.0], rtol=1e-10)
-        assert slope["index"].dtype == jax.dtypes.float0
-        assert slope["weight"].dtype == jax.dtypes.float0
-
-
-def test_leaves_of_theta_that_are_not_numbers_pass_through():
-    problem = itd.Minimization(lambda x, theta: jnp.sum((x - theta["to"]) ** 2))
-    solution = solve(problem=problem, theta={"to": THETA, "name": "target"}, stop=itd.Steps(60))
-    np.testing.assert_allclose(solution.x, THETA)
 
 
 def test_functions_that_return_data_need_known_values():
