@@ -15,11 +15,11 @@ from jaxtyping import Array, Float, PyTree
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.lax import only_if
 from iterdiff.jaxtools.raise_if import raise_if
+from iterdiff.jaxtools.transformations import transforming
 from iterdiff.linalg.solve import FALLBACK, Structure, inverse, tolerance
 from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.problem import Problem
-from iterdiff.solving import host
 
 THEIRS = 1e-2
 """The relative residual that a solver of the caller's own has to meet."""
@@ -168,7 +168,7 @@ def custom_root(
             inputs = stop_gradient((bound.args, bound.kwargs))
             result = stop_gradient(solver(*inputs[0], **inputs[1]))
             x = _arrays(result[0] if has_aux else result)
-            if host.transforming():
+            if transforming():
                 theta = _parameters(reference, bound)
                 x = _attach(problem, mode, x, _arrays(theta))
             return _first_replaced(result, x) if has_aux else x

@@ -17,7 +17,7 @@ from iterdiff.problems.problem import Problem
 
 
 class _Conjugate(State):
-    """Iterate, residual ``b - A x``, search direction, and the residual's squared norm."""
+    """The iterate, the residual ``b - A x``, the search direction, the squared residual norm."""
 
     x: PyTree
     remainder: PyTree
@@ -26,7 +26,7 @@ class _Conjugate(State):
 
 
 def safe_ratio(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
-    """Return ``a / b``, and 0 with derivative 0 where `b` is 0 (the solution is reached)."""
+    """Return ``a / b``, or 0 with derivative 0 if `b` is 0, as at the exact solution."""
     zero = b == 0
     return jnp.where(zero, 0.0, a / jnp.where(zero, 1.0, b))
 
@@ -40,12 +40,13 @@ class ConjugateGradient(Algorithm):
         x_{t+1} = x_t + \alpha_t p_t, \quad r_{t+1} = r_t - \alpha_t A p_t, \quad
         p_{t+1} = r_{t+1} + \frac{r_{t+1}^\top r_{t+1}}{r_t^\top r_t} p_t .
 
-    In exact arithmetic it ends in n steps; the error's energy norm falls at least like
-    :math:`2 ((\sqrt\kappa - 1)/(\sqrt\kappa + 1))^t`, where :math:`\kappa` is the condition
-    number. One operator product a step. Its unrolled derivative goes through
-    :math:`\alpha` and the direction updates: it converges with the iterate, but loses accuracy in
-    steps that go on after convergence, where these are ratios of rounding errors; stop by
-    `ResidualBelow`, or take the implicit mode.
+    In exact arithmetic the method ends after n steps. The energy norm of the error falls at least
+    like :math:`2 ((\sqrt\kappa - 1)/(\sqrt\kappa + 1))^t`, where :math:`\kappa` is the condition
+    number. Cost: one operator product a step.
+
+    The unrolled derivative passes through :math:`\alpha` and the updates of the direction. It
+    converges with the iterate, but loses accuracy in steps after convergence, where both become
+    ratios of rounding errors. Stop by `ResidualBelow`, or use `Implicit`.
 
     References
     ----------
@@ -57,12 +58,12 @@ class ConjugateGradient(Algorithm):
     consistent: ClassVar[bool] = True
 
     def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Conjugate:
-        """Return the state at `x0`; the first direction is the residual."""
+        """Return the initial state, with the residual as search direction."""
         remainder = tree.scale(-1.0, problem.residual(x0, theta))
         return _Conjugate(x0, remainder, remainder, tree.dot(remainder, remainder))
 
     def step(self, problem: LinearSystem, state: _Conjugate, theta: PyTree) -> _Conjugate:
-        """Return the state after one step; at the solution it stays where it is."""
+        """Return the state after one step; the exact solution stays where it is."""
         image = problem.operator(state.direction, theta)
         alpha = safe_ratio(state.square, tree.dot(state.direction, image))
         remainder = tree.axpy(-alpha, image, state.remainder)
@@ -79,31 +80,34 @@ class ConjugateGradient(Algorithm):
 class GMRES(StatelessAlgorithm):
     r"""Restarted GMRES; one step is a whole cycle of `restart` Krylov vectors.
 
-    With :math:`r_t = b - A x_t` and an orthonormal basis :math:`V` of
-    :math:`\mathrm{span}\{r_t, A r_t, \dots, A^{m-1} r_t\}` (Arnoldi's process,
-    :math:`A V = W H`),
+    Let :math:`r_t = b - A x_t`, and let :math:`V` be an orthonormal basis of the Krylov space
+    :math:`\mathrm{span}\{r_t, A r_t, \dots, A^{m-1} r_t\}`, from Arnoldi's process
+    :math:`A V = W H`. Then
 
     .. math::
 
         x_{t+1} = x_t + V \arg\min_y \|r_t - A V y\| .
 
-    For any nonsingular matrix; the residual's norm never grows, and with :math:`m \ge n` one step
-    solves. With m < n it converges when the symmetric part of :math:`A` is positive definite, and
-    may stall otherwise. A step costs m + 1 operator products and :math:`O(n m^2)` operations;
-    memory (m + 1) n. The basis is orthogonalised twice.
+    The residual norm never grows, for any nonsingular matrix. With :math:`m \ge n` one step
+    solves the system. With m < n the method converges if the symmetric part of :math:`A` is
+    positive definite, and may stall otherwise. Cost: m + 1 operator products and
+    :math:`O(n m^2)` operations a step; the basis is orthogonalised twice. Memory: (m + 1) n.
 
-    First derivatives through its steps converge with the iterate; second ones keep fewer digits,
-    since each restart divides by a norm that goes to zero. The implicit mode has no such trouble.
+    First unrolled derivatives converge with the iterate. Second derivatives keep fewer digits,
+    because each restart divides by a norm that tends to zero; `Implicit` does not have this
+    problem.
 
     Parameters
     ----------
     restart : int
-        The vectors m of a cycle, at least 1; no more than n are used.
+        Number m of Krylov vectors in a cycle, at least 1. A cycle uses no more than n.
 
     Raises
     ------
-    TypeError, ValueError
-        If `restart` is no positive int.
+    TypeError
+        If `restart` is not an int.
+    ValueError
+        If `restart` is below 1.
 
     References
     ----------
@@ -116,11 +120,11 @@ class GMRES(StatelessAlgorithm):
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
-        """Refuse a cycle without vectors."""
+        """Check that `restart` is a positive int."""
         check_count("restart", self.restart)
 
     def step(self, problem: LinearSystem, state: Iterate, theta: PyTree) -> Iterate:
-        """Return the state after one cycle; at the solution it stays where it is."""
+        """Return the state after one cycle; the exact solution stays where it is."""
         x = state.x
 
         def matvec(v: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -137,9 +141,9 @@ class GMRES(StatelessAlgorithm):
 def _arnoldi(
     matvec: Callable[[Array], Array], start: Float[Array, " n"], length: int
 ) -> tuple[Float[Array, "{length}+1 n"], Float[Array, "{length} {length}+1"]]:
-    """Return the Arnoldi basis, and the coordinates in it of the images of its first m vectors.
+    """Return the Arnoldi basis, and the images of its first m vectors as coordinates in it.
 
-    When the Krylov space is exhausted the remaining vectors are zero.
+    If the Krylov space is exhausted, the remaining basis vectors are zero.
     """
     rounding = 10 * jnp.finfo(start.dtype).eps
 
