@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
-from iterdiff.problems.problem import objective_of, structure_of
+from iterdiff.problems.problem import objective_of
 from tests.cases import NAMES, build
 from tests.helpers import compiled
 
@@ -14,7 +14,7 @@ from tests.helpers import compiled
 @pytest.mark.parametrize("name", NAMES)
 def test_only_minimisations_have_an_objective_and_a_hessian(name):
     problem = build(name).problem
-    structure = structure_of(problem)
+    structure = problem.structure
     smooth = isinstance(problem, itd.Minimization)
     known = isinstance(problem, itd.CompositeMinimization) and problem.penalty is not None
     assert (objective_of(problem) is not None) == (smooth or known)

@@ -9,7 +9,7 @@ derivative includes it.)
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -33,7 +33,19 @@ class Problem(eqx.Module):
     positive_definite : bool
         Whether it is symmetric positive definite at the solution. `Implicit` verifies this
         claim: if it is false, the derivative costs a second factorisation but stays correct.
+    residual_is_gradient : bool
+        Whether the residual is the gradient of a scalar function, so that ``d residual / dx`` is
+        a Hessian, and its transpose need not be formed.
+    structure : Structure
+        These three, for linear solves.
     """
+
+    residual_is_gradient: ClassVar[bool] = False
+
+    @property
+    def structure(self) -> Structure:
+        """What the problem declares about ``d residual / dx``."""
+        return Structure(self.symmetric, self.positive_definite, self.residual_is_gradient)
 
     @property
     def symmetric(self) -> bool:
@@ -104,6 +116,7 @@ class Minimization(Problem):
     """
 
     objective: Callable[[PyTree, PyTree], Float[Array, ""]]
+    residual_is_gradient: ClassVar[bool] = True
 
     def __check_init__(self):
         """Check that `objective` is callable."""
@@ -252,9 +265,3 @@ def objective_of(problem: Problem) -> Callable[[PyTree, PyTree], Float[Array, ""
         penalty = problem.penalty
         return lambda x, theta: problem.smooth(x, theta) + penalty(x, theta)
     return None
-
-
-def structure_of(problem: Problem) -> Structure:
-    """Return what the problem declares about the structure of ``d residual / dx``."""
-    hessian = isinstance(problem, Minimization)
-    return Structure(problem.symmetric, problem.positive_definite, hessian)

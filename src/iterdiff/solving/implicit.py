@@ -102,9 +102,6 @@ def implicit(
     (Array(2., dtype=float...), Array(0.08333333, dtype=float...))
     """
     mode = _check_mode(problem, Implicit() if mode is None else mode)
-    inner = mode.mode if isinstance(mode, Checked) else mode
-    assert isinstance(inner, Implicit)
-    corrects_answer = inner.refine > 0
 
     def decorate(solver: Callable[..., Any]) -> Callable[..., PyTree]:
         @functools.wraps(solver)
@@ -113,7 +110,7 @@ def implicit(
             start, constant, args, kwargs = stop_gradient((x0, theta, args, kwargs))
             call = SolverCall(solver, start, constant, args, kwargs, throw)
             x = run_solver(call, traceable)
-            if not corrects_answer and not transforming():
+            if not mode.corrects_answer and not transforming():
                 return x
             return _with_derivative(problem, mode, x, theta, throw)
 
