@@ -12,14 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
-from iterdiff.algorithms.base import State
 from iterdiff.jaxtools.closures import detach
-from iterdiff.loop.checkpoints import run_with_checkpoints
-from iterdiff.loop.run import Loop, arrays_of, select, stop_gradient
-from iterdiff.loop.unroll import Checkpoint, blocks_of, nest, unroll
-
-MAX_CHECKPOINTS = 64
-"""Carries kept of a run whose last steps are then taken once more."""
+from iterdiff.loop.run import arrays_of, select, stop_gradient
+from iterdiff.loop.unroll import Checkpoint, blocks_of, nest
 
 Condition = Callable[[Any], Bool[Array, ""]]
 Body = Callable[[Any], Any]
@@ -41,16 +36,6 @@ class BoundedLoop(NamedTuple):
     condition: Condition
     body: Body
     max_steps: int
-
-
-class _Carry(State):
-    """A foreign carry as the state of our loop.
-
-    `x` is empty, because optimistix itself stops at an iterate that is not finite.
-    """
-
-    x: tuple[()]
-    value: PyTree
 
 
 def while_loop(condition: Condition, body: Body, init: Any, *, max_steps: int | None = None) -> Any:
@@ -97,26 +82,41 @@ def differentiable_while_loop(loop: BoundedLoop, init: Any, checkpoint: Checkpoi
 
 
 def late_while_loop(loop: BoundedLoop, init: Any, checkpoint: Checkpoint, last: int) -> Any:
-    """Return the last carry of a loop of which JAX differentiates the last `last` steps.
+    """Return the last carry of a loop of which JAX differentiates the last `last` steps."""
+    start = _carry_before_end(loop, init, last)
+    return differentiable_while_loop(loop._replace(max_steps=last), start, checkpoint)
 
-    The loop runs without a derivative first and keeps up to `MAX_CHECKPOINTS` carries. Its last
-    steps are then taken once more.
+
+def _carry_before_end(loop: BoundedLoop, init: Any, last: int) -> Any:
+    """Return the carry `last` steps before the end of a run (`init` if there are fewer).
+
+    The run keeps two snapshots, the latest ones at multiples of `last` steps. The earlier one is
+    at most `last` steps before the carry that is wanted.
     """
+    arrays, static = eqx.partition(stop_gradient(init), eqx.is_array)
+    condition = detach(lambda a: loop.condition(eqx.combine(a, static)), arrays)
+    body = detach(lambda a: _body_on_arrays(loop.body, a, static), arrays)
 
-    def step(state):
-        return _Carry((), loop.body(state.value))
+    def advance(carry):
+        count, arrays, earlier, later = carry
+        earlier, later = select(count % last == 0, (later, arrays), (earlier, later))
+        return count + 1, body(arrays), earlier, later
 
-    def satisfied(run):
-        return ~loop.condition(run.state.value)
-
-    end, checkpoints = run_with_checkpoints(
-        Loop(step, satisfied, loop.max_steps), _Carry((), init), MAX_CHECKPOINTS
+    zero = jnp.array(0)
+    count, _, earlier, _ = while_loop(
+        lambda carry: condition(carry[1]),
+        advance,
+        (zero, arrays, arrays, arrays),
+        max_steps=loop.max_steps,
     )
-    arrays, static = eqx.partition(end.state, eqx.is_array)
-    step_on_arrays = detach(lambda a: arrays_of(step(eqx.combine(a, static)), end.state), arrays)
-    steps_back = jnp.minimum(end.steps, last)
-    start = stop_gradient(checkpoints.at(step_on_arrays, end.steps - steps_back))
-    return unroll(step, eqx.combine(start, static), last, checkpoint, steps_back).state.value
+    time_of_earlier = jnp.maximum((count - 1) // last - 1, 0) * last
+    steps = jnp.maximum(count - last, 0) - time_of_earlier
+    _, arrays = while_loop(
+        lambda carry: carry[0] < steps,
+        lambda carry: (carry[0] + 1, body(carry[1])),
+        (zero, earlier),
+    )
+    return eqx.combine(arrays, static)
 
 
 def _body_on_arrays(body: Body, arrays: PyTree, static: PyTree) -> PyTree:
