@@ -1,6 +1,6 @@
-"""A pytest plugin that puts our implicit mode in the place of `optimistix.ImplicitAdjoint`.
+"""A pytest plugin that replaces `optimistix.ImplicitAdjoint` by our implicit mode.
 
-optimistix's tests name the class, so that they then go through our engine:
+optimistix's tests refer to the class by name, so they then use our mode:
 ``PYTHONPATH=tests/external python -m pytest -p optimistix_plugin PATH/tests -k jvp``.
 """
 
@@ -15,28 +15,28 @@ calls = {"apply": 0}
 
 
 class Ours(optimistix.AbstractAdjoint):
-    """Takes the arguments of `optimistix.ImplicitAdjoint`, and counts its calls."""
+    """Our implicit mode with the arguments of `optimistix.ImplicitAdjoint`; it counts its calls."""
 
     linear_solver: Any = eqx.field(default=None)
 
     def apply(self, primal_fn, rewrite_fn, inputs, tags):
-        """Pass on to the adjoint under test."""
+        """Call the adjoint under test."""
         calls["apply"] += 1
         adjoint = itd.adapters.as_optimistix_adjoint(itd.Implicit(self.linear_solver))
         return adjoint.apply(primal_fn, rewrite_fn, inputs, tags)
 
 
 def pytest_configure(config: Any) -> None:
-    """Put ours in place for the whole session."""
+    """Replace the class for the whole session."""
     config.iterdiff_theirs = optimistix.ImplicitAdjoint
     optimistix.ImplicitAdjoint = Ours
 
 
 def pytest_unconfigure(config: Any) -> None:
-    """Put theirs back."""
+    """Restore optimistix's class."""
     optimistix.ImplicitAdjoint = config.iterdiff_theirs
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say how often ours was called."""
+    """Report how often our adjoint was called."""
     terminalreporter.write_line(f"iterdiff's adjoint was called {calls['apply']} times")

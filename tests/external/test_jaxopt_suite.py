@@ -1,7 +1,7 @@
-"""jaxopt's solvers, and its own tests, with our `custom_root` in the place of theirs.
+"""jaxopt's solvers, and its own tests, with our `custom_root` in place of jaxopt's.
 
-``ITERDIFF_JAXOPT_TESTS=/path/to/jaxopt`` names a checkout whose ``tests`` are run as they are. They
-need absl-py and, for some comparisons with scikit-learn, scikit-learn < 1.8.
+``ITERDIFF_JAXOPT_TESTS=/path/to/jaxopt`` names a checkout; its ``tests`` run unmodified. They need
+absl-py and, for some comparisons, scikit-learn < 1.8.
 """
 
 import os
@@ -33,7 +33,7 @@ FILES = (
     "projected_gradient_test.py",
     "projection_test.py",
 )
-# The page of solvers says why ours differs here; test_small_qp needs cvxpy.
+# docs/solvers.md explains why our derivative differs here; test_small_qp needs cvxpy.
 OTHERWISE = {
     "eq_qp_test.py": "not test_example_from_doc",
     "osqp_test.py": "not (BoxOSQPTest and test_qp_eq_and_ineq) and not test_small_qp",
@@ -49,7 +49,7 @@ def update(x, theta):
 
 
 @pytest.mark.parametrize("kind", ["LBFGS", "FixedPointIteration"])
-def test_installed_solvers_differentiate_through_ours(kind):
+def test_installed_solvers_use_our_derivative(kind):
     theta = jnp.array([0.3, 0.7])
     if kind == "LBFGS":
         solver = jaxopt.LBFGS(objective, tol=1e-13, linesearch="backtracking")
@@ -68,7 +68,7 @@ def test_installed_solvers_differentiate_through_ours(kind):
         assert calls["custom_root"] == 3
     truth = jnp.diag(slope(x))
     assert jnp.max(jnp.abs(reverse - truth)) < 1e-12
-    assert jnp.max(jnp.abs(forward - truth)) < 1e-12  # which theirs refuses
+    assert jnp.max(jnp.abs(forward - truth)) < 1e-12  # jaxopt's decorator has no forward mode
 
 
 @pytest.mark.skipif(CHECKOUT is None, reason="ITERDIFF_JAXOPT_TESTS names no checkout")

@@ -121,7 +121,7 @@ def _solve_unrolled(mode: Unrolled, primal: Callable, solver: Any, inputs: Any) 
         loop = BoundedLoop(condition, body, max_steps)
         if last is None:
             return differentiable_while_loop(loop, init, mode.checkpoint)
-        return late_while_loop(loop, init, mode.checkpoint, min(last, max_steps))
+        return late_while_loop(loop, init, mode.checkpoint, last)
 
     return primal((*inputs, unrolled_while_loop))
 

@@ -83,6 +83,7 @@ def differentiable_while_loop(loop: BoundedLoop, init: Any, checkpoint: Checkpoi
 
 def late_while_loop(loop: BoundedLoop, init: Any, checkpoint: Checkpoint, last: int) -> Any:
     """Return the last carry of a loop of which JAX differentiates the last `last` steps."""
+    last = min(last, loop.max_steps)
     start = _carry_before_end(loop, init, last)
     return differentiable_while_loop(loop._replace(max_steps=last), start, checkpoint)
 
