@@ -57,8 +57,10 @@ def test_optimistix_differentiates_the_last_steps(name):
         assert jnp.max(jnp.abs(slope - known)) < 1e-7
 
 
-@pytest.mark.parametrize("last", [1, 2, 5, 20])
-def test_the_last_steps_are_found_for_every_number_of_steps(last):
+@pytest.mark.parametrize(
+    "last, checkpoint", [(1, "none"), (2, "sqrt"), (5, "log"), (20, "iterates")]
+)
+def test_the_last_steps_are_found_for_every_number_of_steps(last, checkpoint):
     totals, theta, most = jnp.arange(16), jnp.array(0.5), 12
 
     @compiled
@@ -67,7 +69,7 @@ def test_the_last_steps_are_found_for_every_number_of_steps(last):
             # Each step adds theta: the derivative is the number of steps that carry one.
             body = lambda carry: (carry[0] + theta, carry[1] + 1)  # noqa: E731
             loop = BoundedLoop(lambda carry: carry[1] < total, body, most)
-            return late_while_loop(loop, (jnp.array(0.0), jnp.array(0)), "iterates", last)
+            return late_while_loop(loop, (jnp.array(0.0), jnp.array(0)), checkpoint, last)
 
         return jax.vmap(lambda t: jax.value_and_grad(end, has_aux=True)(theta, t))(totals)
 

@@ -208,6 +208,9 @@ def test_burn_in_of_a_curve():
     assert found.peak_iteration.tolist() == [1, 0]
     assert found.peak.tolist() == [3.0, 1.0]
     assert found.length.tolist() == [4, 0]
+    # Whole numbers and NaN, which counts as infinite.
+    assert [float(v) for v in theory.burn_in(np.array([1, 3, 0]))] == [1.0, 3.0, 2.0]
+    assert float(theory.burn_in(np.array([1.0, np.nan, 0.0])).peak) == np.inf
 
 
 def test_faster_iterates_can_mean_slower_jacobians():

@@ -122,19 +122,13 @@ def _arguments(problem: Problem, theta: PyTree) -> tuple[PyTree, ...]:
 
 
 def _with_dtypes_of(after: PyTree, memory: PyTree) -> PyTree:
-    """Return the first state with the dtypes of later ones, and zeros where only these have arrays.
-
-    `after` holds the shapes and dtypes of the state after one step.
-    """
+    """Return the first state with the dtypes of the state after one step, `after`."""
 
     def convert(shape: Any, leaf: Any) -> Any:
-        if not isinstance(shape, jax.ShapeDtypeStruct):
-            return leaf
-        if leaf is None:
-            return jnp.zeros(shape.shape, shape.dtype)
-        return jnp.asarray(leaf, shape.dtype)
+        is_array = isinstance(shape, jax.ShapeDtypeStruct)
+        return jnp.asarray(leaf, shape.dtype) if is_array else leaf
 
-    return jax.tree.map(convert, after, memory, is_leaf=lambda leaf: leaf is None)
+    return jax.tree.map(convert, after, memory)
 
 
 def from_jaxopt(solver: Any) -> JaxoptAlgorithm:
