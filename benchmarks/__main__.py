@@ -1,4 +1,4 @@
-"""Run the benchmarks; write one report and two pictures: ``python -m benchmarks [NAME ...]``."""
+"""Run benchmarks; write results as JSON, a report and pictures: ``python -m benchmarks``."""
 
 import argparse
 import importlib
@@ -6,19 +6,10 @@ import os
 import time
 from pathlib import Path
 
-# Factorisations of small matrices on shared cores take ten times as long with more threads.
+# On busy cores, LAPACK with more threads factors small matrices ten times more slowly.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import jax  # noqa: E402
-import matplotlib  # noqa: E402
-
-jax.config.update("jax_enable_x64", True)
-matplotlib.use("Agg")
-
-from benchmarks import harness, picture, stored, targets  # noqa: E402
-from benchmarks.sections import Section  # noqa: E402
-
-NAMES = (
+SPEED = (
     "scalar_trace",
     "jacobian_trace",
     "gradients",
@@ -26,69 +17,73 @@ NAMES = (
     "first_gradient",
     "growth",
 )
+WRONG = "wrong_derivatives"
+REPORTS = {
+    "speed": ("Speed against targets, other libraries and hand-written JAX", SPEED),
+    WRONG: ("Wrong derivatives", (WRONG,)),
+}
+"""Title and benchmarks of each report, by the name of its files."""
+MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED} | {WRONG: f"benchmarks.{WRONG}.run"}
 
 
-def report(sections: list[Section], effort: harness.Effort, minutes: float) -> str:
-    """Return everything that was measured, in Markdown."""
-    figures = [figure for section in sections for figure in section.figures]
-    threads = os.environ["OPENBLAS_NUM_THREADS"]
-    parts = [
-        "# How fast, beside the targets and the best of the others\n",
-        f"{harness.machine()}; {threads} thread(s) for LAPACK. One run of {minutes:.0f} minutes, "
-        f"at most {effort.rounds} rounds, medians; ratios are taken within a round. Measured: "
-        f"{', '.join(section.title.lower() for section in sections)}.\n",
-    ]
-    if figures:
-        parts.append(targets.table(figures))
-    for section in sections:
-        parts += [f"## {section.title}\n", *section.texts]
-    return "\n".join(parts)
-
-
-def main() -> None:
-    """Measure, print and write."""
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """Return the checked command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder to write to")
-    parser.add_argument("--rounds", type=int, default=11, help="turns of each variant, at most")
-    parser.add_argument("--quick", action="store_true", help="few rounds: rough figures")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of the files")
+    parser.add_argument("--rounds", type=int, default=11, help="most turns of each variant")
+    parser.add_argument("--quick", action="store_true", help="few rounds: rough values")
     parser.add_argument(
         "--draw",
         action="store_true",
-        help="measure nothing: draw the pictures of the report in the folder",
+        help="measure nothing; draw report and pictures of all results in the folder",
     )
-    parser.add_argument(
-        "name",
-        nargs="*",
-        help=f"which benchmarks: by default all about speed ({', '.join(NAMES)}); "
-        "wrong_derivatives asks whether wrong derivatives are found out",
-    )
-    arguments = parser.parse_args()
-    for name in arguments.name:
-        if name not in (*NAMES, "wrong_derivatives"):
-            parser.error(f"there is no benchmark {name!r}")
-    if "wrong_derivatives" in arguments.name:
-        from benchmarks import wrong_derivatives
+    names = f"benchmarks to run: {', '.join(MODULES)}; by default all but {WRONG}"
+    parser.add_argument("name", nargs="*", help=names)
+    chosen = parser.parse_args(given)
+    for name in chosen.name:
+        if name not in MODULES:
+            parser.error(f"`name`: no benchmark is called {name!r}. Use one of {list(MODULES)}.")
+    return chosen
 
-        wrong_derivatives.main()
+
+def main(given: list[str] | None = None) -> None:
+    """Measure, print and write; or draw."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    chosen = arguments(given)
+    if chosen.draw:
+        from benchmarks.harness import report
+
+        for path in sorted(chosen.out.glob("*.json")):
+            print("\n".join(map(str, report.draw(path))))
         return
-    if arguments.draw:
-        stored.draw(arguments.out)
-        return
-    effort = harness.QUICK if arguments.quick else harness.Effort(arguments.rounds)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    start, sections, drawn = time.perf_counter(), [], []
-    for name in arguments.name or NAMES:
-        sections.append(importlib.import_module(f"benchmarks.{name}").run(effort))
-        minutes = (time.perf_counter() - start) / 60
-        print(f"{name} done after {minutes:.1f} minutes\n", flush=True)
-        # Written after each, so that a run that is broken off leaves what it has.
-        text = report(sections, effort, minutes)
-        (arguments.out / "speed.md").write_text(text, encoding="utf-8")
-        figures = [figure for section in sections for figure in section.figures]
-        curves = [curve for section in sections for curve in section.curves]
-        if figures or curves:
-            drawn = picture.draw(figures, curves, arguments.out)
-    print(f"Written to {arguments.out}: {', '.join(['speed.md', *(file.name for file in drawn)])}")
+    wanted = chosen.name or SPEED
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for stem, (title, names) in REPORTS.items():
+        names = [name for name in names if name in wanted]
+        if names:
+            run(stem, title, names, chosen)
+
+
+def run(stem: str, title: str, names: list[str], chosen: argparse.Namespace) -> None:
+    """Run the benchmarks of one report, and write it after each of them."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from benchmarks.harness import measure, report
+    from benchmarks.harness.results import Results
+
+    effort = measure.QUICK if chosen.quick else measure.Effort(chosen.rounds)
+    results = Results(title, measure.environment())
+    results.note = f"At most {effort.rounds} rounds; ratios are taken within a round."
+    start = time.perf_counter()
+    for name in names:
+        section = importlib.import_module(MODULES[name]).run(effort)
+        results.sections.append(section)
+        results.minutes = (time.perf_counter() - start) / 60
+        paths = report.write(results, chosen.out, stem)
+        print("\n".join([report.section(section), *map(str, paths)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Configuration of Sphinx. The build executes every example; a warning fails it."""
+"""Configuration of Sphinx. The build executes every example, and fails on a warning."""
 
 import os
 import sys
@@ -36,7 +36,7 @@ html_show_sphinx = False
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 
-# Single backticks name arguments in docstrings: code, not links.
+# In docstrings, single backticks mark arguments: code, not links.
 default_role = "literal"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
@@ -45,7 +45,7 @@ napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-# The gallery goes from what everyone needs to what few do.
+# The order of the gallery: common needs first.
 EXAMPLES = (
     "A0_quickstart.py",
     "a0_burn_in.py",

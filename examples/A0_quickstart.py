@@ -1,11 +1,11 @@
 r"""
-Quickstart: solve, differentiate, look
-======================================
+Quickstart: differentiate a solver in two ways, and see how wrong each is
+=========================================================================
 
-A ridge regression whose penalty is to be tuned: the weights minimise
-:math:`\|Z w - y\|^2 / (2m) + e^\theta \|w\|^2 / 2`, and the loss on other data is to be
-differentiated in :math:`\theta`. One argument, ``mode``, chooses how; ``trace`` shows what
-each choice is worth after how many iterations.
+We tune the penalty of a ridge regression. The weights minimise
+:math:`\|Z w - y\|^2 / (2m) + e^\theta \|w\|^2 / 2`, and we need the gradient of the validation
+loss in :math:`\theta`, the *hypergradient*. The argument ``mode`` chooses how to differentiate the
+solver; ``trace`` shows the error of each mode at every iteration.
 """
 
 import jax
@@ -17,7 +17,7 @@ import iterdiff as itd
 jax.config.update("jax_enable_x64", True)
 
 # %%
-# The problem, and an algorithm for it.
+# The problem and an algorithm for it.
 
 keys = jax.random.split(jax.random.key(0), 3)
 scales = jnp.broadcast_to(jnp.linspace(0.1, 1.0, 8), (2, 40, 8))
@@ -35,8 +35,8 @@ theta, w0 = jnp.log(0.1), jnp.zeros(8)
 algorithm = itd.GradientDescent(step_size=0.5)
 
 # %%
-# The gradient of the validation loss, in both modes. Both are wrong while the iterate is far from
-# the solution, and nothing says so.
+# The gradient of the validation loss in both modes. While the iterate is far from the solution both
+# are wrong, without a warning.
 
 
 def validation_loss(theta, mode, steps):
@@ -50,7 +50,7 @@ for steps in (10, 300):
     print(f"{steps:4d} steps: unrolled {unrolled:+.6f}, implicit {implicit:+.6f}")
 
 # %%
-# How wrong they are, iteration by iteration, against the derivative of the exact solution.
+# The error of both at every iteration, against the derivative of the exact solution.
 
 modes = {"unrolled": itd.Unrolled(), "implicit": itd.Implicit()}
 data = itd.trace(problem, algorithm, w0, theta, steps=300, modes=modes)

@@ -1,10 +1,10 @@
 r"""
-A study of your own problem
-===========================
+Compare algorithms in a study of your own
+=========================================
 
-A study is data: cases that differ in one thing, and the modes that differentiate each of
-them. It runs into one dataset; tables, verdicts and figures are views of that. Here two
-dampings of a fixed-point iteration for Kepler's equation, :math:`E = M + e \sin E`,
+A study consists of cases that differ in one respect, and of the modes that differentiate each case.
+Running it gives one dataset; tables, verdicts and figures are views of that dataset. This study
+compares two dampings of a fixed-point iteration for Kepler's equation, :math:`E = M + e \sin E`,
 differentiated in the eccentricity e.
 """
 
@@ -17,21 +17,21 @@ import matplotlib.pyplot as plt
 
 import iterdiff as itd
 from iterdiff.study.config import Case, Study
-from iterdiff.study.grid import cases, run
-from iterdiff.study.plots import figures
-from iterdiff.study.report import verdicts
-from iterdiff.study.summary import jacobian_of
+from iterdiff.study.run import cases, run
+from iterdiff.study.views.plots import figures
+from iterdiff.study.views.summary import jacobian_of
+from iterdiff.study.views.verdicts import verdicts
 
 jax.config.update("jax_enable_x64", True)
 
 # %%
-# The problem: an eccentric orbit, half a radian after its nearest point.
+# The problem: an eccentric orbit at a mean anomaly of half a radian.
 
 problem = itd.FixedPoint(lambda anomaly, e: 0.5 + e * jnp.sin(anomaly))
 x0, e = jnp.array(0.5), jnp.array(0.9)
 
 # %%
-# The study. Anything that differs from case to case may be varied, here the algorithm.
+# The study. Cases may differ in anything; here they differ in the algorithm.
 
 algorithms = {"Picard": itd.Picard(), "Picard, damped": itd.Picard(damping=0.6)}
 study = Study(
@@ -43,10 +43,10 @@ study = Study(
     modes={"unrolled": itd.Unrolled(), "implicit": itd.Implicit(), "one-step": itd.OneStep()},
 )
 data = run(study)
-print("\n".join(verdicts(data)))
+print(*verdicts(data), sep="\n")
 
 # %%
-# The numbers behind the words, from the same dataset.
+# The numbers behind the verdicts, from the same dataset.
 
 for label, case in cases(data):
     found = jacobian_of(case, "unrolled")

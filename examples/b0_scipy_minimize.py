@@ -1,11 +1,11 @@
 r"""
-Through SciPy: a hypergradient by L-BFGS-B
-==========================================
+Hyperparameter tuning through SciPy: the gradient of a fit by L-BFGS-B
+======================================================================
 
-A solver that JAX cannot trace needs no rewriting: put ``@itd.implicit(problem)`` on the function
-that calls it. Here SciPy fits a logistic regression, and the validation loss is differentiated in
-the logarithms of three penalties, one a group of features. One linear solve with the Hessian
-replaces the derivative of however many iterations SciPy took.
+A solver that JAX cannot trace does not have to be rewritten: decorate the function that calls it
+with ``@itd.implicit(problem)``. Here SciPy fits a logistic regression, and we differentiate the
+validation loss in the logarithms of three penalties, one per group of features. One linear solve
+with the Hessian gives this hypergradient, however many iterations SciPy took.
 """
 
 import jax
@@ -19,7 +19,7 @@ import iterdiff as itd
 jax.config.update("jax_enable_x64", True)
 
 # %%
-# Data, and the problem that SciPy is to solve: its gradient in `x` vanishes at the answer.
+# The data, and the problem that SciPy solves: the gradient in `x` vanishes at the solution.
 
 rng = np.random.default_rng(0)
 features = jnp.asarray(rng.normal(size=(120, 9)))
@@ -39,9 +39,9 @@ problem = itd.Minimization(objective)
 value_and_gradient = jax.jit(jax.value_and_grad(objective))
 
 # %%
-# The solver, unchanged. What SciPy returns is handed on as it is; if it reports a failure, that is
-# an exception with SciPy's own message. SciPy stops at about eight digits; one Newton correction of
-# the answer (``refine=1``) makes them sixteen.
+# The solver, unchanged. The function may return SciPy's result object; if SciPy reports a failure,
+# an exception with SciPy's message follows. SciPy stops at about eight digits; one Newton
+# correction of the result (``refine=1``) gives sixteen.
 
 
 @itd.implicit(problem, mode=itd.Implicit(refine=1))
@@ -57,7 +57,7 @@ def fit(x0, log_penalties):
 
 
 # %%
-# Differentiate as if it were JAX: also under ``jit``, where SciPy is called on the host.
+# Differentiate it like a JAX function, also under ``jit``, which calls SciPy on the host.
 
 
 @jax.jit
@@ -77,7 +77,7 @@ print("finite differences ", jnp.stack(differences))
 assert jnp.max(jnp.abs(gradient - jnp.stack(differences))) < 1e-7
 
 # %%
-# A few steps against the gradient, each with a fit by SciPy inside.
+# Twelve steps of gradient descent on the penalties; each one fits the model by SciPy.
 
 value_and_slope = jax.jit(jax.value_and_grad(validation))
 losses = []
@@ -90,5 +90,5 @@ assert losses[-1] < losses[0]
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 axes.plot(losses, marker="o")
 axes.set(xlabel="outer step", ylabel="validation loss")
-axes.set_title("The validation loss, twelve steps down its gradient")
+axes.set_title("The validation loss over twelve steps along the hypergradient")
 plt.show()

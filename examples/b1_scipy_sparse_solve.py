@@ -1,10 +1,11 @@
 r"""
-Through SciPy: a sparse direct solve
-====================================
+A physics solver: differentiate a sparse direct solve by SciPy
+==============================================================
 
 Stationary heat conduction in a rod of n cells, with a conductivity :math:`k_i` on each of the n + 1
-faces: :math:`A(k)\, u = q`, where :math:`A` is tridiagonal. SciPy factors the sparse matrix; JAX
-differentiates through :math:`A(k) u - q = 0`, which it sees as a sparse matrix of its own.
+faces, is the linear system :math:`A(k)\, u = q` with a tridiagonal matrix :math:`A`. SciPy factors
+the sparse matrix. JAX differentiates the equation :math:`A(k) u - q = 0`, in which :math:`A` is one
+of JAX's own sparse matrices.
 """
 
 import jax
@@ -20,7 +21,7 @@ import iterdiff as itd
 jax.config.update("jax_enable_x64", True)
 
 # %%
-# The matrix, by its nonzero entries.
+# The matrix, given by its nonzero entries.
 
 n = 40
 row = np.arange(n)
@@ -41,19 +42,20 @@ heat = jnp.ones(n) / n**2
 problem = itd.LinearSystem(itd.MatrixOperator(matrix), lambda _: heat, positive_definite=True)
 
 # %%
-# The solver: SciPy's, on SciPy's matrix.
+# The solver: SciPy's ``spsolve`` on a SciPy matrix.
 
 
 @itd.implicit(problem)
 def temperature(x0, k):
-    del x0  # a direct solver needs no start
+    del x0  # a direct solver needs no starting point
     a = scipy.sparse.csc_matrix((np.asarray(entries(k)), places), shape=(n, n))
     return scipy.sparse.linalg.spsolve(a, np.asarray(heat))
 
 
 # %%
-# How does the mean temperature depend on each face? The matrix is symmetric, and the adjoint state
-# solves the same system with the right-hand side 1 / n: so it is known in closed form.
+# How does the mean temperature depend on each face's conductivity? The matrix is symmetric, and the
+# adjoint state solves the same system with the right-hand side 1 / n. So the gradient has a closed
+# form.
 
 
 def mean_temperature(k):
@@ -69,12 +71,12 @@ print("largest error of the gradient:", jnp.max(jnp.abs(gradient - closed_form))
 assert jnp.max(jnp.abs(gradient - closed_form)) < 1e-12
 
 # %%
-# Every face is worth conducting better, those at the ends most: all heat leaves there.
+# More conductivity lowers the mean temperature, most at the ends, where all heat leaves.
 
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 axes.plot(gradient, label="differentiated")
 axes.plot(closed_form, linestyle=":", label="closed form")
 axes.set(xlabel="face", ylabel="derivative of the mean temperature")
-axes.set_title("What each face's conductivity does to the mean temperature")
+axes.set_title("The effect of each face's conductivity on the mean temperature")
 axes.legend()
 plt.show()

@@ -1,12 +1,11 @@
 r"""
-Through SciPy: Kepler's equation by Brent's method
-==================================================
+Root finding: differentiate an equation that Brent's method solves
+==================================================================
 
-:math:`E - e \sin E = M` gives the eccentric anomaly :math:`E` of an orbit of eccentricity
-:math:`e` at mean anomaly :math:`M`. A bracketing solver finds the root, and cannot be
-differentiated itself; the equation can:
-:math:`\partial E / \partial e = \sin E / (1 - e \cos E)` and
-:math:`\partial E / \partial M = 1 / (1 - e \cos E)`.
+Kepler's equation :math:`E - e \sin E = M` defines the eccentric anomaly :math:`E` of an orbit of
+eccentricity :math:`e` at mean anomaly :math:`M`. A bracketing solver such as SciPy's ``brentq``
+finds the root. Its steps have no useful derivative, but the equation does: :math:`\partial E /
+\partial e = \sin E / (1 - e \cos E)` and :math:`\partial E / \partial M = 1 / (1 - e \cos E)`.
 """
 
 import jax
@@ -35,7 +34,7 @@ def anomaly(x0, theta):
 
 
 # %%
-# A whole orbit at once: under ``vmap`` SciPy is called once for each time.
+# A whole orbit at once: ``vmap`` calls SciPy once for each time.
 
 
 @jax.jit
@@ -60,6 +59,6 @@ figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 axes.plot(means, by_eccentricity, marker="o", label="by the eccentricity")
 axes.plot(means, by_mean, marker="o", label="by the mean anomaly")
 axes.set(xlabel="mean anomaly", ylabel="derivative of the eccentric anomaly")
-axes.set_title("Two derivatives of the eccentric anomaly over an orbit, e = 0.6")
+axes.set_title("The derivatives of the eccentric anomaly over an orbit, e = 0.6")
 axes.legend()
 plt.show()

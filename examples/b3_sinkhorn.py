@@ -1,19 +1,20 @@
 r"""
-Optimal transport: Sinkhorn's iteration, in the log domain
-==========================================================
+Optimal transport: the derivative of Sinkhorn's iteration converges late
+========================================================================
 
-Entropic optimal transport between histograms :math:`a` and :math:`b` at cost :math:`C` has
-potentials :math:`f, g` with
+Entropic optimal transport between histograms :math:`a` and :math:`b` with cost :math:`C` has
+potentials :math:`f, g` that satisfy
 
 .. math::
 
     f_i = -\varepsilon \log \sum_j b_j e^{(g_j - C_{ij}) / \varepsilon}, \qquad
     g_j = -\varepsilon \log \sum_i a_i e^{(f_i - C_{ij}) / \varepsilon},
 
-and Sinkhorn's iteration applies the two in turn. It is a classic case of a slow derivative: at
-small :math:`\varepsilon` the contraction rate is near 1. Adding a constant to :math:`g` changes
-nothing; the update below takes it out by centring, else 1 would be an eigenvalue of the Jacobian
-and no derivative could be had.
+Sinkhorn's iteration applies the two equations in turn (here in the log domain). Its derivative
+converges slowly: for small :math:`\varepsilon` the contraction rate is close to 1. Adding a
+constant to :math:`g` changes nothing. Without a correction, 1 would therefore be an eigenvalue of
+the Jacobian, and the implicit derivative would not exist. The update below removes the constant by
+centring.
 """
 
 import jax
@@ -57,8 +58,8 @@ def plan(g, theta):
 
 
 # %%
-# The gradient of the transport cost in the moving points, in two modes; they agree once both have
-# converged.
+# The gradient of the transport cost in the moving points, in two modes. After convergence they
+# agree.
 
 
 def transport(theta, mode):
@@ -74,8 +75,8 @@ print("largest difference of the gradients:", jnp.max(jnp.abs(gradients[0] - gra
 assert jnp.max(jnp.abs(gradients[0] - gradients[1])) < 1e-9
 
 # %%
-# How each gets there: the implicit derivative's error falls at the rate of the iterate, the
-# unrolled one's lags behind by a factor of t.
+# How they converge: the error of the implicit derivative falls at the rate of the iterate, that of
+# the unrolled one is larger by a factor of t.
 
 trace = itd.trace(
     problem,

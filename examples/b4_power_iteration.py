@@ -1,10 +1,10 @@
 r"""
-Eigenvectors: the power iteration
-=================================
+Eigenvectors: differentiate the power iteration as a fixed point
+================================================================
 
-:math:`v \leftarrow A v / \|A v\|` converges to the leading eigenvector at rate
-:math:`\lambda_2 / \lambda_1`, and so does its unrolled derivative, a factor t behind. As a
-fixed-point problem it has an implicit derivative as well: for a symmetric matrix
+:math:`v \leftarrow A v / \|A v\|` converges to the leading eigenvector at the rate :math:`\lambda_2
+/ \lambda_1`. Its unrolled derivative converges at the same rate, with an error that is larger by a
+factor of t. As a fixed-point problem it also has an implicit derivative. For a symmetric matrix
 
 .. math::
 
@@ -21,7 +21,7 @@ import iterdiff as itd
 jax.config.update("jax_enable_x64", True)
 
 # %%
-# A symmetric matrix whose spectrum we know; the parameter moves it along a direction.
+# A symmetric matrix with a known spectrum; the parameter moves it along a direction.
 
 rng = np.random.default_rng(2)
 basis = np.linalg.qr(rng.normal(size=(6, 6)))[0]
@@ -45,15 +45,15 @@ start = jnp.asarray(basis[:, 0] + 0.5 * basis[:, 1])
 start = start / jnp.linalg.norm(start)
 
 # %%
-# The closed form, from the eigenvectors.
+# The closed form, computed from the eigenvectors.
 
 leading = jnp.asarray(basis[:, 0])
 others = jnp.asarray(basis[:, 1:] / (3.0 - spectrum[1:])) @ jnp.asarray(basis[:, 1:].T)
 truth = others @ direction @ leading
 
 # %%
-# Both modes along the iteration: at rate 0.9, a hundred steps leave five digits of the iterate, and
-# fewer of the unrolled derivative.
+# Both modes over the number of steps. At rate 0.9 the iterate has about five correct digits after a
+# hundred steps, the unrolled derivative fewer.
 
 
 def eigenvector(theta, mode, steps):

@@ -1,11 +1,11 @@
 r"""
-Accelerate the Jacobian
-=======================
+Fewer iterations: Anderson acceleration of iterate and Jacobian together
+========================================================================
 
-An iterate and its Jacobian together are iterated by one map of pairs. ``Unrolled(accelerate=10)``
-applies Anderson's method to that map: the last ten differences of iterates and of their tangents
-are combined by one set of weights. Seven problems, and how many iterations it takes until the
-Jacobian is right to :math:`10^{-6}`, relative to its norm.
+Forward unrolling (piggyback differentiation) iterates the pair of iterate and Jacobian by one map.
+``Unrolled(accelerate=10)`` applies Anderson's method to this map: one set of weights combines the
+last ten differences of iterates and of their tangents. For seven problems, this example counts the
+iterations until the relative error of the Jacobian is below :math:`10^{-6}`.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import iterdiff as itd
-from iterdiff.study.datasets import bundled
+from iterdiff.study.problems.datasets import bundled
 
 jax.config.update("jax_enable_x64", True)
 
 
 class Example(NamedTuple):
-    """What is run, and the solution where it has a formula."""
+    """A problem, how to solve it, and its solution if there is a formula."""
 
     problem: itd.Problem
     algorithm: itd.Algorithm
@@ -34,12 +34,12 @@ class Example(NamedTuple):
 
 
 # %%
-# Quadratics whose smallest eigenvalue is :math:`\kappa` and whose largest is 1, in 30 dimensions,
-# with three parameters that move matrix and right-hand side; the matrices do not commute.
+# Quadratics in 30 dimensions with smallest eigenvalue :math:`\kappa` and largest eigenvalue 1.
+# Three parameters move the matrix and the right-hand side; the matrices do not commute.
 
 
 class Quadratic(eqx.Module):
-    """An objective whose matrix and right-hand side move with theta."""
+    """An objective whose matrix and right-hand side depend on theta."""
 
     matrix: jax.Array
     moves: jax.Array
@@ -75,9 +75,9 @@ def quadratic(kappa, n=30, p=3):
 
 
 # %%
-# A parabola in one dimension; ridge and logistic regression on the breast cancer data, in the
-# logarithm of the regularisation (logistic: one parameter for every weight); and a diagonally
-# dominant system, which Jacobi's method solves.
+# Further problems: a parabola in one dimension; ridge and logistic regression on the breast cancer
+# data, differentiated in the logarithm of the penalty (for logistic regression, one penalty per
+# weight); and a diagonally dominant system, solved by Jacobi's method.
 
 
 def scalar():
@@ -147,8 +147,8 @@ EXAMPLES = {
 }
 
 # %%
-# Measure. The pair goes on for a hundred iterations after it has arrived, and must stay near: its
-# error is not monotone, but never again above :math:`10^{-5}`, and in the end far below.
+# The measurement. After reaching the tolerance the pair continues for a hundred iterations. Its
+# error is not monotone, but must stay below :math:`10^{-5}` and end below the tolerance.
 
 TOLERANCE, STAYS = 1e-6, 100
 PAIR_STEPS = 300
@@ -192,7 +192,7 @@ axes.legend(fontsize="small")
 plt.show()
 
 # %%
-# Each of these iterations costs one step of the pair's own iterate and one tangent step for each
-# parameter, as plain unrolling does in forward mode, and a least-squares problem with ten columns.
-# Where steps are what costs, the gain in time is about the gain in iterations. Where a linear
-# solve is affordable, implicit differentiation is cheaper still.
+# Each iteration of the pair costs one step and one tangent step per parameter, as in plain forward
+# unrolling, and a least-squares problem with ten columns. If the steps dominate the cost, the time
+# falls about as much as the number of iterations. If a linear solve is affordable, implicit
+# differentiation is cheaper still.

@@ -1,11 +1,11 @@
 r"""
-Late start: measured against predicted
-======================================
+Truncated unrolling: which steps are worth differentiating?
+===========================================================
 
-``Unrolled(last=k)`` leaves the first :math:`K = T - k` steps undifferentiated. Theory has a rule
-for the best K, ``theory.late_start``, which does not depend on T. In words: wait until the
-implicit derivative at the iterate is no more wrong than zero would be, :math:`\|J(x_K) - J^*\|
-\approx \|J^*\|`. Here the error is computed for *every* K, and the rule compared with the best.
+``Unrolled(last=k)`` does not differentiate the first :math:`K = T - k` steps. The rule
+``theory.late_start`` predicts the best K, which does not depend on T: wait until the implicit
+derivative at the iterate is no more wrong than zero would be, :math:`\|J(x_K) - J^*\| \approx
+\|J^*\|`. This example computes the error for *every* K and compares the rule with the best.
 """
 
 import equinox as eqx
@@ -17,16 +17,16 @@ import numpy as np
 import iterdiff as itd
 from iterdiff import theory
 from iterdiff.study.config import Case
-from iterdiff.study.late import late_starts
+from iterdiff.study.late_starts import late_starts
 
 jax.config.update("jax_enable_x64", True)
 
 # %%
-# All starts at once: the Jacobian that starts at K is the sum of the contributions of the steps
-# from K on, which ``late_starts`` sums backwards, once for every T.
+# ``late_starts`` computes all starts at once. The Jacobian that starts at K is the sum of the
+# contributions of the steps from K on; one backward sweep for every T adds them up.
 #
-# One mode first: gradient descent on a parabola, started nearer and farther away. In one mode the
-# bound of theory is an equality, and the rule right to the iteration.
+# First a single mode: gradient descent on a parabola, started nearer and farther away. Here the
+# theoretical bound is an equality, and the rule is exact to the iteration.
 
 
 class Parabola(eqx.Module):
@@ -61,14 +61,15 @@ for x0 in (-1.0, -9.0, -99.0):
     print(f"{x0:6g} {total:5} {best:7} {predicted:7.1f} {numbers}")
 
 # %%
-# Several modes: quadratics with condition :math:`\kappa`, started far away (20 times the usual
-# distance), by gradient descent with two steps and by the heavy ball. The drift of the rule is
-# then :math:`(1 - \rho) \|J(x_t) - J^*\|`, in which every mode counts by what it adds up to, and
-# it is asked at every iterate until it says: now.
+# Now several modes: quadratics with smallest eigenvalue :math:`\kappa` and largest eigenvalue 1,
+# started far away (20 times the usual distance), solved by gradient descent with two step sizes and
+# by the heavy ball. The rule then uses the drift :math:`(1 - \rho) \|J(x_t) - J^*\|`, in which
+# every mode counts by its contribution to the sum. It is evaluated at each iterate until it
+# predicts that no further step should be skipped.
 
 
 class Quadratic(eqx.Module):
-    """An objective whose matrix and right-hand side move with theta."""
+    """An objective whose matrix and right-hand side depend on theta."""
 
     matrix: jax.Array
     moves: jax.Array
@@ -133,7 +134,8 @@ figure.suptitle("Error of every late start (dots: the best K, dashed: the rule)"
 plt.show()
 
 # %%
-# Dots are the best K, dashed lines the rule. For 1/L the rule is near the best. For the other two
-# it starts too early: their fast modes oscillate, and each differentiated step feeds them again.
-# Where the gain is large and the best error about 1 (zero would do as well), the run is still
-# inside its burn-in and should be longer. What a late start does save is the memory of K states.
+# Dots mark the best K, dashed lines the rule. For 1/L the rule is close to the best. For the other
+# two it starts too early: their fast modes oscillate, and each differentiated step excites them
+# again. Where a late start gains much but the best error is about 1 (as if the derivative were
+# zero), the run is still inside its burn-in and should be longer. A late start does save the memory
+# of K states.

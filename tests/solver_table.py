@@ -1,9 +1,12 @@
-"""Try every solver in every mode, and write ``docs/solvers.md``: ``python -m tests.solver_table``.
+"""Fill in the tables of ``docs/solvers.md``: ``python -m tests.solver_table``.
 
-To try is to trace: whatever cannot be differentiated shows then, and nothing needs to be compiled.
-That the derivatives are right is the matter of ``test_modes.py`` and ``test_adapters.py``.
+The first table tries every solver in every mode. A trial only traces: a derivative that does not
+exist fails at trace time, and nothing needs to be compiled. The tests of the modes and adapters
+check that the derivatives are right. The other tables show ``tests/external/results.json``. The
+prose around the tables belongs to the page.
 """
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +23,7 @@ import iterdiff as itd
 from iterdiff.jaxtools import tree
 from iterdiff.loop.task import Task
 from tests.cases import Case, build
+from tests.external import suites
 
 PAGE = Path(__file__).parents[1] / "docs" / "solvers.md"
 TIGHT = {"rtol": 1e-8, "atol": 1e-8}
@@ -27,7 +31,7 @@ adapters = itd.adapters
 
 
 def anything(x, *args):
-    """Stand for what a template of jaxopt is made with; the problem's function replaces it."""
+    """Serve as the function of a jaxopt solver until the adapter puts in the problem's."""
     return x
 
 
@@ -87,105 +91,12 @@ SOLVERS: dict[str, tuple[Any, str]] = {
     ),
 }
 
+BY_DECORATOR = "SciPy, C, a program: `@implicit`"
 MODES = {"Unrolled": itd.Unrolled(), "Implicit": itd.Implicit(), "OneStep": itd.OneStep()}
-
-HEAD = """# Which solver in which mode
-
-Every solver below was tried in every mode, forward (`jax.jvp`) and reverse (`jax.grad`); this page
-is written by that trial (`python -m tests.solver_table`), and a test repeats it. The modes are
-explained in [Choose a mode](choose-a-mode.md), the solvers in the [reference](api.md).
-
-"""
-
-FOOT = """
-"yes" is forward and reverse; "forward" is `jvp` alone, because a loop inside the solver's own step
-(a line search) has no reverse-mode derivative in JAX (which says "Reverse-mode differentiation
-does not work for lax.while_loop": take `Implicit()`, `jax.jvp` or a solver without the loop);
-"warns" works, with a warning about its accuracy. Under `trace`, "yes" is the unrolled and the
-implicit derivative of every iterate, and a name the only one of the two that can be followed.
-
-For iterdiff's own solvers and the fixed-step methods of the others the unrolled derivative
-converges with the iterate. Line searches and trust regions are differentiated as the programs that
-they are: what comes out is the derivative of the steps that ran, and need not converge to the
-solution's. Methods that do no more than compare values of the function (`Bisection`, also that of
-optimistix and of jaxopt, `GoldenSearch` and `NelderMead`) have no derivative of steps at all, and
-are refused with that reason.
-
-Any other solver, also one that JAX cannot trace, takes the decorator `@itd.implicit(problem)`:
-`Implicit` is the mode, in both directions, and there is nothing to unroll or to trace. With
-`mode=itd.Checked(itd.Implicit())` it says when the answer was no solution.
-
-A linear system's matrix may be an array, a function `(x, theta) -> A(theta) x`, a lineax operator,
-a sparse matrix of `jax.experimental.sparse` (any format) or of SciPy; wrap one that depends on
-`theta` in `itd.MatrixOperator`.
-
-## Solutions with kinks
-
-The derivative of a `CompositeMinimization` (lasso, elastic net, bounds, simplex: see `itd.prox`)
-is that of the equations on the active set. Where a coordinate is weakly active, just about to
-enter or to leave that set, there are two one-sided derivatives and no other:
-`solution.weakly_active` marks the coordinates, `derivative_error` says "one-sided" and `Checked`
-does not let the derivative pass.
-
-## What the other libraries' own tests say
-
-`tests/external` runs the test files of a checkout, unmodified, with a part of the library replaced
-by ours (`ITERDIFF_OPTIMISTIX_TESTS` and `ITERDIFF_JAXOPT_TESTS` name the checkouts). Measured in
-November 2026 on a CPU, Python 3.11, jax 0.10.2, equinox 0.13.8, lineax 0.1.1.
-
-optimistix 0.1.0 (with diffrax 0.7.2), its derivative tests (`-k jvp`), our adjoint in place of
-`optimistix.ImplicitAdjoint`:
-
-| file | passed | failed | calls of ours |
-|-|-|-|-|
-| `test_fixed_point.py` | 20 | 0 | 40 |
-| `test_root_find.py` | 60 | 0 | 120 |
-| `test_minimise.py` | 230 | 0 | 414 |
-
-jaxopt 0.8.5 (with scikit-learn 1.7.2), whole files, our `custom_root` in place of theirs:
-
-| file | passed | failed | calls of ours |
-|-|-|-|-|
-| `implicit_diff_test.py` | 9 | 0 | 7 |
-| `fixed_point_iteration_test.py` | 9 | 0 | 17 |
-| `gradient_descent_test.py` | 7 | 0 | 8 |
-| `proximal_gradient_test.py` | 8 | 0 | 6 |
-| `block_cd_test.py` | 10 | 0 | 14 |
-| `bisection_test.py` | 5 | 0 | 35 |
-| `eq_qp_test.py` | 8 | 1 | 14 |
-| `scipy_wrappers_test.py` | 31 | 1 | 31 |
-| `projected_gradient_test.py` | 6 | 0 | 19 |
-| `broyden_test.py` | 9 | 0 | 17 |
-| `anderson_test.py` | 21 | 0 | 23 |
-| `mirror_descent_test.py` | 2 | 0 | 3 |
-| `base_test.py` | 7 | 0 | 5 |
-| `cd_qp_test.py` | 2 | 0 | 2 |
-| `gauss_newton_test.py` | 6 | 0 | 33 |
-| `levenberg_marquardt_test.py` | 15 | 0 | 42 |
-| `nonlinear_cg_test.py` | 37 | 0 | 46 |
-| `lbfgs_test.py` | 60 | 0 | 60 |
-| `lbfgsb_test.py` | 31 | 0 | 32 |
-| `bfgs_test.py` | 19 | 0 | 19 |
-| `projection_test.py` | 23 | 0 | 18 |
-| `iterative_refinement_test.py` | 5 | 0 | 8 |
-| `optax_wrapper_test.py` | 6 | 0 | 2 |
-| `polyak_sgd_test.py` | 13 | 0 | 1 |
-| `anderson_wrapper_test.py` | 4 | 1 | 8 |
-| `osqp_test.py` | 17 | 2 | 28 |
-
-The failure of `anderson_wrapper_test.py` occurs with theirs in place too. (One more test of
-`osqp_test.py` needs cvxpy, which was not installed.) The other four are differences that we want.
-The test in `eq_qp_test.py` expects an exception when a solver captures the value that is
-differentiated in; ours differentiates in it. The one of `scipy_wrappers_test.py` asks for the
-derivative of intercepts that the problem leaves undetermined, a constant being free, and those of
-`osqp_test.py` for that of the multipliers of infinite bounds, in which no condition holds; jaxopt
-answers with a least-squares solution of a system that has none, and ours says that it has none. (A
-loss that does not see what is undetermined has its gradient here too.)
-"""
 
 
 def case_of(name: str) -> Case:
-    """Return a case of the zoo, or its first unknown alone."""
+    """Return a case of the problem zoo; for ``scalar_root``, its first unknown only."""
     if name != "scalar_root":
         return build(name)
     case = build("sqrt")
@@ -201,7 +112,7 @@ def works(trial: Callable[[], Any]) -> str:
     Raises
     ------
     Exception
-        If it fails for a reason that this page does not know.
+        If it fails for an unexpected reason.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -216,7 +127,7 @@ def works(trial: Callable[[], Any]) -> str:
 
 
 def directions(loss: Callable[[Any], Any], theta: Any) -> tuple[str, str]:
-    """Try to differentiate forward and, by transposing that, in reverse (as JAX itself does)."""
+    """Try forward mode and, by transposing it as JAX does, reverse mode."""
     found = []
 
     def trial(theta):
@@ -249,7 +160,7 @@ def both_ways(algorithm: itd.Algorithm, case: Case, mode: itd.Mode) -> str:
 
 
 def traced(algorithm: itd.Algorithm, case: Case) -> str:
-    """Try what `trace` does: follow the tangents of all steps, and of the implicit mode."""
+    """Try what `trace` does: propagate the tangents of the unrolled and the implicit mode."""
     task = Task(case.problem, algorithm, case.x0, case.theta, itd.Steps(4))
     directions = tree.basis(case.theta)
 
@@ -269,18 +180,22 @@ def traced(algorithm: itd.Algorithm, case: Case) -> str:
     return ", ".join(name for name, answer in found.items() if answer != "no")
 
 
-def table() -> str:
-    """Try all, and return the table."""
+def modes_row(name: str) -> str:
+    """Try one solver in all modes, and return its row."""
+    if name == BY_DECORATOR:
+        return f"| {name} | no | {by_decorator()} | no | no |"
+    algorithm, case_name = SOLVERS[name]
+    case = case_of(case_name)
+    with jax.numpy_dtype_promotion("standard"):  # jaxopt mixes dtypes
+        answers = [both_ways(algorithm, case, mode) for mode in MODES.values()]
+        answers.append(traced(algorithm, case))
+    return f"| {name} | {' | '.join(answers)} |"
+
+
+def modes_table() -> str:
+    """Try all solvers in all modes, and return the table."""
     rows = ["| solver | `Unrolled()` | `Implicit()` | `OneStep()` | `trace` |", "|-|-|-|-|-|"]
-    for name, (algorithm, case_name) in SOLVERS.items():
-        case = case_of(case_name)
-        with jax.numpy_dtype_promotion("standard"):  # jaxopt mixes dtypes
-            answers = [both_ways(algorithm, case, mode) for mode in MODES.values()]
-            answers.append(traced(algorithm, case))
-        rows.append(f"| {name} | {' | '.join(answers)} |")
-    by_host = by_decorator()
-    rows.append(f"| SciPy, C, a program: `@implicit` | no | {by_host} | no | no |")
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows + [modes_row(name) for name in (*SOLVERS, BY_DECORATOR)])
 
 
 def by_decorator() -> str:
@@ -299,6 +214,58 @@ def by_decorator() -> str:
     return "yes" if forward == reverse == "yes" else f"{forward}, {reverse}"
 
 
-if __name__ == "__main__":
+def suite_table(name: str) -> str:
+    """Return what `results.json` stores of a suite: one sentence, and a table of its files."""
+    found = suites.read()[name]
+    versions = dict(found["versions"])
+    library = f"{name} {versions.pop(name)}"
+    if found["commit"]:
+        library += f" (commit {found['commit']})"
+    others = ", ".join(f"{package} {number}" for package, number in versions.items())
+    counts = ["passed", "failed", "skipped", "calls"]
+    if all(file["skipped"] is None for file in found["files"]):  # not counted in that run
+        counts.remove("skipped")
+    head = ["file", *counts]
+    rows = [f"{library}, run on {found['date']} with {others}:", "", f"| {' | '.join(head)} |"]
+    rows.append("|-" * len(head) + "|")
+    for file in found["files"]:
+        numbers = " | ".join("–" if file[key] is None else str(file[key]) for key in counts)
+        rows.append(f"| `{file['file']}` | {numbers} |")
+    return "\n".join(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "modes": modes_table,
+    "optimistix": lambda: suite_table("optimistix"),
+    "jaxopt": lambda: suite_table("jaxopt"),
+}
+
+
+def _between_markers(name: str) -> re.Pattern[str]:
+    return re.compile(
+        rf"(?<=<!-- begin {name}: python -m tests.solver_table -->\n\n)"
+        rf".*?(?=\n\n<!-- end {name} -->)",
+        re.DOTALL,
+    )
+
+
+def shown(name: str) -> str:
+    """Return the table that the page shows."""
+    match = _between_markers(name).search(PAGE.read_text(encoding="utf-8"))
+    assert match is not None, f"docs/solvers.md has no markers for {name}"
+    return match.group()
+
+
+def main() -> None:
+    """Write all tables into the page."""
     jax.config.update("jax_enable_x64", True)
-    PAGE.write_text(HEAD + table() + FOOT, encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    for name, make in TABLES.items():
+        made = make()
+        page, count = _between_markers(name).subn(lambda _, made=made: made, page)
+        assert count == 1, f"docs/solvers.md needs one pair of markers for {name}"
+    PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The code in the documents runs: skeletons to start from, and the README's first lines."""
+"""The skeletons of CONTRIBUTING.md run as they stand."""
 
 import re
 import runpy
@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(document: str) -> list[tuple[str, str]]:
-    """Return the heading above and the code of each block of Python in a document."""
+def blocks(document: str, language: str = "python") -> list[tuple[str, str]]:
+    """Return the heading and the code of each block of a document in `language`."""
     text = (ROOT / document).read_text(encoding="utf-8")
     found = []
     for match in FENCE.finditer(text):
-        headings = re.findall(r"^#+ (.*)$", text[: match.start()], re.MULTILINE)
-        found.append((headings[-1], match.group(1)))
+        if match.group(1) == language:
+            headings = re.findall(r"^#+ (.*)$", text[: match.start()], re.MULTILINE)
+            found.append((headings[-1], match.group(2)))
     return found
 
 

@@ -1,8 +1,10 @@
-"""The documents are true: their code runs, and the reference lists every public name."""
+"""The pages keep their promises: code runs, printed output and numbers are reproduced."""
 
+import doctest
 import importlib
 import re
 import runpy
+from operator import attrgetter
 from types import ModuleType
 
 import matplotlib.pyplot as plt
@@ -12,7 +14,7 @@ import iterdiff as itd
 from tests.test_contributing import ROOT, blocks, run
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-# The blocks of a page are one program, as its reader types it.
+# The blocks of a page form one program, as its reader types it.
 PROGRAMS = [
     pytest.param("\n".join(code for _, code in blocks(page)), id=page)
     for page in PAGES
@@ -26,19 +28,70 @@ def test_code_of_the_pages_runs(code, tmp_path):
     run(code, tmp_path)
 
 
-def test_the_readme_shows_ten_lines():
-    code = blocks("README.md")[0][1].strip().splitlines()
-    lines = [line for line in code if line and not line.startswith(("import", "jax.config"))]
-    assert len(lines) <= 10
-    for name in ("itd.solve(", "jax.grad(", "itd.trace("):
-        assert name in "\n".join(code)
+def test_the_readme_prints_what_it_shows():
+    ((_, code),) = blocks("README.md", "pycon")
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    example = doctest.DocTestParser().get_doctest(code, {}, "README.md", "README.md", 0)
+    assert example.examples
+    report = []
+    runner.run(example, out=report.append)
+    assert not runner.failures, "".join(report)
+
+
+def tables(page: str, heading: str) -> list[list[list[str]]]:
+    """Return the cells of the tables of a section, without their headers."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    section = text[text.index(f"## {heading}\n") + 3 :].split("\n## ")[0]
+    found = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    assert found, (page, heading)
+    return [
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in rows.splitlines()[2:]]
+        for rows in found
+    ]
+
+
+def stored() -> str:
+    """Return the reports of the benchmarks."""
+    reports = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+    return "".join(report.read_text(encoding="utf-8") for report in reports)
+
+
+def test_the_readme_recommends_calls_that_exist():
+    names = {
+        name
+        for _, use in tables("README.md", "Which call for which problem")[0]
+        for name in re.findall(r"`([A-Za-z_.]+)`", use)
+    }
+    assert {"solve", "Implicit", "Unrolled", "trace", "diagnose"} <= names
+    for name in names - {"jax.grad"}:
+        attrgetter(name)(itd)
+
+
+def test_the_readme_compares_by_stored_numbers():
+    measured = re.compile(r"\d+ of \d+|\d\.\de[+-]\d\d|[\d.,]*\d (?:ms|s|MB)\b")
+    rows = tables("README.md", "Beside jaxopt and optimistix")[0]
+    numbers = [number for row in rows for cell in row for number in measured.findall(cell)]
+    assert len(numbers) >= 20
+    assert not [number for number in numbers if number not in stored()]
+
+
+def test_the_picture_and_the_table_of_the_readme_agree_with_a_run():
+    script = runpy.run_path(str(ROOT / "docs" / "images" / "curse_of_unrolling.py"))
+    error = script["measure"](steps=320).jacobian_error
+    unrolled, implicit = error.sel(mode="unrolled").values, error.sel(mode="implicit").values
+    peak, end = script["burn_in"](unrolled)
+    start = f"{unrolled[0]:.2f}"
+    height = f"{unrolled[peak] / unrolled[0]:.2f} x the start, at {peak}"
+    first, second, *_ = tables("README.md", "What `make study` shows")[0]
+    assert first[:5] == ["1/L", "unrolled", start, height, str(end)]
+    assert second[:3] == ["1/L", "implicit", f"{implicit[0]:.1f}"]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run(path, monkeypatch):
     monkeypatch.setattr(plt, "show", lambda: None)
     runpy.run_path(str(path))
-    assert plt.get_fignums(), "an example draws a picture"
+    assert plt.get_fignums(), "every example draws a picture"
     plt.close("all")
 
 
@@ -64,7 +117,7 @@ def test_relative_links_lead_somewhere():
 
 @pytest.fixture
 def mathml(monkeypatch):
-    pytest.importorskip("latex2mathml", reason="what writes formulas is in the extra [docs]")
+    pytest.importorskip("latex2mathml", reason="formulas need the extra `docs`")
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
     return importlib.import_module("mathml")
 

@@ -1,11 +1,24 @@
-"""The page of solvers and modes says what a trial finds."""
+"""The tables of ``docs/solvers.md`` show what a trial finds, and what is stored."""
 
-from tests.solver_table import FOOT, HEAD, PAGE, SOLVERS, table
+import pytest
+
+from tests.solver_table import BY_DECORATOR, SOLVERS, TABLES, modes_row, shown
+
+ROWS = shown("modes").splitlines()[2:]
+NAMES = [*SOLVERS, BY_DECORATOR]
 
 
-def test_the_page_is_what_the_trial_finds():
-    page = PAGE.read_text(encoding="utf-8")
-    assert page == HEAD + table() + FOOT, "run: python -m tests.solver_table"
-    assert page.split("\n## ")[0].count("\n| ") == len(SOLVERS) + 2
-    assert "| Bisection | no | yes | no | Implicit |" in page
-    assert "| Anderson | warns | yes | warns | yes |" in page
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_shows_what_a_trial_finds(name):
+    assert modes_row(name) == ROWS[NAMES.index(name)], "run: python -m tests.solver_table"
+
+
+def test_the_table_has_a_row_for_each_solver():
+    assert len(ROWS) == len(NAMES)
+    assert "| Bisection | no | yes | no | Implicit |" in ROWS
+    assert "| Anderson | warns | yes | warns | yes |" in ROWS
+
+
+@pytest.mark.parametrize("suite", ["optimistix", "jaxopt"])
+def test_the_page_shows_the_stored_results_of_other_suites(suite):
+    assert shown(suite) == TABLES[suite](), "run: python -m tests.solver_table"

@@ -1,4 +1,4 @@
-"""Write formulas as MathML, which browsers show by themselves: the pages load nothing."""
+"""Write formulas as MathML, which browsers render natively: the pages load no script."""
 
 import re
 from html import escape
@@ -7,15 +7,15 @@ from xml.etree import ElementTree
 from docutils import nodes
 from latex2mathml.converter import convert
 
-# Commands that the converter does not know, in terms of ones that it does.
+# Commands that the converter does not know, in terms of ones that it knows.
 REPLACEMENTS = {r"\tfrac": r"\frac", r"\dfrac": r"\frac", r"\top": r"{\mathsf{T}}"}
-# What it leaves as it stands: delimiters of a given size, and an operator.
+# What it leaves unconverted: delimiters of a given size, and an operator.
 LEFT = {r">\{<": ">{<", r">\}<": ">}<", r">\|<": ">&#x02016;<", r"<mi>\arg</mi>": "<mo>arg</mo>"}
 
 NAMESPACE = "http://www.w3.org/1998/Math/MathML"
 PRIMES = "\u2032\u2033\u2034"
 LIMITS = ("max", "min", "lim", "sup", "inf", "arg max", "arg min")
-"""Operators whose index is below them, in a formula on lines of its own."""
+"""Operators whose index is below them in a displayed formula."""
 BARS = ("|", "\u2016")
 UNDER = {"msub": "munder", "msubsup": "munderover"}
 
@@ -57,7 +57,7 @@ def _tag(kind: str) -> str:
 
 
 def _join_arg(row: ElementTree.Element) -> None:
-    """Make "arg" one operator with the "min" or "max" that follows, whose index is below both."""
+    """Join "arg" and the following "min" or "max" into one operator, with the index below both."""
     for first, second in zip(list(row), list(row)[1:], strict=False):
         operator = second[0] if len(second) else second
         if first.text == "arg" and operator.text in ("min", "max"):
@@ -66,7 +66,7 @@ def _join_arg(row: ElementTree.Element) -> None:
 
 
 def _place_prime(element: ElementTree.Element) -> None:
-    """Make an operator of a prime, in the place of an exponent: text fonts raise it already."""
+    """Turn a prime into an operator in exponent position; text fonts already raise it."""
     mark, element.tag, element.text = element.text, _tag("mpadded"), None
     element.attrib = {"voffset": "-0.55em", "height": "0.7em"}
     look = {"class": "prime", "lspace": "0", "rspace": "0"}
@@ -74,14 +74,14 @@ def _place_prime(element: ElementTree.Element) -> None:
 
 
 def _set_off(element: ElementTree.Element) -> None:
-    """Set off the name of a function or operator, such as "ln", from what is beside it."""
+    """Put space around the name of a function or operator, such as "ln"."""
     if len(element.text or "") > 1:
         element.tag = _tag("mo")
         element.attrib = {"form": "prefix", "lspace": "0.17em", "rspace": "0.17em"} | element.attrib
 
 
 def _close_up(row: ElementTree.Element) -> None:
-    """Leave no space around the bars of a norm, nor between a name and its bracket."""
+    """Remove the space around the bars of a norm, and between a name and its bracket."""
     for element, following in zip(row, [*row, None][1:], strict=True):
         if element.text in BARS and "form" not in element.attrib:
             element.attrib |= {"lspace": "0", "rspace": "0"}
@@ -90,7 +90,7 @@ def _close_up(row: ElementTree.Element) -> None:
 
 
 def keep_together(_app, doctree: nodes.document, _docname: str) -> None:
-    """Let no line break come between a formula and a comma or a bracket beside it."""
+    """Prevent a line break between a formula and an adjacent comma or bracket."""
     for formula in list(doctree.findall(nodes.math)):
         whole = _alone(formula)
         parent = whole.parent
@@ -103,7 +103,7 @@ def keep_together(_app, doctree: nodes.document, _docname: str) -> None:
 
 
 def _alone(formula: nodes.math) -> nodes.Node:
-    """Return the formula, in an emphasis of its own where it ends one before a comma."""
+    """Return the formula; if it ends an emphasis before a comma, in an emphasis of its own."""
     around = formula.parent
     if not isinstance(around, nodes.strong | nodes.emphasis) or around[-1] is not formula:
         return formula
@@ -119,7 +119,7 @@ def _alone(formula: nodes.math) -> nodes.Node:
 
 
 def _taken(parent: nodes.Element, place: int, pattern: str) -> str:
-    """Take what matches the pattern out of the text at this place of the parent, and return it."""
+    """Remove the match of `pattern` from the text at `place` of the parent, and return it."""
     text = parent[place] if 0 <= place < len(parent) else None
     found = re.search(pattern, text) if isinstance(text, nodes.Text) else None
     if found is None:
@@ -129,13 +129,13 @@ def _taken(parent: nodes.Element, place: int, pattern: str) -> str:
 
 
 def visit_math(self, node):
-    """Write a formula within a line."""
+    """Write an inline formula."""
     self.body.append(to_mathml(node.astext(), "inline"))
     raise nodes.SkipNode
 
 
 def visit_math_block(self, node):
-    """Write a formula on lines of its own."""
+    """Write a displayed formula."""
     identifier = f' id="{escape(node["ids"][0])}"' if node["ids"] else ""
     self.body.append(f'<div class="math"{identifier}>{to_mathml(node.astext(), "block")}</div>')
     raise nodes.SkipNode

@@ -1,8 +1,8 @@
-"""Numbers and figures that the build of the documents measures: nothing is copied by hand.
+"""Numbers and figures that the build of the pages measures: nothing is copied by hand.
 
-``{measured}`` runs its content, in one namespace for each page. What it prints is read as
-Markdown, and the figures that it passes to ``show`` are drawn. ``{example-output}`` shows what an
-example printed and drew.
+``{measured}`` runs its content; the blocks of a page share one namespace. Its output is parsed as
+Markdown, and the figures that it passes to ``show`` become images. ``{example-output}`` shows the
+output and the figure of an example.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 FOLDER = "generated"
-"""Where pictures go, beside the pages; git ignores it."""
+"""The folder for images, beside the pages; git ignores it."""
 
 
 class Measured(SphinxDirective):
-    """Run the content, and show what it prints and draws."""
+    """Run the content, and show its output and figures."""
 
     has_content = True
     option_spec = {"alt": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
-        """Return a container of the parsed output, and the pictures."""
+        """Return a container of the parsed output, and the images."""
         source, line = self.get_source_info()
         printed, figures = io.StringIO(), []
         known = self.env.temp_data.setdefault("measured", {})
@@ -54,13 +54,13 @@ class Measured(SphinxDirective):
 
 
 class ExampleOutput(SphinxDirective):
-    """Show what the example of this name printed and drew when the gallery ran it."""
+    """Show the output and the figure of an example, from the run of the gallery."""
 
     required_arguments = 1
     option_spec = {"alt": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
-        """Return the printed text, and the first picture."""
+        """Return the printed text and the first image."""
         name = self.arguments[0]
         folder = Path(self.env.srcdir) / FOLDER / "examples"
         self.env.note_dependency(str(folder / f"{name}.rst"))

@@ -2,6 +2,7 @@ __all__: list[str]
 __version__: str
 
 from . import adapters as adapters
+from . import extend as extend
 from . import prox as prox
 from . import theory as theory
 from .accuracy.estimate import ErrorEstimate as ErrorEstimate

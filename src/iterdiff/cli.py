@@ -1,16 +1,28 @@
-"""The command ``iterdiff``: run the built-in studies, or one's own, from a terminal."""
+"""The command ``iterdiff``: run the built-in studies, or your own, from a terminal."""
 
 import argparse
+import contextlib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import iterdiff as itd
+from iterdiff.jaxtools.extras import import_extra
 
-BAD_INPUT = 2
+USAGE_ERROR = 2
 INTERRUPTED = 130
+STUDY_LIBRARIES = (
+    "pydantic",
+    "pandas",
+    "sklearn",
+    "xarray",
+    "h5netcdf",
+    "h5py",
+    "matplotlib",
+    "rich",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,38 +31,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        By default those of the process.
+        By default the arguments of the process.
 
     Returns
     -------
     int
-        The exit status: 0, or 2 after bad input, which is reported in one line.
+        The exit status: 0, or 2 after wrong input, which is reported in one line.
 
     Notes
     -----
-    Everything runs in float64: JAX's ``jax_enable_x64`` is switched on for this process.
+    Everything runs in float64: this switches on JAX's ``jax_enable_x64`` for the process.
     """
-    parsed = _parser().parse_args(arguments)
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return parsed.run(parsed)
+        parsed = _parser().parse_args(arguments)
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        parsed.run(parsed)
     except (ImportError, OSError, TypeError, ValueError) as error:
-        if parsed.traceback:
+        if "--traceback" in arguments:
             raise
         print(f"iterdiff: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+        return USAGE_ERROR
     except KeyboardInterrupt:
-        print("iterdiff: interrupted; nothing was written.", file=sys.stderr)
+        print("iterdiff: interrupted; no file was written.", file=sys.stderr)
         return INTERRUPTED
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that reports a usage error in one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}. See `{self.prog} --help`.")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="iterdiff",
         description="Measure how the derivatives of iterative algorithms converge.",
     )
+    parser.add_argument("--version", action="version", version=f"iterdiff {itd.__version__}")
     parser.add_argument(
         "--traceback", action="store_true", help="show where an error comes from, for bug reports"
     )
@@ -58,9 +80,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_study(commands)
     _add_diagnose(commands)
     _add_explore(commands)
-    listing = commands.add_parser("list", help="list the built-in studies, a line each")
+    listing = commands.add_parser("list", help="list the built-in studies, one per line")
     listing.set_defaults(run=_list)
     return parser
+
+
+def _positive_int(text: str) -> int:
+    """Return the value of an option that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
 
 
 def _add_study(commands: Any) -> None:
@@ -79,18 +108,18 @@ def _add_study(commands: Any) -> None:
         metavar="NAME|FILE.toml",
         help="a built-in study (see `iterdiff list`) or a file of settings; default: logistic",
     )
-    study.add_argument(
-        "--out", type=Path, metavar="DIR", help="where to write to; default: out/NAME"
-    )
+    study.add_argument("--out", type=Path, metavar="DIR", help="output folder; default: out/NAME")
     study.add_argument("--data", metavar="FILE.csv", help="a table of your own, for regressions")
     study.add_argument("--target", metavar="COLUMN", help="the column of --data to predict")
-    study.add_argument("--steps", type=int, metavar="N", help="iterations of every run")
-    study.add_argument("--every", type=int, metavar="N", help="record every so many iterations")
+    counts = {
+        "--steps": ("N", "number of iterations of every run"),
+        "--every": ("N", "record every N-th iteration; N divides the number of iterations"),
+        "--probes": ("K", "estimate Jacobian errors from K random directions"),
+    }
+    for option, (metavar, text) in counts.items():
+        study.add_argument(option, type=_positive_int, metavar=metavar, help=text)
     study.add_argument(
-        "--probes", type=int, metavar="K", help="estimate Jacobian errors from K random directions"
-    )
-    study.add_argument(
-        "--paper", action="store_true", help="write PDF too, in the width of a two-column page"
+        "--paper", action="store_true", help="also write PDF, as wide as a two-column page"
     )
     study.add_argument("--quiet", action="store_true", help="show no progress")
     study.set_defaults(run=_study)
@@ -101,47 +130,26 @@ def _add_explore(commands: Any) -> None:
         "explore",
         help="write a page that shows a study with a slider",
         description=(
-            "Write one HTML page, which needs no server and no network: a slider along a study's "
+            "Write one HTML page that needs neither server nor network: a slider along a study's "
             "runs, their curves and verdicts. Without DATASET.nc it runs gradient descent at 25 "
             "step sizes on an ill-conditioned quadratic."
         ),
     )
     explore.add_argument("dataset", nargs="?", type=Path, metavar="DATASET.nc")
     explore.add_argument(
-        "--out", type=Path, default=Path("out/explore"), metavar="DIR", help="where to write to"
+        "--out", type=Path, default=Path("out/explore"), metavar="DIR", help="output folder"
     )
-    explore.add_argument("--steps", type=int, default=600, metavar="N", help="iterations")
+    explore.add_argument(
+        "--steps", type=_positive_int, default=600, metavar="N", help="number of iterations"
+    )
     explore.add_argument("--quiet", action="store_true", help="show no progress")
     explore.set_defaults(run=_explore)
-
-
-def _explore(parsed: argparse.Namespace) -> int:
-    from iterdiff.study.explorer import page, step_sizes
-    from iterdiff.study.extras import load
-    from iterdiff.study.grid import run
-    from iterdiff.study.store import fresh_folder
-
-    xarray, _ = load("xarray"), load("h5py")
-    console = load("rich.console").Console()
-    with fresh_folder(parsed.out) as folder:
-        if parsed.dataset is not None:
-            if not parsed.dataset.is_file():
-                raise ValueError(f"`DATASET.nc`: there is no file {parsed.dataset}.")
-            data = xarray.load_dataset(parsed.dataset, engine="h5netcdf")
-            if "axis" not in data.attrs:
-                raise ValueError(f"`DATASET.nc`: {parsed.dataset} was not written by a study.")
-        else:
-            with _progress(console, "step sizes", parsed.quiet) as progress:
-                data = run(step_sizes(steps=parsed.steps), progress)
-        (folder / "explore.html").write_text(page(data), encoding="utf-8")
-    console.print(f"Open {parsed.out / 'explore.html'}", highlight=False, markup=False)
-    return 0
 
 
 def _add_diagnose(commands: Any) -> None:
     diagnose = commands.add_parser(
         "diagnose",
-        help="say which mode to use for a run of your own, and when to stop",
+        help="recommend a mode and a number of steps for a run of your own",
         description=(
             "Diagnose a run: NAME in MODULE is a tuple (problem, algorithm, x0, theta), or a "
             "function without arguments that returns one. Everything runs in float64."
@@ -149,13 +157,83 @@ def _add_diagnose(commands: Any) -> None:
     )
     diagnose.add_argument("run_of", metavar="MODULE:NAME")
     diagnose.add_argument(
-        "--rtol", type=float, default=1e-3, help="relative error of the derivative that is wanted"
+        "--rtol", type=float, default=1e-3, help="tolerated relative error of the derivative"
     )
     diagnose.add_argument("--budget", type=int, help="steps of the trial run (default: 1000)")
     diagnose.set_defaults(run=_diagnose)
 
 
-def _diagnose(parsed: argparse.Namespace) -> int:
+def _study(parsed: argparse.Namespace) -> None:
+    """Run a study and write its files."""
+    for library in STUDY_LIBRARIES:
+        import_extra(library, "study")
+    from iterdiff.study.catalog import load_study
+    from iterdiff.study.files import atomic_folder, write_netcdf
+    from iterdiff.study.run import run
+    from iterdiff.study.views.plots import save_figures
+    from iterdiff.study.views.report import plain, print_report, save_report
+
+    study = load_study(parsed.name, **_changes(parsed))
+    out = parsed.out or Path("out") / Path(parsed.name).stem
+    console = import_extra("rich.console", "study").Console()
+    with atomic_folder(out) as folder:
+        with _progress(console, study.name, parsed.quiet) as report_progress:
+            data = run(study, report_progress)
+        write_netcdf(data, folder / f"{study.name}.nc")
+        save_report(data, folder / "report.txt")
+        figures = save_figures(data, folder, paper=parsed.paper)
+    print_report(data, console)
+    console.print(plain(f"Written to {out}:"), soft_wrap=True)
+    console.print(plain("  " + "  ".join([f"{study.name}.nc", "report.txt", *figures])))
+
+
+def _changes(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that the command line gives."""
+    if (parsed.data is None) != (parsed.target is None):
+        missing = "target" if parsed.target is None else "data"
+        raise ValueError(f"`--{missing}` is missing: --data and --target belong together.")
+    counts = {name: getattr(parsed, name) for name in ("steps", "every", "probes")}
+    changes: dict[str, Any] = {name: value for name, value in counts.items() if value is not None}
+    if parsed.data is not None:
+        changes["problem"] = {"data": parsed.data, "target": parsed.target}
+    return changes
+
+
+def _explore(parsed: argparse.Namespace) -> None:
+    """Write the page of a dataset, or of a study of step sizes."""
+    for library in STUDY_LIBRARIES:
+        import_extra(library, "study")
+    from iterdiff.study.files import atomic_folder
+    from iterdiff.study.run import run
+    from iterdiff.study.views.explorer import page, step_sizes
+    from iterdiff.study.views.report import plain
+
+    console = import_extra("rich.console", "study").Console()
+    with atomic_folder(parsed.out) as folder:
+        if parsed.dataset is not None:
+            data = _load_dataset(parsed.dataset)
+        else:
+            with _progress(console, "step sizes", parsed.quiet) as report_progress:
+                data = run(step_sizes(steps=parsed.steps), report_progress)
+        (folder / "explore.html").write_text(page(data), encoding="utf-8")
+    console.print(plain(f"Open {parsed.out / 'explore.html'}"), soft_wrap=True)
+
+
+def _load_dataset(path: Path) -> Any:
+    """Return a dataset that a study wrote."""
+    if not path.is_file():
+        raise ValueError(f"`DATASET.nc`: there is no file {path}.")
+    try:
+        data = import_extra("xarray", "study").load_dataset(path, engine="h5netcdf")
+    except OSError as error:
+        raise ValueError(f"`DATASET.nc`: {path} is not a NetCDF file: {error}.") from error
+    if "axis" not in data.attrs:
+        raise ValueError(f"`DATASET.nc`: {path} was not written by a study.")
+    return data
+
+
+def _diagnose(parsed: argparse.Namespace) -> None:
+    """Print the diagnosis of a run that a module defines."""
     module, _, name = parsed.run_of.partition(":")
     if not module or not name:
         raise ValueError(f"`MODULE:NAME` must be like package.module:run, not {parsed.run_of!r}.")
@@ -168,84 +246,33 @@ def _diagnose(parsed: argparse.Namespace) -> int:
     if not isinstance(run, tuple) or len(run) != 4:
         raise TypeError(f"`{parsed.run_of}` must be a tuple (problem, algorithm, x0, theta).")
     print(itd.diagnose(*run, rtol=parsed.rtol, budget=parsed.budget))
-    return 0
 
 
-def _list(parsed: argparse.Namespace) -> int:
+def _list(parsed: argparse.Namespace) -> None:
+    """Print the built-in studies."""
     del parsed
-    from iterdiff.study.catalog import RECIPES
+    import_extra("pydantic", "study")
+    from iterdiff.study.catalog import BUILT_IN
 
-    width = max(len(name) for name in RECIPES)
-    for name, recipe in RECIPES.items():
-        print(f"{name:{width}}  {recipe.summary}")
-    return 0
-
-
-def _study(parsed: argparse.Namespace) -> int:
-    from iterdiff.study.catalog import load_study
-    from iterdiff.study.extras import load
-    from iterdiff.study.grid import run
-    from iterdiff.study.plots import save_figures
-    from iterdiff.study.report import print_report, save_report
-    from iterdiff.study.store import fresh_folder
-
-    for library in ("xarray", "h5netcdf", "h5py", "matplotlib", "rich"):
-        load(library)
-    study = load_study(parsed.name, _overrides(parsed))
-    out = parsed.out or Path("out") / Path(parsed.name).stem
-    console = load("rich.console").Console()
-    with fresh_folder(out) as folder:
-        with _progress(console, study.name, parsed.quiet) as progress:
-            data = run(study, progress)
-        data.to_netcdf(folder / f"{study.name}.nc", engine="h5netcdf")
-        save_report(data, folder / "report.txt")
-        figures = save_figures(data, folder, paper=parsed.paper)
-    print_report(data, console)
-    console.print(f"Written to {out}:", highlight=False, markup=False, soft_wrap=True)
-    names = [f"{study.name}.nc", "report.txt", *figures]
-    console.print("  " + "  ".join(names), highlight=False, markup=False)
-    return 0
+    width = max(map(len, BUILT_IN))
+    for name, built_in in BUILT_IN.items():
+        print(f"{name:{width}}  {built_in.summary}")
 
 
-def _overrides(parsed: argparse.Namespace) -> Any:
-    from iterdiff.study.config import Overrides
-
-    problem = {}
-    if (parsed.data is None) != (parsed.target is None):
-        missing = "target" if parsed.target is None else "data"
-        raise ValueError(f"`--{missing}` is missing: --data and --target belong together.")
-    if parsed.data is not None:
-        problem = {"data": parsed.data, "target": parsed.target}
-    return Overrides(steps=parsed.steps, every=parsed.every, probes=parsed.probes, problem=problem)
-
-
-class _progress:
-    """A progress bar with the time left, as the callable that a study reports to."""
-
-    def __init__(self, console: Any, label: str, quiet: bool):
-        from iterdiff.study.extras import load
-
-        rich = load("rich.progress")
-        self.bar = rich.Progress(
-            rich.TextColumn("{task.description}"),
-            rich.BarColumn(),
-            rich.MofNCompleteColumn(),
-            rich.TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=quiet or not console.is_terminal,
-        )
-        self.task = self.bar.add_task(label, total=None)
-
-    def __enter__(self) -> Any:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        self.bar.update(self.task, completed=done, total=total)
+@contextlib.contextmanager
+def _progress(console: Any, label: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar with the time left; yield the function that updates it."""
+    rich = import_extra("rich.progress", "study")
+    columns = (
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    hidden = quiet or not console.is_terminal
+    with rich.Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 if __name__ == "__main__":

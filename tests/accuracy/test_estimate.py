@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
-from iterdiff.accuracy.estimate import AWAY, FLOOR, OK, REASONS, SINGULAR, TOO_FAR
+from iterdiff.accuracy.estimate import AWAY, FLOOR, NOT_FINITE, OK, REASONS, SINGULAR, TOO_FAR
 from iterdiff.jaxtools import tree
 from tests.cases import build
 from tests.helpers import compiled, dot, fixed_direction, relative_error
@@ -93,6 +93,8 @@ def test_estimates_the_error_of_an_implicit_derivative(name, form):
 def test_what_is_trusted_is_within_a_factor_of_two(name, form):
     # a tenth of the solution away
     estimate, error, _, better = estimates(name, 0.1)[form]
+    # At this distance, coordinates at zero are on the other side of their kink.
+    assert bool(estimate.trusted) == (name != "nonnegative_tree")
     if estimate.trusted:
         assert 0.5 * error <= estimate.absolute <= 2 * error
     assert better < 0.5 * error
@@ -254,8 +256,14 @@ def test_the_corrected_derivative_is_no_better_than_its_uncertainty():
     assert not same.exceeds(1.0)
 
 
+@pytest.mark.parametrize("loss", [lambda x: x, lambda x, theta: jnp.stack([x, theta])])
+def test_a_loss_that_is_none_is_named(loss):
+    with pytest.raises(TypeError, match="`loss`"):
+        itd.derivative_error(SQRT, 1.4, 2.0, 0.3, loss=loss)
+
+
 def test_a_derivative_that_is_not_finite_is_said_to_be_so():
     problem = itd.RootFinding(lambda x, theta: x**2 - theta)
     estimate = itd.derivative_error(problem, 2.0, 4.0, jnp.nan)
-    assert estimate.reason == "The derivative that was given is not finite."
+    assert estimate.reason_code == NOT_FINITE
     assert estimate.exceeds(1e9)

@@ -1,6 +1,6 @@
-"""A pytest plugin that replaces jaxopt's `custom_root` by ours.
+"""A pytest plugin that puts our `custom_root` in place of jaxopt's.
 
-jaxopt's solvers look the decorator up at every call, so all of jaxopt's tests then use ours:
+jaxopt's solvers look it up at every call, so all of its tests then run through our code:
 ``PYTHONPATH=tests/external python -m pytest -p jaxopt_plugin PATH/tests/implicit_diff_test.py``.
 """
 
@@ -17,14 +17,14 @@ calls = {"custom_root": 0}
 
 
 def counted(*args: Any, **kwargs: Any) -> Callable:
-    """Call our decorator and count the call."""
+    """Call ours, and count the call."""
     calls["custom_root"] += 1
     return itd.adapters.custom_root(*args, **kwargs)
 
 
 @contextmanager
 def ours_in_place() -> Iterator[dict[str, int]]:
-    """Replace jaxopt's decorator by ours, and yield the number of calls."""
+    """Replace jaxopt's decorator, and count the calls of ours."""
     before = jaxopt.implicit_diff.custom_root, private.custom_root
     calls["custom_root"] = 0
     jaxopt.implicit_diff.custom_root = private.custom_root = counted
@@ -35,16 +35,16 @@ def ours_in_place() -> Iterator[dict[str, int]]:
 
 
 def pytest_configure(config: Any) -> None:
-    """Replace the decorator for the whole session."""
+    """Put ours in place for the whole session."""
     config.iterdiff_in_place = ours_in_place()
     config.iterdiff_in_place.__enter__()
 
 
 def pytest_unconfigure(config: Any) -> None:
-    """Restore jaxopt's decorator."""
+    """Put theirs back."""
     config.iterdiff_in_place.__exit__(None, None, None)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Report how often our decorator was called."""
+    """Say how often ours was called."""
     terminalreporter.write_line(f"iterdiff's custom_root was called {calls['custom_root']} times")

@@ -1,6 +1,6 @@
-"""A pytest plugin that replaces `optimistix.ImplicitAdjoint` by our implicit mode.
+"""A pytest plugin that puts our implicit mode in place of `optimistix.ImplicitAdjoint`.
 
-optimistix's tests refer to the class by name, so they then use our mode:
+optimistix's tests look the class up by name, so they then run through our code:
 ``PYTHONPATH=tests/external python -m pytest -p optimistix_plugin PATH/tests -k jvp``.
 """
 
@@ -15,7 +15,7 @@ calls = {"apply": 0}
 
 
 class Ours(optimistix.AbstractAdjoint):
-    """Our implicit mode with the arguments of `optimistix.ImplicitAdjoint`; it counts its calls."""
+    """Takes the arguments of `optimistix.ImplicitAdjoint` and counts the calls."""
 
     linear_solver: Any = eqx.field(default=None)
 
@@ -27,16 +27,16 @@ class Ours(optimistix.AbstractAdjoint):
 
 
 def pytest_configure(config: Any) -> None:
-    """Replace the class for the whole session."""
+    """Put ours in place for the whole session."""
     config.iterdiff_theirs = optimistix.ImplicitAdjoint
     optimistix.ImplicitAdjoint = Ours
 
 
 def pytest_unconfigure(config: Any) -> None:
-    """Restore optimistix's class."""
+    """Put theirs back."""
     optimistix.ImplicitAdjoint = config.iterdiff_theirs
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Report how often our adjoint was called."""
+    """Say how often ours was called."""
     terminalreporter.write_line(f"iterdiff's adjoint was called {calls['apply']} times")

@@ -1,7 +1,7 @@
 """optimistix's own derivative tests, with our implicit mode in place of its `ImplicitAdjoint`.
 
-``ITERDIFF_OPTIMISTIX_TESTS=/path/to/optimistix`` names a checkout; its ``tests`` run unmodified and
-need diffrax. Tests of the installed package are in ``tests/adapters/``.
+``ITERDIFF_OPTIMISTIX_TESTS=/path/to/optimistix`` names a checkout whose ``tests`` run unmodified
+(they need diffrax). The tests that need only the installed package are in ``tests/adapters/``.
 """
 
 import os
@@ -13,19 +13,18 @@ import optimistix as optx
 import pytest
 
 from tests.external import optimistix_plugin
-from tests.external.suites import run_suite
+from tests.external.suites import SUITES, check_file
 
 CHECKOUT = os.environ.get("ITERDIFF_OPTIMISTIX_TESTS")
-FILES = ("test_fixed_point.py", "test_root_find.py", "test_minimise.py")
 
 
-def test_complex_least_squares_problems_use_our_derivative():
+def test_complex_and_least_squares_problems_differentiate_through_ours():
     adjoint = optimistix_plugin.Ours()
     before = optimistix_plugin.calls["apply"]
 
     @jax.jit
     def run(z):
-        def root(z):  # x^2 conj(x) = z, not holomorphic; the solution is x = z / |z|^(2/3)
+        def root(z):  # x^2 conj(x) = z, which is not holomorphic: x = z / |z|^(2/3)
             newton = optx.LevenbergMarquardt(rtol=1e-12, atol=1e-12)
             function = lambda x, z: x**2 * jnp.conj(x) - z  # noqa: E731
             return optx.least_squares(function, newton, 1 + 0.5j, z, adjoint=adjoint).value
@@ -43,6 +42,6 @@ def test_complex_least_squares_problems_use_our_derivative():
 
 
 @pytest.mark.skipif(CHECKOUT is None, reason="ITERDIFF_OPTIMISTIX_TESTS names no checkout")
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SUITES["optimistix"].files)
 def test_their_own_derivative_tests(name):
-    run_suite(Path(CHECKOUT or ""), "optimistix_plugin", [f"tests/{name}"], "-k", "jvp")
+    check_file(Path(CHECKOUT or ""), "optimistix", name)

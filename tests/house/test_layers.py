@@ -1,6 +1,7 @@
 """The rooms of the package: who may import whom, and how large a part may grow."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,9 +112,11 @@ def upward_imports(module: str, imported: set[str]) -> list[str]:
     return wrong
 
 
+ROOMS = {room_of(module) for module in MODULES} - {"", "__main__"} - ALIASES
+
+
 def test_rooms_import_from_the_floors_below():
-    rooms = {room_of(module) for module in MODULES} - {"", "__main__"} - ALIASES
-    assert rooms <= FLOOR.keys(), f"FLOORS must say where these belong: {rooms - FLOOR.keys()}"
+    assert ROOMS <= FLOOR.keys(), f"FLOORS must say where these belong: {ROOMS - FLOOR.keys()}"
     wrong = {m: upward_imports(m, names) for m, names in IMPORTS.items() if room_of(m) in FLOOR}
     assert not {module: names for module, names in wrong.items() if names}
 
@@ -128,6 +131,24 @@ def test_the_check_of_imports_can_fail():
     assert set(imports(hidden, "iterdiff.modes.base")) == {"iterdiff.solving.solve"}
     typed = ast.parse("if TYPE_CHECKING:\n    from iterdiff.solving import solve\n")
     assert not set(imports(typed, "iterdiff.modes.base"))
+
+
+def test_contributing_draws_the_rooms_and_arrows_as_they_are():
+    text = (PACKAGE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawn = {}
+    for room, below in re.findall(r"^\| (\w+) \| ([\w, –]+) \|$", text, re.MULTILINE):
+        drawn[room] = set() if below == "–" else set(below.split(", "))
+    drawn.pop("room")
+    found: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for module, names in IMPORTS.items():
+        if room_of(module) in found:
+            ours = {room_of(name) for name in names if name.split(".")[0] == "iterdiff"}
+            found[room_of(module)] |= ours - {room_of(module), ""}
+    assert drawn == found
+    floors = re.search(r"^```\n(cli.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert floors, "the drawing of the floors is missing"
+    heights = [FLOOR[line.split()[0]] for line in floors.group(1).splitlines()]
+    assert heights == sorted(heights, reverse=True)
 
 
 def test_no_cycles_within_a_room():

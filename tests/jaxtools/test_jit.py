@@ -3,10 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from iterdiff.jaxtools import jit as compiling
-from iterdiff.jaxtools.jit import compiled
+from iterdiff.jaxtools.jit import compiled, program_of
 
 DATA = jnp.arange(6.0).reshape(2, 3)
 
@@ -37,19 +35,10 @@ def test_what_is_closed_over_is_an_input():
     def product(x):
         return DATA @ x
 
-    seen = []
-    original = compiling._program
-
-    def program(*key):
-        seen.append(original(*key))
-        return seen[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiling, "_program", program)
-        product(jnp.ones(3))
-    ((program, closed_over, _),) = seen
-    assert any(v is DATA for v in jax.tree.leaves(closed_over))
-    text = program.lower(closed_over, (jnp.ones(3),)).as_text()
+    product(jnp.ones(3))
+    program = program_of(product.__wrapped__, jnp.ones(3))
+    assert any(v is DATA for v in jax.tree.leaves(program.closed_over))
+    text = program.run.lower(program.closed_over, (jnp.ones(3),)).as_text()
     assert "dense<[[0.0" not in text.replace("0.000000e+00", "0.0")
 
 

@@ -189,12 +189,12 @@ def test_algorithms_that_remember_more_are_refused():
         lambda: ACCELERATED.solve(task, throw=True),
         lambda: ACCELERATED.tangents(task, jnp.eye(2)),
     ):
-        with pytest.raises(ValueError, match=r"accelerate.*HeavyBall remembers more.*Picard"):
+        with pytest.raises(ValueError, match=r"`mode`.*accelerate.*HeavyBall.*Picard"):
             call()
 
 
 def test_options_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="`accelerate` does not go with `last`"):
+    with pytest.raises(ValueError, match="`accelerate` and `last`"):
         itd.Unrolled(last=3, accelerate=10)
-    with pytest.raises(ValueError, match="`accelerate` must be at least 1"):
+    with pytest.raises(ValueError, match="`accelerate`"):
         itd.Unrolled(accelerate=0)

@@ -47,7 +47,7 @@ def done(a):
 @each_inner
 def test_warns_of_a_wrong_derivative(inner, derive):
     mode = itd.Checked(inner, rtol=1e-2)
-    with pytest.warns(itd.DerivativeWarning, match="wrong by more than rtol=0.01"):
+    with pytest.warns(itd.DerivativeWarning, match="rtol=0.01"):
         checked = done(compiled(lambda: derive(mode))())
     np.testing.assert_allclose(checked, derive(inner), rtol=1e-12)  # the derivative stays
 
@@ -71,9 +71,7 @@ def test_is_silent_of_a_right_derivative(inner, derive, action):
 @pytest.mark.parametrize("derive", [grad, push], ids=["reverse", "forward"])
 def test_raises(derive):
     mode = itd.Checked(itd.Implicit(), rtol=1e-3, on_failure="raise")
-    with pytest.raises(
-        RuntimeError, match="by its own estimate, or that cannot be told. Solve more"
-    ):
+    with pytest.raises(RuntimeError, match="Checked.*`rtol`"):
         done(compiled(lambda: derive(mode))())
 
 
@@ -173,7 +171,7 @@ def test_a_derivative_that_cannot_be_computed_is_reported():
         task = (itd.FixedPoint(lambda x, t: x - problem.residual(x, t)), itd.Picard(), 0.0, theta)
         return itd.solve(*task, stop=stop, mode=mode, throw=False).x
 
-    with pytest.warns(itd.DerivativeWarning, match="singular or nearly so"):
+    with pytest.warns(itd.DerivativeWarning, match="singular"):
         slope = done(jax.grad(root)(0.0))
     assert np.isnan(slope)
 
@@ -318,7 +316,7 @@ def test_tolerances_may_be_batched():
 
 @pytest.mark.parametrize("value", ["a", None, True, [1.0], 1j, np.ones(2), jnp.ones(1)])
 def test_refuses_a_tolerance_that_is_no_number(value):
-    with pytest.raises(TypeError, match="`rtol` must be a real number"):
+    with pytest.raises(TypeError, match="`rtol`"):
         check_tolerance("rtol", value)
     for rule in (itd.DerivativeErrorBelow, partial(itd.Checked, itd.Implicit())):
         with pytest.raises(TypeError):
@@ -348,5 +346,5 @@ def test_a_derivative_that_is_zero_asks_for_an_absolute_tolerance():
         mode = itd.Checked(itd.Implicit())
         return jnp.sum(itd.solve(*run, stop=itd.Steps(20), mode=mode).x)
 
-    with pytest.warns(itd.DerivativeWarning, match="absolute tolerance, `atol`"):
+    with pytest.warns(itd.DerivativeWarning, match="`atol`"):
         done(jax.grad(loss)(jnp.array(0.5)))

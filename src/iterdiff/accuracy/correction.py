@@ -1,16 +1,16 @@
-r"""A point, its Newton correction, and the implicit derivative at both: one factorisation.
+r"""A point, its Newton correction, and the implicit derivative at both, from one factorisation.
 
-What is estimated of a derivative rests on two points, :math:`x` and
-:math:`x^+ = x - A(x)^{-1} r(x)`. The matrix is formed and factored at the first alone. At the
-second it has hardly changed: :math:`A(x^+) y = b` is solved by
+An estimate of a derivative's error rests on two points, :math:`x` and
+:math:`x^+ = x - A(x)^{-1} r(x)`. The matrix is formed and factored only at the first. At the
+second it has hardly changed, so that :math:`A(x^+) y = b` is solved by iterative refinement,
 
 .. math::
 
     y_{k+1} = y_k + A(x)^{-1} (b - A(x^+) y_k),
 
-from the answer at `x`, in a round or two; where that does not converge (`x` is far away, or
-a kink lies between the points), by a factorisation at :math:`x^+` after all. Without a
-factorisation (see `iterdiff.linear`) the differences are solved for by Krylov methods, loosely.
+which takes a round or two from the solution at `x`. If it does not converge, because `x` is far
+away or a kink lies between the points, the matrix at :math:`x^+` is factored after all. Without a
+factorisation (see `iterdiff.linalg.solve`) a Krylov method solves for the change, loosely.
 """
 
 import dataclasses
@@ -24,12 +24,11 @@ import lineax as lx
 from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.accuracy.sensitivity import (
-    LOOSE,
-    Residual,
+    LOOSE_RTOL,
     Sensitivity,
-    _random,
-    _unit,
+    random_vector,
     sensitivity,
+    unit,
 )
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.lax import only_if
@@ -37,29 +36,33 @@ from iterdiff.linalg.solve import inverse, solve_factored
 from iterdiff.problems.problem import CompositeMinimization, Problem
 from iterdiff.problems.prox import weakly_active
 
-ROUNDS = 10
-"""Rounds of refinement; where these do not do, the matrix is factored anew."""
+MAX_REFINEMENTS = 10
+"""Rounds of iterative refinement; if they do not suffice, the matrix is factored again."""
+
+NOISE_FACTOR = 10
+"""A Newton step is rounding noise below this many times eps, the condition number and ``|x|``."""
 
 
 class NewtonPoints(eqx.Module):
-    """An iterate, its Newton correction, and what can be said of both.
+    """An iterate, its Newton correction, and what the two reveal.
 
     Attributes
     ----------
     x, corrected, twice : pytree
-        The iterate, after one correction, and after about a second one.
+        The iterate, the point after one correction, and the point after about a second one.
     quotient : scalar
-        The length of the second correction over that of the first.
+        Length of the second correction over length of the first.
     rounding : scalar
-        The machine precision times an estimate of the condition number.
+        Machine precision times an estimate of the condition number.
     distance : scalar
-        The length of the first correction, relative to the solution (to 1 where that is shorter).
+        Length of the first correction, relative to the solution (absolute if that is below 1).
     away : bool
-        Whether the iterate is not near a solution, though it should be.
+        Whether the iterate should be near a solution, but is not.
     saddle : bool
-        Whether what should be a minimum has directions of descent, while the iterate still moves.
+        Whether a point that should be near a minimum has directions of descent, while the iterate
+        still moves.
     disagrees : bool
-        Whether the algorithm is known not to come to rest where the residual vanishes.
+        Whether the algorithm is known to have fixed points that are no roots of the residual.
     one_sided : bool
         Whether the corrected point is at a kink of the equation.
     """
@@ -77,41 +80,36 @@ class NewtonPoints(eqx.Module):
 
 
 class Correction:
-    """A Newton correction of a point, what it says of the point, and the derivative there.
+    """The Newton correction of a point, and implicit derivatives at the corrected point.
 
     Parameters
     ----------
-    residual, moving
-        As in `Sensitivity`.
     at : Sensitivity
-        At the point.
+        The residual linearised at the point.
     near : float
         As in `derivative_error`.
+
+    Attributes
+    ----------
+    points : NewtonPoints
     """
 
-    def __init__(self, residual: Residual, moving: PyTree, at: Sensitivity, near: float = math.inf):
-        self.at, self._residual, self._moving = at, residual, moving
-        x = at.x
-        random = _random(x)
-        first, inverse_random = _both(at.loosely, at.value, random)
-        corrected = tree.sub(x, first)
-        value, self._operator = jax.linearize(lambda y: residual(y, moving), corrected)
-        direction = _unit(inverse_random)
-        chord, inverse_direction = _both(at.loosely, value, direction)
+    def __init__(self, at: Sensitivity, near: float = math.inf):
+        self.at = at
+        random = random_vector(at.x)
+        first, inverse_random = _solve_two(at.loosely, at.value, random)
+        corrected = tree.sub(at.x, first)
+        value, self._operator = jax.linearize(lambda y: at.residual(y, at.theta), corrected)
+        direction = unit(inverse_random)
+        chord, inverse_direction = _solve_two(at.loosely, value, direction)
         second = _newton_from_chord(chord, at.loosely(self._operator(chord)))
         condition = at.condition_from(random, inverse_direction)
         self.points = _points(at, corrected, (first, second, inverse_direction), condition, near)
 
     def exactly(self) -> Sensitivity:
         """Return the residual linearised at the corrected point, with a factorisation there."""
-        at = self.at
-        return Sensitivity(
-            self._residual,
-            self.points.corrected,
-            self._moving,
-            at.structure,
-            solver=at._options["solver"],
-        )
+        at, corrected = self.at, self.points.corrected
+        return Sensitivity(at.residual, corrected, at.theta, at.structure, solver=at.solver)
 
     def forward(self, v: PyTree, here: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         """Return ``J v`` at the corrected point, and its error relative to the change.
@@ -119,11 +117,12 @@ class Correction:
         Parameters
         ----------
         v : pytree
-            Like `moving`.
+            Like theta.
         here : pytree
             ``J v`` at the point itself.
         """
-        b = jax.jvp(lambda m: self._residual(self.points.corrected, m), (self._moving,), (v,))[1]
+        in_theta = lambda theta: self.at.residual(self.points.corrected, theta)  # noqa: E731
+        b = jax.jvp(in_theta, (self.at.theta,), (v,))[1]
         return self._refined(tree.scale(-1.0, b), here, transpose=False)
 
     def reverse(self, w: PyTree, adjoint: PyTree) -> tuple[PyTree, Float[Array, ""]]:
@@ -137,32 +136,33 @@ class Correction:
             ``A^{-T} w`` at the point itself.
         """
         better, slack = self._refined(w, adjoint, transpose=True)
-        pull = jax.vjp(lambda m: self._residual(self.points.corrected, m), self._moving)[1]
+        in_theta = lambda theta: self.at.residual(self.points.corrected, theta)  # noqa: E731
+        pull = jax.vjp(in_theta, self.at.theta)[1]
         return tree.scale(-1.0, pull(better)[0]), slack
 
     def _refined(
         self, b: PyTree, start: PyTree, *, transpose: bool
     ) -> tuple[PyTree, Float[Array, ""]]:
-        """Solve ``A(x^+) y = b`` from the answer at `x`."""
-        operator = self._operator
-        if transpose and not self.at.structure.hessian:
-            back = jax.linear_transpose(operator, self.at.x)
+        """Solve ``A(x^+) y = b`` from the solution at `x`."""
+        operator, at = self._operator, self.at
+        if transpose and not at.structure.hessian:
+            back = jax.linear_transpose(operator, at.x)
             operator = lambda w: back(w)[0]  # noqa: E731
-        factors = self.at.factors
+        factors = at.factors
         if factors is None:
-            loose = inverse(operator, self.at.x, self.at.structure, rtol=LOOSE / 10)
+            loose = inverse(operator, at.x, at.structure, rtol=LOOSE_RTOL / 10)
             change = loose(tree.sub(b, operator(start)))
-            return tree.add(start, change), jnp.asarray(LOOSE, tree.result_dtype(start))
+            return tree.add(start, change), jnp.asarray(LOOSE_RTOL, tree.result_dtype(start))
 
         def correction(y):
             return solve_factored(factors, tree.sub(b, operator(y)), transpose=transpose)
 
-        y, slack = _iterate(correction, start, self.points)
+        y, slack = _refine(correction, start, self.points)
 
-        def anew():
-            return inverse(operator, self.at.x, self.at.structure)(b), jnp.zeros_like(slack)
+        def factor_again():
+            return inverse(operator, at.x, at.structure)(b), jnp.zeros_like(slack)
 
-        return only_if(~(slack <= LOOSE), anew, (y, slack))
+        return only_if(~(slack <= LOOSE_RTOL), factor_again, (y, slack))
 
 
 def correct(
@@ -173,9 +173,8 @@ def correct(
     *,
     near: float = math.inf,
 ) -> Correction:
-    """Return the correction of `x`; derivatives are taken in theta's floating part."""
-    at = sensitivity(problem, x, theta, linear_solver)
-    correction = Correction(at.residual, at.moving, at, near)
+    """Return the correction of `x`, for derivatives in the floating leaves of theta."""
+    correction = Correction(sensitivity(problem, x, theta, linear_solver), near)
     if isinstance(problem, CompositeMinimization):
         one_sided = at_kink(problem, correction.points.corrected, jax.lax.stop_gradient(theta))
         correction.points = dataclasses.replace(correction.points, one_sided=one_sided)
@@ -189,21 +188,21 @@ def at_kink(problem: CompositeMinimization, x: PyTree, theta: PyTree) -> Bool[Ar
     return jnp.any(jnp.stack([jnp.any(kink) for kink in kinks]))
 
 
-def _both(solve: Callable[[PyTree], PyTree], a: PyTree, b: PyTree) -> tuple[PyTree, PyTree]:
-    """Return ``solve(a), solve(b)``, with two columns at a time."""
+def _solve_two(solve: Callable[[PyTree], PyTree], a: PyTree, b: PyTree) -> tuple[PyTree, PyTree]:
+    """Return ``solve(a), solve(b)``, with both right-hand sides at once."""
     stacked = jax.vmap(solve)(jax.tree.map(lambda u, v: jnp.stack([u, v]), a, b))
     return jax.tree.map(lambda s: s[0], stacked), jax.tree.map(lambda s: s[1], stacked)
 
 
 def _newton_from_chord(chord: PyTree, image: PyTree) -> PyTree:
-    r"""Return about ``A(x^+)^{-1} r(x^+)``, from ``A(x)^{-1} r(x^+)``, the chord's step.
+    r"""Return about ``A(x^+)^{-1} r(x^+)``, from the chord step ``A(x)^{-1} r(x^+)``.
 
-    Where the curvature differs between the points, the chord's step may be far too short. Its
-    `image` under :math:`A(x)^{-1} A(x^+)` shows by which factor; the less of the image is in line
-    with the chord, the longer the answer.
+    If the curvature differs between the points, the chord step may be far too short. Its `image`
+    under :math:`A(x)^{-1} A(x^+)` shows the factor. The less of the image is in line with the
+    chord, the longer the result.
     """
     square, inner = tree.dot(chord, chord), tree.dot(image, chord)
-    least = 1e-3 * square  # in line: a factor of 1000 is as good as any
+    least = 1e-3 * square  # a factor of 1000 is as good as any
     inner = jnp.where(jnp.abs(inner) > least, inner, least)
     return tree.scale(square / jnp.where(inner == 0, 1.0, inner), chord)
 
@@ -211,20 +210,20 @@ def _newton_from_chord(chord: PyTree, image: PyTree) -> PyTree:
 def _points(
     at: Sensitivity, corrected: PyTree, steps: tuple, condition: Float[Array, ""], near: float
 ) -> NewtonPoints:
-    """Judge the corrections: `steps` are the first, the second and another likely direction."""
+    """Judge the corrections; `steps` are the first, the second, and another likely direction."""
     first, second, _ = steps
     eps = jnp.finfo(tree.result_dtype(at.x)).eps
     rounding = eps * condition
     scale, length = tree.norm(corrected), tree.norm(first)
-    noise = 10 * rounding * scale
+    noise = NOISE_FACTOR * rounding * scale
     below_noise = tree.norm(second) <= noise
     quotient = tree.norm(second) / jnp.where(length > 0, length, 1.0)
     quotient = jnp.where(below_noise & (quotient > 0.1), 0.1, quotient)
     saddle = jnp.array(False)
     if at.structure.positive_definite:
-        moving = (length > jnp.sqrt(eps) * scale) & (length > noise)
-        saddle = moving & _indefinite(at, steps)
-    # An iterate near zero has no scale of its own: lengths below 1 count as small there.
+        moves = (length > jnp.sqrt(eps) * scale) & (length > noise)
+        saddle = moves & _indefinite(at, steps)
+    # A solution near zero has no scale of its own: lengths below 1 count as small there.
     distance = length / jnp.maximum(scale, 1.0)
     return NewtonPoints(
         x=at.x,
@@ -243,7 +242,7 @@ def _points(
 def _indefinite(at: Sensitivity, directions: tuple) -> Bool[Array, ""]:
     """Return whether a symmetric operator has a direction of negative curvature.
 
-    With a factorisation that is certain; without, some likely `directions` are tried.
+    A factorisation answers with certainty. Without one, some likely `directions` are tried.
     """
     if at.factors is not None and at.factors.definite is not None:
         return ~at.factors.definite
@@ -251,18 +250,22 @@ def _indefinite(at: Sensitivity, directions: tuple) -> Bool[Array, ""]:
     return jnp.any(curvatures < 0)
 
 
-def _iterate(
+def _refine(
     correction: Callable[[PyTree], PyTree], start: PyTree, points: NewtonPoints
 ) -> tuple[PyTree, Float[Array, ""]]:
-    """Add corrections until those to come are below `LOOSE` of the change; return what is left.
+    """Add corrections until those to come are below `LOOSE_RTOL` of the change.
 
-    Convergence is linear, at a rate of about twice the quotient of the Newton steps to begin
-    with; what is left is infinite where corrections do not shrink.
+    Convergence is linear. The rate is at first about twice the quotient of the Newton steps.
+
+    Returns
+    -------
+    tuple
+        The solution, and its error relative to the change: infinite if corrections do not shrink.
     """
 
-    def going_on(carry):
+    def unfinished(carry):
         *_, slack, rate, count = carry
-        return ~(slack <= LOOSE) & (rate < 1) & (count < ROUNDS)
+        return ~(slack <= LOOSE_RTOL) & (rate < 1) & (count < MAX_REFINEMENTS)
 
     def refine(carry):
         y, before, _, rate, count = carry
@@ -270,12 +273,12 @@ def _iterate(
         y, length = tree.add(y, step), tree.norm(step)
         rate = jnp.where(count == 0, rate, length / before)
         change = tree.norm(tree.sub(y, start))
-        left = jnp.where(rate < 1, rate / (1 - rate), jnp.inf) * length
-        at_floor = length <= 10 * points.rounding * tree.norm(y)
-        slack = jnp.where(at_floor, 0.0, left / jnp.where(change > 0, change, 1.0))
+        remaining = jnp.where(rate < 1, rate / (1 - rate), jnp.inf) * length
+        at_floor = length <= NOISE_FACTOR * points.rounding * tree.norm(y)
+        slack = jnp.where(at_floor, 0.0, remaining / jnp.where(change > 0, change, 1.0))
         return y, length, slack, rate, count + 1
 
     rate = jnp.minimum(10 * points.quotient, 0.9)
     begin = (start, jnp.zeros_like(rate), jnp.full_like(rate, jnp.inf), rate, jnp.array(0))
-    y, _, slack, _, _ = jax.lax.while_loop(going_on, refine, begin)
+    y, _, slack, _, _ = jax.lax.while_loop(unfinished, refine, begin)
     return y, slack

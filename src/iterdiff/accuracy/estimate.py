@@ -1,14 +1,15 @@
-r"""How wrong a derivative is, without knowing the right one.
+r"""How wrong a derivative is, estimated without knowing the right one.
 
 Given an inexact solution :math:`x` and any derivative, one Newton correction
-:math:`x^+ = x - A(x)^{-1} r(x)` brings a better point, and the implicit derivative there a
-better derivative, wrong only to second order in the distance :math:`\|x - x^*\|`. The
-difference between the two is the estimate of the first one's error; how far it can be
-believed is read off a second Newton step.
+:math:`x^+ = x - A(x)^{-1} r(x)` gives a better point, and the implicit derivative there is a better
+derivative: its error is of second order in the distance :math:`\|x - x^*\|`. The difference
+between the two derivatives estimates the error of the first. A second Newton step shows how
+reliable that estimate is.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -21,44 +22,44 @@ from iterdiff.accuracy.estimate_jvp import Apply, sizes, with_derivative
 from iterdiff.accuracy.sensitivity import Sensitivity
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import Tolerance
+from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.problems.checks import check_problem, check_residual, check_theta, check_x0
 from iterdiff.problems.problem import Problem
 
 REASONS = (
     "",
-    "A linear solve failed: the Jacobian of the residual is singular or nearly so, so that "
-    "the solution has no derivative there, or one that cannot be computed in this precision.",
-    "Too far from a solution: a Newton correction does not bring the iterate close enough to one "
-    "for its derivative to be a yardstick for this one. Run more steps. (A derivative that was "
-    "corrected itself may be right all the same.)",
-    "At the floor of the floating-point precision: the estimated error is no larger than what "
-    "rounding, amplified by the condition of the linear system, may amount to. In float32, use "
-    "float64.",
-    "On the way past a saddle: the stationary point nearby is no minimum, so that the iterations "
-    "may end elsewhere, with another derivative. Run more steps; or, if the saddle is what you "
-    "want, state the problem as RootFinding.",
-    "The residual does not vanish here: its solution is some way off (see `near`). "
-    "Run more steps; or, if the solver has converged, it has solved another problem than the "
-    "residual states (iterdiff.check_derivative says more).",
-    "The algorithm does not come to rest where the residual vanishes: the two belong to different "
-    "problems (iterdiff.check_derivative says more).",
-    "One-sided: a coordinate is weakly active, about to enter or leave the active set, so that the "
-    "solution has no derivative there but one on either side, and this is at most one of them. "
-    "`Solution.weakly_active` says which coordinate.",
-    "The derivative that was given is not finite.",
+    "A linear solve failed: the Jacobian of the residual is singular or nearly so. The solution "
+    "has no derivative there, or none that this precision can compute.",
+    "Too far from a solution to estimate the error: one Newton step does not get close enough. Run "
+    "more steps. (If the derivative you passed is itself a `corrected` one, it may still be "
+    "accurate.)",
+    "At the limit of the floating-point precision: the estimated error is no larger than rounding "
+    "errors, amplified by the condition of the linear system, may be. In float32, use float64.",
+    "Near a saddle: the closest stationary point is not a minimum, so that the iterations may end "
+    "elsewhere, with another derivative. Run more steps, or state the problem as RootFinding if "
+    "you want the saddle.",
+    "The residual does not vanish here: its solution is farther away than `near` allows. Run more "
+    "steps; if the solver has converged, it has solved another problem than the residual states "
+    "(see iterdiff.check_derivative).",
+    "The algorithm has a fixed point where the residual does not vanish: the two belong to "
+    "different problems (see iterdiff.check_derivative).",
+    "One-sided: a coordinate is weakly active, about to enter or leave the active set. The "
+    "solution has two one-sided derivatives there, and this is at most one of them; "
+    "`Solution.weakly_active` names the coordinate.",
+    "The given derivative is not finite.",
 )
 OK, SINGULAR, TOO_FAR, FLOOR, SADDLE, AWAY, DISAGREES, ONE_SIDED, NOT_FINITE = range(9)
 
-BELIEVABLE = 0.3
-"""An estimate is trusted while its own uncertainty is at most this fraction of it."""
+TRUSTED_MAX_UNCERTAINTY = 0.3
+"""An estimate is trusted if its uncertainty is at most this fraction of it."""
 
 MISSTATED = 10
-"""An algorithm and a residual of different problems, which vanish at points so far apart
-(relative), are taken to differ in their derivatives by this many times as much."""
+"""If algorithm and residual solve different problems whose solutions are a relative distance d
+apart, we assume a relative derivative error of ``MISSTATED * d``."""
 
 NEAR = 0.1
-"""Further from a solution than this fraction of it, a point that should be one is suspect."""
+"""A point that should be a solution is suspect if it is farther away than this fraction of it."""
 
 
 class ErrorEstimate(eqx.Module):
@@ -74,16 +75,16 @@ class ErrorEstimate(eqx.Module):
         `absolute` over the norm of the better derivative; infinite where that is zero and
         `absolute` is not.
     uncertainty : scalar
-        How wrong `absolute` itself may be (absolute, in the same units): the estimated error
-        of `corrected`, rounding included.
+        How wrong `absolute` itself may be, in the same units: the estimated error of `corrected`,
+        including rounding.
     trusted : bool
-        Whether `uncertainty` is small against `absolute` (or both against the derivative), and
-        nothing speaks against the residual. Only then is `absolute` meant to be within a factor
-        of two of the truth.
+        Whether `uncertainty` is small compared with `absolute` (or both compared with the
+        derivative), and the residual fits the solver. Only then should `absolute` be within a
+        factor of two of the truth.
     reason_code : integer scalar
-        Which of the sentences `reason` gives.
+        The index of `reason`.
     corrected : pytree
-        The better derivative that the estimate found, laid out as the one given.
+        The better derivative that the estimate found, with the layout of the given one.
     """
 
     absolute: Float[Array, ""]
@@ -95,14 +96,15 @@ class ErrorEstimate(eqx.Module):
 
     @property
     def reason(self) -> str:
-        """Why the estimate is not trusted, or the point no solution; else empty. Not in ``jit``."""
+        """Why the estimate is not trusted; empty if it is. Not available under ``jit``."""
         return REASONS[int(self.reason_code)]
 
     def exceeds(self, rtol: Tolerance, atol: Tolerance = 0.0) -> Bool[Array, ""]:
-        """Return whether the error cannot be said to be within ``rtol * |truth| + atol``.
+        """Return whether the error may exceed ``rtol * |truth| + atol``.
 
-        A trusted estimate is taken at its word; of another one, the upper end. Where the residual
-        does not vanish as it should (`near`), the error counts as too large whatever the estimate.
+        Compares `absolute` if the estimate is trusted, else the upper bound
+        ``absolute + uncertainty``. If the residual does not vanish as it should (see `near` in
+        `derivative_error`), the error counts as too large, whatever the estimate.
         """
         allowed = rtol * tree.norm(self.corrected) + atol
         upper = jnp.where(self.trusted, self.absolute, self.absolute + self.uncertainty)
@@ -121,16 +123,17 @@ def derivative_error(
     linear_solver: lx.AbstractLinearSolver | None = None,
     near: float = NEAR,
 ) -> ErrorEstimate:
-    r"""Estimate the error of `derivative` as solution derivative, however it was obtained.
+    r"""Estimate the error of `derivative` as a solution derivative, however it was obtained.
 
-    With none of the keywords, `derivative` is the Jacobian; with one, what it says.
+    Without a keyword, `derivative` is the Jacobian. The keywords `tangent`, `cotangent` and `loss`
+    select another form.
 
     Parameters
     ----------
     problem : Problem
-        Owns the residual, twice differentiable near the solution.
+        Owns the residual, which has to be twice differentiable near the solution.
     x : pytree of real floating arrays
-        The point at which the solver stopped.
+        The point where the solver stopped.
     theta : pytree
         The parameters.
     derivative : pytree
@@ -141,43 +144,42 @@ def derivative_error(
     cotangent : pytree, optional
         Like x: `derivative` is :math:`J^\top w`, like theta.
     loss : callable, optional
-        ``loss(x, theta)`` returns a scalar: `derivative` is the gradient in theta of
-        :math:`f(x^*(\theta), \theta)`, like theta.
+        ``loss(x, theta)`` returns a scalar: `derivative` is the gradient of
+        :math:`f(x^*(\theta), \theta)` in theta (the hypergradient), like theta.
     linear_solver : lineax.AbstractLinearSolver, optional
         As in `Implicit`.
     near : float
-        How far from a solution of the residual `x` may be, as a fraction of it (of 1 where it is
-        shorter). Further away, the solver may have solved another problem than the residual
-        states: the estimate is not trusted, and `exceeds` counts that as an error. Pass infinity
-        for a point that is known to be under way to a solution of this residual, as `Checked`
-        does.
+        How far `x` may be from a solution of the residual, relative to the solution (absolute if
+        that is shorter than 1). Beyond this distance the solver may have solved another problem
+        than the residual states: the estimate is not trusted, and `exceeds` returns True. Pass
+        infinity for an iterate that is known to be on its way to a solution of this residual, as
+        `Checked` does.
 
     Returns
     -------
     ErrorEstimate
-        Works under ``jit`` and ``vmap``.
+        The estimate; the function works under ``jit`` and ``vmap``.
 
     Raises
     ------
     TypeError, ValueError
-        If the arguments do not fit together, or one is of another kind.
+        If an argument has the wrong type, or the arguments do not fit together.
 
     Notes
     -----
     The estimate is :math:`\|J(x^+) - J\|`, where :math:`J(x) = -A(x)^{-1} r_\theta(x)`,
-    :math:`x^+ = x + \delta_1` and :math:`\delta_1 = -A(x)^{-1} r(x)`. It is exact where `x`
-    enters the residual affinely. Its uncertainty is
-    :math:`\|J(x^+) - J(x)\| \, q / (1 - q)` with
-    :math:`q = \|\delta_2\| / \|\delta_1\|`, the second Newton step over the first, plus
-    rounding errors times an estimated condition number. (The second Newton step is
-    estimated with the matrix of the first.) Cost: two factorisations, and a handful of solves
-    besides those for the derivatives themselves.
+    :math:`x^+ = x + \delta_1` and :math:`\delta_1 = -A(x)^{-1} r(x)`. It is exact if `x` enters
+    the residual affinely. Its uncertainty is :math:`\|J(x^+) - J(x)\| \, q / (1 - q)`, where
+    :math:`q = \|\delta_2\| / \|\delta_1\|` is the length of the second Newton step over that of
+    the first, plus rounding errors times an estimated condition number. (The second step is
+    estimated with the matrix of the first.) The cost is two factorisations, the solves for the
+    derivatives themselves, and a handful of further solves.
 
-    The estimate itself can be differentiated, in everything; but for its `uncertainty`, whose
-    derivative is NaN in all but `derivative`.
+    The estimate can be differentiated in everything it depends on. Only the derivative of its
+    `uncertainty` is NaN, except in `derivative`, where it is zero.
 
-    The error against the *iterate derivative*, that of the iterations that ran, is another
-    matter: see `iterate_derivative_error`.
+    The error relative to the *iterate derivative*, the derivative of the iterations that ran, is a
+    different question: see `iterate_derivative_error`.
 
     Examples
     --------
@@ -196,8 +198,8 @@ def derivative_error(
     check_layout(apply, x, theta, derivative)
     derivative = jax.tree.map(jnp.asarray, derivative)
     correction = correct(problem, x, theta, linear_solver, near=near)
-    moving = jax.lax.stop_gradient(floating_part(theta)[0])
-    estimate = _estimate(correction, moving, derivative, apply)
+    floating = jax.lax.stop_gradient(floating_part(theta)[0])
+    estimate = _estimate(correction, floating, derivative, apply)
     names = "absolute", "relative", "uncertainty", "corrected"
     parts = tuple(getattr(estimate, name) for name in names)
     parts = with_derivative(parts, problem, (derivative, x, theta), apply, linear_solver)
@@ -205,24 +207,40 @@ def derivative_error(
 
 
 def applied(x: PyTree, theta: PyTree, tangent, cotangent, loss) -> Apply:
-    """Return how to take, of a map ``theta -> x``, the derivative that was asked for."""
+    """Return a function that takes the requested derivative of a map ``theta -> x``."""
     given = [k for k in (tangent, cotangent, loss) if k is not None]
     if len(given) > 1:
-        raise ValueError("pass at most one of `tangent`, `cotangent` and `loss`.")
-    moving, rest = floating_part(theta)
+        raise ValueError(
+            "`tangent`, `cotangent` and `loss` exclude each other; pass at most one of them."
+        )
+    floating, rest = floating_part(theta)
     if tangent is not None:
-        direction = _matching("tangent", floating_part(tangent)[0], moving, "theta")
+        direction = _matching("tangent", floating_part(tangent)[0], floating, "theta")
         return lambda solution, at: jax.jvp(solution, (at,), (direction,))[1]
     if cotangent is not None:
         w = _matching("cotangent", cotangent, x, "x")
         return lambda solution, at: jax.vjp(solution, at)[1](w)[0]
     if loss is not None:
-        if not callable(loss):
-            raise TypeError(f"`loss` must be a function (x, theta) -> scalar, not {loss!r}.")
-        f = loss
-        return lambda solution, at: jax.grad(lambda m: f(solution(m), eqx.combine(m, rest)))(at)
-    jacobian = jax.jacrev if tree.size(x) < tree.size(moving) else jax.jacfwd
+        f = _checked_loss(loss, x, theta)
+        return lambda solution, at: jax.grad(
+            lambda there: f(solution(there), eqx.combine(there, rest))
+        )(at)
+    jacobian = jax.jacrev if tree.size(x) < tree.size(floating) else jax.jacfwd
     return lambda solution, at: jacobian(solution)(at)
+
+
+def _checked_loss(loss: Any, x: PyTree, theta: PyTree) -> Callable:
+    """Return `loss`, or raise a TypeError unless ``loss(x, theta)`` is a scalar."""
+    wanted = "`loss` must be a function (x, theta) -> scalar"
+    if not callable(loss):
+        raise TypeError(f"{wanted}, not {loss!r}.")
+    try:
+        found = eqx.filter_eval_shape(loss, x, theta)
+    except TypeError as error:
+        raise TypeError(f"{wanted}, but calling it fails: {error}") from error
+    if getattr(found, "shape", None) != ():
+        raise TypeError(f"{wanted}, but it returns {found!r}.")
+    return loss
 
 
 def _matching(name: str, given: PyTree, like: PyTree, of: str) -> PyTree:
@@ -241,24 +259,24 @@ def _matching(name: str, given: PyTree, like: PyTree, of: str) -> PyTree:
 
 
 def check_layout(apply: Apply, x: PyTree, theta: PyTree, derivative: PyTree) -> None:
-    """Refuse a derivative that is not laid out as what `apply` takes.
+    """Raise unless `derivative` has the layout of what `apply` returns.
 
     Raises
     ------
     TypeError
         If a leaf is not real.
     ValueError
-        With the shapes that are expected.
+        If shapes differ; the message gives the expected ones.
     """
-    moving = floating_part(theta)[0]
-    expected = eqx.filter_eval_shape(lambda m: apply(lambda _: x, m), moving)
+    floating = floating_part(theta)[0]
+    expected = eqx.filter_eval_shape(lambda there: apply(lambda _: x, there), floating)
     shapes = [leaf.shape for leaf in jax.tree.leaves(expected)]
     given = [jnp.shape(leaf) for leaf in jax.tree.leaves(derivative)]
     if shapes != given:
         raise ValueError(
-            f"`derivative` must have leaves of shapes {shapes} (a Jacobian as jax.jacobian lays it "
-            "out; with `tangent` like `x`, with `cotangent` or `loss` like the floating leaves of "
-            f"`theta`), but it has {given}."
+            f"`derivative` has leaves of shapes {given}, but must have {shapes}: a Jacobian in the "
+            "layout of jax.jacobian, with `tangent` like `x`, with `cotangent` or `loss` like the "
+            "floating leaves of `theta`."
         )
     for leaf in jax.tree.leaves(derivative):
         if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
@@ -266,20 +284,19 @@ def check_layout(apply: Apply, x: PyTree, theta: PyTree, derivative: PyTree) -> 
 
 
 def _estimate(
-    correction: Correction, moving: PyTree, derivative: PyTree, apply: Apply
+    correction: Correction, floating: PyTree, derivative: PyTree, apply: Apply
 ) -> ErrorEstimate:
     """Compare `derivative` with the implicit ones at the point and at its correction."""
 
-    def taken(at: Sensitivity) -> PyTree:
-        @jax.custom_jvp
-        def solution(moving):
-            del moving
-            return at.x
+    def implicit(at: Sensitivity) -> PyTree:
+        def solution(there):
+            return attach_jvp(
+                at.x, there, lambda _, perturbed: at.forward(perturbed.all_tangents())
+            )
 
-        solution.defjvp(lambda _, dots: (at.x, at.forward(dots[0])))
-        return apply(solution, moving)
+        return apply(solution, floating)
 
-    here, better = taken(correction.at), taken(correction.exactly())
+    here, better = implicit(correction.at), implicit(correction.exactly())
     return compare(derivative, here, better, correction.points)
 
 
@@ -290,9 +307,9 @@ def compare(
     points: NewtonPoints,
     slack: Float[Array, ""] | float = 0.0,
 ) -> ErrorEstimate:
-    """Return the estimate, from the implicit derivatives at the iterate and at its correction.
+    """Return the estimate, given the implicit derivatives at the iterate and at its correction.
 
-    `slack` is the error of `better` relative to the difference of the two.
+    `slack` is the error of `better`, relative to the difference of these two.
     """
     absolute, relative = sizes(derivative, better)
     size = tree.norm(better)
@@ -303,8 +320,10 @@ def compare(
     singular = ~jnp.isfinite(size + tree.norm(here) + points.quotient + points.rounding)
     singular |= finite & ~jnp.isfinite(absolute)
     unknown = singular | ~finite
-    too_far = (points.quotient >= 0.5) | (uncertainty - floor > BELIEVABLE * absolute + floor)
-    at_floor = floor > BELIEVABLE * absolute
+    too_far = (points.quotient >= 0.5) | (
+        uncertainty - floor > TRUSTED_MAX_UNCERTAINTY * absolute + floor
+    )
+    at_floor = floor > TRUSTED_MAX_UNCERTAINTY * absolute
     found = [
         (singular, SINGULAR),
         (~finite, NOT_FINITE),

@@ -1,7 +1,7 @@
-"""The derivative of an error estimate, which shares factorisations that have none.
+"""The derivative of an error estimate.
 
-What is estimated is computed once more, each linear solve by itself, whose derivative JAX knows;
-but only where an estimate is differentiated.
+An estimate shares factorisations that have no derivative. Where it is differentiated, it is
+computed once more, each linear solve by itself, because JAX knows the derivative of a linear solve.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.accuracy.sensitivity import Sensitivity, explicit
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.closures import hoist, perturbed
+from iterdiff.jaxtools.closures import Perturbed, attach_jvp, hoist, with_jvp
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.problems.problem import Problem, structure_of
 
 Apply = Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]
-"""Maps the solution, as a function of theta's floating part, to a derivative of it there."""
+"""``apply(solution, theta)`` is the derivative in question of the map `solution`."""
 
 
 def with_derivative(
@@ -30,19 +30,20 @@ def with_derivative(
     apply: Apply,
     solver: lx.AbstractLinearSolver | None,
 ) -> tuple:
-    """Return the parts of an estimate with their derivatives in all that they depend on.
+    """Return the parts of an estimate with their derivatives in everything they depend on.
 
     Parameters
     ----------
     parts : tuple
         absolute, relative, uncertainty and corrected of an `iterdiff.ErrorEstimate`. The
-        derivative of `uncertainty` is NaN, but for that in the derivative that was judged, 0.
+        derivative of `uncertainty` is zero in the derivative that was judged, and NaN in
+        everything else.
     problem : Problem
         Its residual may close over traced values.
     at : tuple
         The derivative that was judged, `x` and `theta`.
     apply : Apply
-        Which derivative it is; closed-over values are differentiated in, too.
+        Which derivative it is. Closed-over values are differentiated in, too.
     solver : lineax.AbstractLinearSolver, optional
         As in `Implicit`.
     """
@@ -52,36 +53,40 @@ def with_derivative(
 
     def linearised(y, inputs):
         (of_problem, of_theta), closed_over = inputs
-        moving, rest = floating_part(of_theta)
+        floating, rest = floating_part(of_theta)
 
-        def in_moving(y, moving):
-            return residual(y, ((of_problem, eqx.combine(moving, rest)), closed_over))
+        def in_theta(y, floating):
+            return residual(y, ((of_problem, eqx.combine(floating, rest)), closed_over))
 
-        return Sensitivity(in_moving, y, moving, structure_of(problem), solver=solver)
+        return Sensitivity(in_theta, y, floating, structure_of(problem), solver=solver)
 
-    @jax.custom_jvp
-    def solution(shift, y, inputs):
-        del shift, inputs
-        return y
-
-    @solution.defjvp
-    def _(primals, tangents):
-        _, y, inputs = primals
-        return y, tree.add(tangents[1], linearised(y, inputs).forward(tangents[0]))
+    def rule(_, perturbed, constants):
+        del constants
+        shift, y, inputs = perturbed.inputs
+        shift_tangent, tangent, _ = perturbed.all_tangents()
+        if any(place < len(jax.tree.leaves(shift)) for place in perturbed.places):
+            tangent = tree.add(tangent, linearised(y, inputs).forward(shift_tangent))
+        return y, tangent
 
     def again(derivative, x, inputs):
         at = linearised(x, inputs)
         corrected = tree.sub(x, at.solve(at.value))
-        moving = floating_part(inputs[0][1])[0]
-        better = apply(lambda m: solution(tree.sub(m, moving), corrected, inputs), moving)
+        floating = floating_part(inputs[0][1])[0]
+
+        def solution(there):
+            """Return the solution, linear in the distance from theta."""
+            shift = tree.sub(there, floating)
+            return with_jvp(lambda given, _: given[1], (shift, corrected, inputs), rule)
+
+        better = apply(solution, floating)
         return (*sizes(derivative, better), better)
 
     converted, closed_over = hoist(again, derivative, x, inputs)
-    return _attached(jax.lax.stop_gradient(parts), converted, (closed_over, derivative, x, inputs))
+    return _attached(parts, converted, (closed_over, derivative, x, inputs))
 
 
 def sizes(derivative: PyTree, better: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return the norm of the difference, absolute and relative to the better derivative's."""
+    """Return the norm of the difference, absolute and relative to the better derivative."""
     derivative = jax.tree.unflatten(jax.tree.structure(better), jax.tree.leaves(derivative))
     absolute, size = tree.norm(tree.sub(better, derivative)), tree.norm(better)
     relative = jnp.where(size > 0, absolute / jnp.where(size > 0, size, 1.0), jnp.inf)
@@ -89,39 +94,35 @@ def sizes(derivative: PyTree, better: PyTree) -> tuple[Float[Array, ""], Float[A
 
 
 def _attached(parts: tuple, again: Callable, inputs: Any) -> tuple:
-    """Return `parts` with the derivatives of ``again(*inputs)``, and NaN for the uncertainty's.
+    """Return `parts` with the derivatives of ``again(*inputs)``.
 
-    `inputs` are what is closed over, the derivative that was judged, and the rest.
+    `inputs` are the closed-over values, the derivative that was judged, and the rest.
     """
+    first = len(jax.tree.leaves(inputs[0]))
+    judged = range(first, first + len(jax.tree.leaves(inputs[1])))
 
-    @jax.custom_jvp
-    def known(parts, inputs):
-        del inputs
-        return parts
+    def rule(parts: tuple, perturbed: Perturbed) -> tuple:
+        del parts
+        absolute, relative, corrected = jax.jvp(
+            lambda *primals: again(*perturbed.rebuild(primals)),
+            perturbed.primals,
+            perturbed.tangents,
+        )[1]
+        pairs = zip(perturbed.places, perturbed.tangents, strict=True)
+        others = _unknown([tangent for place, tangent in pairs if place not in judged])
+        total = sum((jnp.sum(v) for v in others), start=jnp.zeros(()))
+        return absolute, relative, total.astype(absolute.dtype), corrected
 
-    def rule(primals, tangents):
-        parts, inputs = known(*primals), primals[1]
-        moving, dots, fixed = perturbed(inputs, tangents[1])
-        if not moving:
-            return parts, tree.zeros_like(parts)
-        found = jax.jvp(lambda *m: again(*fixed(m)), tuple(moving), tuple(dots))[1]
-        absolute, relative, corrected = found
-        closed_over, _, *rest = zip(inputs, tangents[1], strict=True)
-        besides = _unknown([dot for pair in (closed_over, *rest) for dot in perturbed(*pair)[1]])
-        total = sum((jnp.sum(dot) for dot in besides), start=jnp.zeros(()))
-        return parts, (absolute, relative, total.astype(parts[2].dtype), corrected)
-
-    known.defjvp(rule, symbolic_zeros=True)
-    return known(parts, inputs)
+    return attach_jvp(parts, inputs, rule)
 
 
-def _unknown(dots: list[Array]) -> list[Array]:
+def _unknown(tangents: list[Array]) -> list[Array]:
     """Return NaN in place of all tangents, and of their cotangents, that are not zero."""
 
-    def unknown(_, dots):
-        return [jnp.where(v == 0, 0.0, jnp.nan).astype(v.dtype) for v in dots]
+    def unknown(_, vectors):
+        return [jnp.where(v == 0, 0.0, jnp.nan).astype(v.dtype) for v in vectors]
 
-    if not dots:
+    if not tangents:
         return []
-    # A product with NaN would make NaN of zero cotangents too: this one is linear in name alone.
-    return jax.lax.custom_linear_solve(lambda v: v, dots, unknown, symmetric=True)
+    # A product with NaN would turn zero cotangents into NaN, too: this map is linear only in name.
+    return jax.lax.custom_linear_solve(lambda v: v, tangents, unknown, symmetric=True)

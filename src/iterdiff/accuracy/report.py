@@ -1,4 +1,4 @@
-"""What a checked derivative says of itself, and how that leaves a backward pass."""
+"""The error report of a checked derivative, returned from the backward pass as a cotangent."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from iterdiff.accuracy.estimate import REASONS, ErrorEstimate
 
 
 class DerivativeReport(eqx.Module):
-    """What a checked derivative says of itself: scalars, batched by ``vmap``.
+    """The error report of a checked derivative: scalars, batched by ``vmap``.
 
     Attributes
     ----------
@@ -20,9 +20,9 @@ class DerivativeReport(eqx.Module):
     trusted : bool
         As in `ErrorEstimate`.
     flagged : bool
-        Whether the error cannot be said to be below the tolerance.
+        Whether the error may exceed the tolerance.
     reason_code : integer scalar
-        Which of the sentences `reason` gives.
+        The index of `reason`.
     """
 
     relative: Float[Array, ""]
@@ -34,7 +34,7 @@ class DerivativeReport(eqx.Module):
 
     @property
     def reason(self) -> str:
-        """As `ErrorEstimate.reason`, of one report. Not in ``jit``."""
+        """As `ErrorEstimate.reason`, for an unbatched report. Not available under ``jit``."""
         return REASONS[int(self.reason_code)]
 
 
@@ -42,7 +42,7 @@ REPORT_SIZE = 6
 
 
 def to_report(vector: Float[Array, " 6"]) -> DerivativeReport:
-    """Return the report that a cotangent holds."""
+    """Return the report that a cotangent encodes."""
     relative, absolute, uncertainty, trusted, flagged, reason = vector
     return DerivativeReport(
         relative, absolute, uncertainty, trusted > 0, flagged > 0, reason.astype(int)
@@ -50,7 +50,7 @@ def to_report(vector: Float[Array, " 6"]) -> DerivativeReport:
 
 
 def to_vector(estimate: ErrorEstimate, flagged: Bool[Array, ""]) -> Float[Array, " 6"]:
-    """Return a report as numbers alone, which a cotangent can hold."""
+    """Encode a report as a vector, which a cotangent can hold."""
     parts = (
         estimate.relative,
         estimate.absolute,
@@ -65,16 +65,16 @@ def to_vector(estimate: ErrorEstimate, flagged: Bool[Array, ""]) -> Float[Array,
 def value_and_grad_with_report(
     loss: Callable[..., Float[Array, ""]],
 ) -> Callable[..., tuple[Float[Array, ""], PyTree, DerivativeReport]]:
-    """Return a function that gives value, gradient, and what the gradient says of its error.
+    """Return a function that computes value, gradient, and the gradient's error report.
 
-    The report travels as the cotangent of an input that is zero, hence without host callbacks:
-    it works under ``jit``, ``vmap`` and both.
+    The report is the cotangent of an additional input that is zero. It needs no host callback, so
+    that it works under ``jit``, ``vmap`` and both.
 
     Parameters
     ----------
     loss : callable
-        ``loss(theta, report, *args)`` returns a scalar. It hands `report` to one solve, as
-        ``Checked(mode, report=report)``. (Reports of several solves would add up.)
+        ``loss(theta, report, *args)`` returns a scalar. It passes `report` to one solve, as
+        ``Checked(mode, report=report)``. (The reports of several solves would be added.)
 
     Returns
     -------

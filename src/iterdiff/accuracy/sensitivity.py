@@ -1,4 +1,15 @@
-"""The residual linearised at a point, and the implicit derivative there."""
+r"""The residual linearised at a point, and the implicit derivative there.
+
+Where the residual :math:`r(x, \theta)` vanishes, the implicit function theorem gives the
+derivative of the solution,
+
+.. math::
+
+    J = -A^{-1} r_\theta, \qquad A = \partial r / \partial x, \quad
+    r_\theta = \partial r / \partial \theta.
+
+At any other point the same formula gives an approximation.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,99 +23,118 @@ from jaxtyping import Array, Float, PyTree
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.closures import hoist
 from iterdiff.jaxtools.tree import floating_part
-from iterdiff.linalg.solve import Structure, apply_factored, factors_of, inverse, solve_factored
+from iterdiff.linalg.solve import (
+    Structure,
+    apply_factored,
+    factors_of,
+    inverse,
+    solve_factored,
+)
 from iterdiff.problems.problem import Problem, structure_of
 
-LOOSE = 1e-2
-"""What solves that serve an estimate alone may leave, relative to what they change (and a tenth
-of it, as residual, where they are iterative)."""
+LOOSE_RTOL = 1e-2
+"""Relative error that is allowed to solves that serve only an estimate, relative to what they
+change. Iterative ones stop at a tenth of it, as relative residual."""
 
-
-SHORT = 20_000
-"""A random vector of up to so many numbers is part of the program: drawing it takes longer than
-some derivatives."""
-
+MAX_CONSTANT_SIZE = 20_000
+"""Random vectors of up to this many numbers are constants of the program, because drawing them
+takes longer than some derivatives."""
 
 Residual = Callable[[PyTree, PyTree], PyTree]
-"""``residual(x, moving)``: all that it depends on besides `x` and `moving` is bound."""
+"""``residual(x, theta)``, where everything else that it depends on is bound."""
 
 
 class Sensitivity:
-    """The residual linearised at a point, and the implicit derivative there.
+    r"""The residual linearised at a point, and the implicit derivative there.
 
     Parameters
     ----------
     residual : callable
-        ``residual(x, moving)``.
-    x, moving : pytree
-        The point, and what the derivative is taken in.
-    structure : linear.Structure
-        Of ``d residual / dx``.
+        ``residual(x, theta)``.
+    x : pytree of real floating arrays
+        The point.
+    theta : pytree of real floating arrays
+        What the derivative is taken in.
+    structure : Structure
+        What is known of :math:`A = \partial r / \partial x`.
     solver : lineax.AbstractLinearSolver, optional
         As in `Implicit`.
     throw : bool
-        Whether a solve that fails raises; else its answer is NaN.
+        Whether a solve that fails raises; otherwise its result is NaN.
+    factor : bool
+        Whether to factor now, for several solves, if a factorisation is the method to use.
+
+    Attributes
+    ----------
+    value : pytree
+        The residual at the point.
+    operator : callable
+        ``v -> A v``.
+    factors : Factors or None
+        Factors that all solves share.
     """
 
     def __init__(
         self,
         residual: Residual,
         x: PyTree,
-        moving: PyTree,
+        theta: PyTree,
         structure: Structure,
         *,
         solver: lx.AbstractLinearSolver | None = None,
         throw: bool = False,
+        factor: bool = True,
     ):
-        self.x, self.structure = x, structure
-        self.residual, self.moving = residual, moving
-        self._in_moving = lambda m: residual(x, m)
-        self.value, self.operator = jax.linearize(lambda y: residual(y, moving), x)
-        self.factors = None if solver else factors_of(self.operator, x, structure)
+        self.x, self.structure, self.solver = x, structure, solver
+        self.residual, self.theta = residual, theta
+        self.value, self.operator = jax.linearize(lambda y: residual(y, theta), x)
+        shared = factor and solver is None
+        self.factors = factors_of(self.operator, x, structure) if shared else None
         self._options = {"solver": solver, "throw": throw, "factors": self.factors}
 
     def solve(self, b: PyTree) -> PyTree:
-        """Return ``A^{-1} b``, checked."""
+        """Return ``A^{-1} b``, checked by its residual."""
         return inverse(self.operator, self.x, self.structure, **self._options)(b)
 
     def adjoint(self, w: PyTree) -> PyTree:
-        """Return ``A^{-T} w``, checked."""
+        """Return ``A^{-T} w``, checked by its residual."""
         return jax.linear_transpose(self.solve, self.x)(w)[0]
 
     def pushed(self, v: PyTree) -> PyTree:
         """Return ``r_theta v``."""
-        return jax.jvp(self._in_moving, (self.moving,), (v,))[1]
+        return jax.jvp(lambda theta: self.residual(self.x, theta), (self.theta,), (v,))[1]
 
     def forward(self, v: PyTree) -> PyTree:
         """Return ``J v``."""
         return tree.scale(-1.0, self.solve(self.pushed(v)))
 
     def pulled(self, adjoint: PyTree) -> PyTree:
-        """Return ``J^T w``, given `adjoint`'s answer to ``w``."""
-        return tree.scale(-1.0, jax.vjp(self._in_moving, self.moving)[1](adjoint)[0])
+        """Return ``J^T w``, given ``A^{-T} w``."""
+        pull = jax.vjp(lambda theta: self.residual(self.x, theta), self.theta)[1]
+        return tree.scale(-1.0, pull(adjoint)[0])
 
     def loosely(self, b: PyTree) -> PyTree:
-        """Return ``A^{-1} b`` for an estimate: loosely where solves are iterative."""
+        """Return ``A^{-1} b`` for an estimate: unchecked, and loosely if solves are iterative."""
         if self.factors is not None:
             return solve_factored(self.factors, b)
-        if self._options["solver"] is not None:
+        if self.solver is not None:
             return self.solve(b)
-        return inverse(self.operator, self.x, self.structure, rtol=LOOSE / 10)(b)
+        return inverse(self.operator, self.x, self.structure, rtol=LOOSE_RTOL / 10)(b)
 
     def product(self, v: PyTree) -> PyTree:
-        """Return ``A v``, from the matrix where that is less work."""
+        """Return ``A v``, from the matrix if that is less work."""
         if self.factors is None:
             return self.operator(v)
         return apply_factored(self.factors, self.operator, v)
 
     def condition(self) -> Float[Array, ""]:
-        """Estimate the condition number of ``A``, from below."""
-        random = _random(self.x)
-        return self.condition_from(random, self.loosely(_unit(self.loosely(random))))
+        """Return an estimate of the condition number of ``A``, from below."""
+        random = random_vector(self.x)
+        return self.condition_from(random, self.loosely(unit(self.loosely(random))))
 
     def condition_from(self, random: PyTree, inverse_direction: PyTree) -> Float[Array, ""]:
-        """Estimate it, given ``A^{-1}`` applied to a direction that it stretches."""
-        stretch = tree.norm(self.product(_unit(self.product(random))))
+        """Return the same, given ``A^{-1}`` times a unit vector that it stretches."""
+        stretch = tree.norm(self.product(unit(self.product(random))))
         return jnp.maximum(stretch * tree.norm(inverse_direction), 1.0)
 
 
@@ -114,38 +144,20 @@ def sensitivity(
     theta: PyTree,
     linear_solver: lx.AbstractLinearSolver | None = None,
 ) -> Sensitivity:
-    """Return the residual linearised at `x`; derivatives are taken in theta's floating part."""
+    """Return the residual linearised at `x`, for derivatives in the floating leaves of theta."""
     x = jax.lax.stop_gradient(x)
     residual, inputs = explicit(problem, x, theta)
     (of_problem, of_theta), closed_over = jax.lax.stop_gradient(inputs)
+    floating, rest = floating_part(of_theta)
 
-    def in_moving(y, moving):
-        return residual(y, ((of_problem, eqx.combine(moving, of_theta)), closed_over))
+    def in_theta(y, floating):
+        return residual(y, ((of_problem, eqx.combine(floating, rest)), closed_over))
 
-    moving = floating_part(of_theta)[0]
-    return Sensitivity(in_moving, x, moving, structure_of(problem), solver=linear_solver)
-
-
-def _random(like: PyTree) -> PyTree:
-    """Return a random vector; a short one is a constant of the program."""
-
-    def drawn():
-        stacked = tree.random_directions(jax.random.key(0), like, 1)
-        return jax.tree.map(lambda v: v[0], stacked)
-
-    if tree.size(like) > SHORT:
-        return drawn()
-    with jax.ensure_compile_time_eval():
-        return drawn()
-
-
-def _unit(a: PyTree) -> PyTree:
-    length = tree.norm(a)
-    return tree.scale(1 / jnp.where(length > 0, length, 1.0), a)
+    return Sensitivity(in_theta, x, floating, structure_of(problem), solver=linear_solver)
 
 
 def explicit(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Callable, Any]:
-    """Make every input of the residual explicit, values that it closes over included.
+    """Make every input of the residual explicit, including the values that it closes over.
 
     Returns
     -------
@@ -167,3 +179,22 @@ def explicit(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Callable, Any]
         return converted(closed_over, x, arrays)
 
     return residual, (arrays, closed_over)
+
+
+def random_vector(like: PyTree) -> PyTree:
+    """Return a random vector; a short one is a constant of the program."""
+
+    def draw():
+        stacked = tree.random_directions(jax.random.key(0), like, 1)
+        return jax.tree.map(lambda v: v[0], stacked)
+
+    if tree.size(like) > MAX_CONSTANT_SIZE:
+        return draw()
+    with jax.ensure_compile_time_eval():
+        return draw()
+
+
+def unit(a: PyTree) -> PyTree:
+    """Return `a` over its length, or zero."""
+    length = tree.norm(a)
+    return tree.scale(1 / jnp.where(length > 0, length, 1.0), a)

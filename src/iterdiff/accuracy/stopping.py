@@ -1,4 +1,4 @@
-"""Stop when the derivative is right, rather than when the iterate is."""
+"""Stop when the derivative is accurate, rather than the iterate."""
 
 from typing import ClassVar
 
@@ -16,53 +16,52 @@ from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.stopping import StopContext, StoppingRule
 from iterdiff.problems.problem import Problem
 
-ALL_DIRECTIONS = 64
-"""Up to this many parameters, the error of the whole Jacobian is judged."""
+FULL_JACOBIAN_MAX_PARAMETERS = 64
+"""Up to this many parameters, the rule judges the whole Jacobian."""
 
 PROBES = 32
-"""Above, its error in so many random directions..."""
+"""Above, it judges this many random directions..."""
 
-MARGIN = 1.5
-"""...which must then be smaller than `rtol` by this factor."""
+PROBES_MARGIN = 1.5
+"""...in which the error has to be smaller than `rtol` by this factor."""
 
 
 class DerivativeErrorBelow(StoppingRule):
     r"""Stop when the estimated error of the *derivative* is below `rtol`.
 
-    Every so many steps, the relative error :math:`\|J_t - J^*\|_F / \|J^*\|_F` of the mode's
-    derivative is estimated as by `derivative_error`; the run goes on until it can be said to be
-    below `rtol`. With the implicit mode that is the error at the iterate; with the unrolled mode
-    tangents are followed along with the iterates.
+    At intervals, the rule estimates the relative error :math:`\|J_t - J^*\|_F / \|J^*\|_F` of the
+    mode's derivative, by the method of `derivative_error`. The run continues until that error is
+    certain enough to be below `rtol`. With the implicit mode it is the error at the iterate. With
+    the unrolled mode, tangents are propagated along with the iterates.
 
     Parameters
     ----------
     rtol : float
-        Relative tolerance of the derivative, positive. Nothing else need be chosen: the linear
-        solves have tolerances of their own, far below any that makes sense here.
+        Relative tolerance of the derivative, positive. No other tolerance needs to be chosen: the
+        linear solves have their own, far below any value that makes sense here.
     max_steps : int
-        The most steps; reaching it is `Status.MAX_STEPS_REACHED`.
+        The largest number of steps; reaching it is `Status.MAX_STEPS_REACHED`.
     every : int
-        How often the derivative is judged to begin with. From step ``20 * every`` on, the
-        interval doubles whenever the steps have: ten judgements for each doubling, so that
-        they remain few, and a stop that comes at most a tenth too late. A judgement costs two
-        factorisations, some solves, and the mode's own tangents.
+        The first interval, in steps. From step ``20 * every`` on, the interval doubles each time
+        the step count doubles: about ten checks per doubling, so the run stops at most 10 % late.
+        A check costs two factorisations, some solves, and the mode's own tangents.
     atol : float
-        Absolute tolerance besides, for derivatives that may be zero.
+        Additional absolute tolerance, for derivatives that may be zero.
 
     Raises
     ------
     TypeError, ValueError
-        For arguments of another kind or out of range.
+        If an argument has the wrong type or is out of range.
 
     Notes
     -----
-    Up to 64 parameters, the whole Jacobian is judged. Above, its Frobenius norms are estimated
-    from 32 random directions, and `rtol` is divided by 1.5 for it. The unrolled mode follows the
-    same directions: the run costs as many tangents more. An `rtol` below the machine precision
-    times the condition number is never met.
+    Up to 64 parameters, the rule judges the whole Jacobian. Above, it estimates Frobenius norms
+    from 32 random directions and divides `rtol` by 1.5 to compensate. The unrolled mode propagates
+    the same directions, so that the run costs as many tangents more. An `rtol` below machine
+    precision times the condition number is never reached.
 
-    What is judged is the derivative in `theta`. A value that the problem merely closes over is
-    differentiated too, but no judgement looks at it: pass it through `theta`.
+    The rule judges the derivative in `theta`. A value that the problem only closes over is
+    differentiated in, too, but not judged: pass it through `theta`.
     """
 
     rtol: Tolerance
@@ -88,29 +87,29 @@ class DerivativeErrorBelow(StoppingRule):
         self.atol = atol
 
     def directions(self, theta: PyTree) -> PyTree:
-        """Return the directions, stacked, in which the derivative is judged."""
-        moving = floating_part(theta)[0]
-        if tree.size(moving) <= ALL_DIRECTIONS:
-            return tree.basis(moving)
-        return tree.random_directions(jax.random.key(0), moving, PROBES)
+        """Return the stacked directions in which the derivative is judged."""
+        floating = floating_part(theta)[0]
+        if tree.size(floating) <= FULL_JACOBIAN_MAX_PARAMETERS:
+            return tree.basis(floating)
+        return tree.random_directions(jax.random.key(0), floating, PROBES)
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> PyTree:
         """Return the directions."""
         del problem, x0
         return self.directions(theta)
 
-    def satisfied(self, look: StopContext) -> Bool[Array, ""]:
-        """Return whether the derivative is right, where it is time to look."""
-        # The interval is `every` times a power of two, so that later ones are among the earlier.
-        doublings = 31 - jax.lax.clz(jnp.maximum(look.steps // (10 * self.every), 1))
-        due = (look.steps % (self.every << doublings) == 0) | (look.steps == self.max_steps)
-        return only_if(due, lambda: self._right(look), jnp.zeros_like(due))
+    def satisfied(self, context: StopContext) -> Bool[Array, ""]:
+        """Return whether the derivative is accurate enough, at steps where a check is due."""
+        # Intervals are `every` times a power of two, so that later checks are among earlier ones.
+        doublings = 31 - jax.lax.clz(jnp.maximum(context.steps // (10 * self.every), 1))
+        due = (context.steps % (self.every << doublings) == 0) | (context.steps == self.max_steps)
+        return only_if(due, lambda: self._accurate(context), jnp.zeros_like(due))
 
-    def _right(self, look: StopContext) -> Bool[Array, ""]:
-        moving, _ = floating_part(look.theta)
-        correction = correct(look.problem, look.x, look.theta)
-        here = jax.vmap(correction.at.forward)(look.start)
-        better = jax.vmap(correction.exactly().forward)(look.start)
-        estimate = compare(look.tangents, here, better, correction.points)
-        exact = tree.size(moving) <= ALL_DIRECTIONS
-        return ~estimate.exceeds(self.rtol if exact else self.rtol / MARGIN, self.atol)
+    def _accurate(self, context: StopContext) -> Bool[Array, ""]:
+        floating, _ = floating_part(context.theta)
+        correction = correct(context.problem, context.x, context.theta)
+        here = jax.vmap(correction.at.forward)(context.start)
+        better = jax.vmap(correction.exactly().forward)(context.start)
+        estimate = compare(context.tangents, here, better, correction.points)
+        exact = tree.size(floating) <= FULL_JACOBIAN_MAX_PARAMETERS
+        return ~estimate.exceeds(self.rtol if exact else self.rtol / PROBES_MARGIN, self.atol)

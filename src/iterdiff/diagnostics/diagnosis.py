@@ -1,28 +1,33 @@
-"""What a diagnosis holds, and how it is printed."""
+"""The result of `diagnose`, and how it is printed."""
 
 import dataclasses
 import math
 import textwrap
 from collections.abc import Mapping
 
+LINE_WIDTH = 79
+"""Characters to which the advice is wrapped."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ModeDiagnosis:
-    """What one mode does on this problem.
+    """What `diagnose` measured of one mode.
 
     Attributes
     ----------
     error : float
-        Relative error of its derivative, as solution derivative, after the trial run.
+        Error of its derivative against the solution derivative, after the trial run. Relative,
+        unless the true derivative is zero.
     steps_to_rtol : int or None
-        Steps until that error is below `rtol`: measured where the trial run reached it (an upper
-        bound where only every so many steps were looked at), else extrapolated at the
-        contraction rate; None where it never will be.
+        Steps until that error stays below `rtol`: measured if the trial run got there (an upper
+        bound if not every step was recorded), else extrapolated at the contraction rate; None if
+        it never does.
     extrapolated : bool
         Whether `steps_to_rtol` is extrapolated.
     seconds : float
-        Time of one compiled gradient over `steps_to_rtol` steps (over the trial run's where that
-        is None; in proportion to the steps where it is extrapolated); the best of several.
+        Time of one compiled gradient over `steps_to_rtol` steps, or over the trial run's steps if
+        that is None. The shortest of several measurements; scaled up in proportion to the steps if
+        `steps_to_rtol` is extrapolated.
     temporary_bytes : int
         Temporary memory of the gradient that was timed.
     """
@@ -36,7 +41,7 @@ class ModeDiagnosis:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found; printed, it is a page of text.
+    """The result of `diagnose`. Printed, it is a page of text.
 
     Attributes
     ----------
@@ -45,32 +50,35 @@ class Diagnosis:
     steps : int
         Steps of the trial run.
     every : int
-        Steps from one look at the derivatives to the next.
+        Steps from one record of the derivatives to the next.
     trusted : bool
-        Whether the truth that everything is measured against could be established.
+        Whether the solution and its derivative, which all errors refer to, could be computed.
     reason : str
-        Why not.
+        Why not; empty if trusted.
     contraction_rate : float
-        Spectral radius of the Jacobian of the step, at the end of the trial run; a Krylov
+        Spectral radius of the step's Jacobian at the end of the trial run, per step. A Krylov
         estimate.
     symmetric, positive_definite : bool
-        Of d residual / dx, as probed, not as declared.
+        Whether ``d residual / dx`` is, as found by matrix-vector products with random vectors.
     declared_symmetric : bool
-        What the problem says.
+        Whether the problem declares it symmetric.
     relative : bool
-        Whether the modes' errors are relative; absolute where the true derivative is zero.
+        Whether the modes' errors are relative. They are absolute if the true derivative is zero.
     distance : float
-        Estimated distance from the last iterate to the solution, relative to its norm.
+        Estimated distance from the last iterate to the solution, relative to the solution's norm;
+        NaN if not trusted.
     burn_in : int
-        Iterations during which the unrolled Jacobian's error is above its starting value.
+        The last recorded iteration at which the error of the unrolled Jacobian exceeds its starting
+        value; 0 without burn-in.
     burn_in_peak : float
-        Its largest error, relative to its starting value (1: no burn-in).
+        The largest error of the unrolled Jacobian over its starting value: 1 without burn-in, NaN
+        if not trusted.
     modes : mapping of str to ModeDiagnosis
-        By mode.
+        What was measured of each mode; empty if not trusted.
     recommended : str or None
-        The label of the mode to use.
+        The label of the mode to use; None if there is none.
     advice : str
-        Which, and why.
+        The recommendation and its reason.
     """
 
     rtol: float
@@ -91,8 +99,8 @@ class Diagnosis:
     advice: str
 
     def __str__(self) -> str:
-        """Return the diagnosis as text of at most 80 columns."""
-        error = "error now" if self.relative else "abs. error"
+        """Return the diagnosis as text in 80 columns."""
+        error = "rel. error" if self.relative else "abs. error"
         rows = [
             f"trial run          {self.steps} steps",
             f"contraction rate   {self.contraction_rate:.6g} per step",
@@ -109,19 +117,20 @@ class Diagnosis:
                 f"{name:<12}{mode.error:>11.2g}{steps:>18}"
                 f"{1e3 * mode.seconds:>11.3g}{_bytes(mode.temporary_bytes):>13}"
             )
-        return "\n".join([*rows, "", *textwrap.wrap(self.advice, 79)])
+        return "\n".join([*rows, "", *textwrap.wrap(self.advice, LINE_WIDTH)])
 
     def _steps_of(self, mode: ModeDiagnosis) -> str:
         if mode.steps_to_rtol is None:
             return "never"
         if mode.extrapolated:
             return f"~{mode.steps_to_rtol}"
-        looked_at = self.every == 1 or mode.steps_to_rtol == 0
-        return f"{'' if looked_at else '<= '}{mode.steps_to_rtol}"
+        exact = self.every == 1 or mode.steps_to_rtol == 0
+        return f"{'' if exact else '<= '}{mode.steps_to_rtol}"
 
     def _distance(self) -> str:
-        known = math.isfinite(self.distance)
-        return f"{self.distance:.2g} of the solution's norm" if known else "unknown"
+        if not math.isfinite(self.distance):
+            return "unknown"
+        return f"{self.distance:.2g} of the solution's norm"
 
     def _structure(self) -> str:
         if not self.symmetric:
@@ -137,8 +146,9 @@ class Diagnosis:
 
 
 def _bytes(count: int) -> str:
+    size = float(count)
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count = count / 1000  # type: ignore[assignment]
-    return f"{count:.3g} GB"
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

@@ -1,4 +1,4 @@
-"""The solution and its Jacobian to machine precision: what errors are measured against."""
+"""The solution and its Jacobian to machine precision, as the reference for errors."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,10 +17,20 @@ from iterdiff.problems.checks import check_x0
 from iterdiff.problems.problem import Problem
 
 MAX_NEWTON_STEPS = 100
+"""Upper limit of the Newton steps that find the solution."""
+
 MAX_HALVINGS = 30
-WORTHLESS = 1e-2
-"""Rounding errors this large, relative to the Jacobian, mean that it is singular: a system that
-is singular but consistent has answers, and its residual does not tell."""
+"""Upper limit of the halvings of each Newton step."""
+
+MAX_LAST_STEP_FLOAT64 = 1e-9
+"""Upper limit of the last Newton step at a solution, relative to one plus the solution's norm."""
+
+MAX_LAST_STEP_FLOAT32 = 1e-4
+"""The same in float32, and in every shorter precision."""
+
+MAX_ROUNDING = 1e-2
+"""Upper limit of the rounding error of a Jacobian, relative to it. Above, the linear system counts
+as singular: if it is consistent it still has a solution, so that its residual shows nothing."""
 
 
 class Reference(NamedTuple):
@@ -41,22 +51,22 @@ class Reference(NamedTuple):
 def find_reference(
     problem: Problem, guess: PyTree, theta: PyTree, directions: PyTree, given: object
 ) -> Reference:
-    """Return the reference, from what the user gives or by computing it.
+    """Return the reference, given by the user or computed.
 
     Parameters
     ----------
     problem : Problem
-        What is solved.
+        The problem.
     guess : pytree of real floating arrays
         An iterate, near the solution if possible.
     theta : pytree
         The parameters.
     directions : pytree
-        Stacked directions in the space of theta's floating leaves.
+        Directions in the space of theta's floating leaves, stacked along a first axis.
     given : None, callable or pytree
-        None: damped Newton steps from `guess` until nothing improves, then the implicit
-        derivative. A callable ``theta -> x*``: taken as given and differentiated. A pytree like
-        `guess`: taken as ``x*``, with the implicit derivative there.
+        None: Newton's method from `guess`, until the residual no longer falls, then the implicit
+        derivative. A callable ``theta -> x*``: its value and derivative, unverified. A pytree like
+        `guess`: the solution ``x*``, and the implicit derivative there.
 
     Raises
     ------
@@ -70,30 +80,29 @@ def find_reference(
         x, converged = polish(problem, guess, theta)
         if not bool(converged):
             raise ValueError(
-                "`reference`: Newton's method found no solution to machine precision from the "
-                "last iterate (it may be too far away, the solution not isolated, or the "
-                "problem not smooth there). Pass `reference=`, the solution or a function "
-                "`theta -> x*`, or run more `steps`."
+                "`reference`: Newton's method found no solution from the last iterate (it may be "
+                "too far away, the solution not isolated, or the problem not smooth there). "
+                "Pass `reference=`, the solution or a function `theta -> x*`, or run more `steps`."
             )
     else:
         x = _like(given, guess)
-    tangents, rounding = _implicit_tangents(problem, x, theta, directions)  # NaN: so singular
-    if not (bool(tree.all_finite(tangents)) and bool(rounding <= WORTHLESS)):
+    tangents, rounding = _implicit_tangents(problem, x, theta, directions)
+    # `rounding` is NaN if the system is exactly singular.
+    if not (bool(tree.all_finite(tangents)) and bool(rounding <= MAX_ROUNDING)):
         raise ValueError(
-            "`reference`: the solution has no derivative that could be computed, since the "
-            "Jacobian of the residual is singular there. Pass `reference=`, a function "
-            "`theta -> x*` that can be differentiated."
+            "`reference`: the Jacobian of the residual is singular at the solution, so its "
+            "derivative cannot be computed. "
+            "Pass `reference=`, a function `theta -> x*` that JAX can differentiate."
         )
     return Reference(x, tangents)
 
 
 def _like(x: PyTree, guess: PyTree) -> PyTree:
-    if jax.tree.structure(x) != jax.tree.structure(guess):
-        raise ValueError(
-            f"`reference` must have the structure of `x0`, {jax.tree.structure(guess)}, not "
-            f"{jax.tree.structure(x)}."
-        )
-    x = check_x0(x)
+    """Return a given reference in the dtypes of `guess`; its structure and shapes must agree."""
+    expected, found = jax.tree.structure(guess), jax.tree.structure(x)
+    if found != expected:
+        raise ValueError(f"`reference` must have the structure of `x0`, {expected}, not {found}.")
+    x = check_x0(x, "reference")
     for u, v in zip(jax.tree.leaves(x), jax.tree.leaves(guess), strict=True):
         if u.shape != v.shape:
             raise ValueError(f"`reference` must have the shapes of `x0`: {v.shape}, not {u.shape}.")
@@ -101,58 +110,83 @@ def _like(x: PyTree, guess: PyTree) -> PyTree:
 
 
 @compiled
-def _from_formula(formula: Callable[[PyTree], PyTree], theta: PyTree, directions: PyTree):
-    moving, rest = floating_part(theta)
+def _from_formula(
+    formula: Callable[[PyTree], PyTree], theta: PyTree, directions: PyTree
+) -> tuple[PyTree, PyTree]:
+    floating, static = floating_part(theta)
 
-    def solution(moving):
-        return formula(eqx.combine(moving, rest))
+    def solution(floating):
+        return formula(eqx.combine(floating, static))
 
-    push = jax.vmap(lambda v: jax.jvp(solution, (moving,), (v,))[1])
-    return solution(moving), push(directions)
+    tangents = jax.vmap(lambda v: jax.jvp(solution, (floating,), (v,))[1])(directions)
+    return solution(floating), tangents
 
 
 @compiled
-def _implicit_tangents(problem: Problem, x: PyTree, theta: PyTree, directions: PyTree):
-    """Return the tangents, and the relative size of rounding errors in them."""
-    at = sensitivity(problem, x, theta)
+def _implicit_tangents(
+    problem: Problem, x: PyTree, theta: PyTree, directions: PyTree
+) -> tuple[PyTree, Float[Array, ""]]:
+    """Return the tangents, and an estimate of their relative rounding error."""
+    at_x = sensitivity(problem, x, theta)
     eps = jnp.finfo(tree.result_dtype(x)).eps
-    return jax.vmap(at.forward)(directions), eps * at.condition()
+    return jax.vmap(at_x.forward)(directions), eps * at_x.condition()
 
 
 @compiled
 def polish(problem: Problem, x: PyTree, theta: PyTree) -> tuple[PyTree, Bool[Array, ""]]:
-    """Take Newton steps, halved until the residual falls, as long as it falls."""
+    """Take damped Newton steps for as long as the residual falls.
+
+    Returns
+    -------
+    x : pytree
+        The last point.
+    converged : bool
+        Whether it is a solution to machine precision: the residual is finite and the last step
+        was short.
+    """
 
     def residual_norm(x) -> Float[Array, ""]:
         return tree.norm(problem.residual(x, theta))
 
-    def going_on(carry):
-        *_, improving, count = carry
-        return improving & (count < MAX_NEWTON_STEPS)
+    def continues(carry):
+        *_, fell, count = carry
+        return fell & (count < MAX_NEWTON_STEPS)
 
     def improve(carry):
-        x, height, *_, count = carry
+        x, height, _, _, count = carry
         direction = tree.sub(newton_step(problem, x, theta), x)
-
-        def too_long(trial):
-            fraction, new_height, halvings = trial
-            return ~(new_height < height) & (halvings < MAX_HALVINGS)
-
-        def halve(trial):
-            fraction, _, halvings = trial
-            shorter = tree.axpy(fraction / 2, direction, x)
-            return fraction / 2, residual_norm(shorter), halvings + 1
-
-        full = residual_norm(tree.add(x, direction))
-        start = (jnp.ones_like(height), full, jnp.array(0))
-        fraction, new_height, _ = jax.lax.while_loop(too_long, halve, start)
-        better = new_height < height
-        moved = tree.where(better, tree.axpy(fraction, direction, x), x)
-        height = jnp.where(better, new_height, height)
-        return moved, height, tree.norm(direction), better, count + 1
+        candidate, candidate_height = _halve_until_lower(residual_norm, x, direction, height)
+        fell = candidate_height < height
+        x = tree.where(fell, candidate, x)
+        height = jnp.where(fell, candidate_height, height)
+        return x, height, tree.norm(direction), fell, count + 1
 
     height = residual_norm(x)
     start = (x, height, jnp.zeros_like(height), jnp.array(True), jnp.array(0))
-    x, height, last, _, _ = jax.lax.while_loop(going_on, improve, start)
-    floor = 1e-9 if jnp.finfo(tree.result_dtype(x)).bits >= 64 else 1e-4
-    return x, jnp.isfinite(height) & (last <= floor * (1 + tree.norm(x)))
+    x, height, last_step, _, _ = jax.lax.while_loop(continues, improve, start)
+    wide = jnp.finfo(tree.result_dtype(x)).bits >= 64
+    limit = MAX_LAST_STEP_FLOAT64 if wide else MAX_LAST_STEP_FLOAT32
+    return x, jnp.isfinite(height) & (last_step <= limit * (1 + tree.norm(x)))
+
+
+def _halve_until_lower(
+    residual_norm: Callable[[PyTree], Float[Array, ""]],
+    x: PyTree,
+    direction: PyTree,
+    height: Float[Array, ""],
+) -> tuple[PyTree, Float[Array, ""]]:
+    """Halve the step from `x` until the residual's norm is below `height`; return both there."""
+
+    def too_long(carry):
+        _, shorter_height, halvings = carry
+        return ~(shorter_height < height) & (halvings < MAX_HALVINGS)
+
+    def halve(carry):
+        fraction, _, halvings = carry
+        shorter = tree.axpy(fraction / 2, direction, x)
+        return fraction / 2, residual_norm(shorter), halvings + 1
+
+    full = residual_norm(tree.add(x, direction))
+    start = (jnp.ones_like(height), full, jnp.array(0))
+    fraction, shorter_height, _ = jax.lax.while_loop(too_long, halve, start)
+    return tree.axpy(fraction, direction, x), shorter_height

@@ -1,21 +1,28 @@
-"""Make every input of a function explicit: what a rule for derivatives needs."""
+"""Functions with every input explicit, and rules for their derivatives."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from iterdiff.jaxtools import tree
 
+JAX_KEEPS_RULES_IN_SCANS = jax.__version_info__ >= (0, 12)
+"""Earlier versions drop the rule of a `jax.custom_jvp` function inside a scan that is
+differentiated twice, if the function's inputs depend on the loop: they differentiate its body."""
+
 
 def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, PyTree]:
-    """Return ``g, c`` with ``g(c, *args) = function(*args)``, `c` what `function` closes over.
+    """Return ``g, c`` such that ``g(c, *args) = function(*args)``.
 
-    A rule for derivatives runs in another trace than the one that made its closures; whatever
-    is traced must reach it as an argument.
+    The pytree `c` holds the arrays that `function` closes over. A rule for derivatives runs in
+    another trace than the one that made the closure, so that traced values have to reach it as
+    arguments.
     """
     closed_over, static = eqx.partition(
         eqx.filter_closure_convert(function, *examples), eqx.is_array
@@ -24,9 +31,10 @@ def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, PyTree]:
 
 
 def detach(function: Callable, *examples: PyTree, seen: dict | None = None) -> Callable:
-    """Return `function` with the derivatives of its closed-over values cut.
+    """Return `function` without derivatives in the values that it closes over.
 
-    Functions that share `seen` share what they close over: the compiler can tell that it is one.
+    Functions that are given the same `seen` share these values, so that the compiler recognises
+    work that they have in common.
     """
     converted, consts = jax.closure_convert(function, *examples)
     seen = {} if seen is None else seen
@@ -34,41 +42,181 @@ def detach(function: Callable, *examples: PyTree, seen: dict | None = None) -> C
     return lambda *args: converted(*args, *cut)
 
 
-def merged(*trees: PyTree) -> tuple[list, list[Callable[[list], PyTree]]]:
-    """Return the leaves of several trees, each once, and what makes each tree of them again."""
+def merge(*trees: PyTree) -> tuple[list, list[Callable[[list], PyTree]]]:
+    """Return the distinct leaves of several trees, and for each tree a function to rebuild it."""
     leaves: list = []
-    made = []
+    rebuilders = []
     for one in trees:
-        mine, structure = jax.tree.flatten(one)
+        own_leaves, structure = jax.tree.flatten(one)
         places = []
-        for leaf in mine:
+        for leaf in own_leaves:
             found = [i for i, other in enumerate(leaves) if other is leaf]
             places.append(found[0] if found else len(leaves))
             if not found:
                 leaves.append(leaf)
 
-        def again(values, places=tuple(places), structure=structure):
+        def rebuild(values, places=tuple(places), structure=structure):
             return jax.tree.unflatten(structure, [values[i] for i in places])
 
-        made.append(again)
-    return leaves, made
+        rebuilders.append(rebuild)
+    return leaves, rebuilders
 
 
-def perturbed(inputs: Any, tangents: Any) -> tuple[list, list, Callable]:
-    """Pick the leaves of `inputs` with a tangent; `fixed` puts new values in their place."""
-    leaves, structure = jax.tree.flatten(inputs)
-    is_zero = lambda t: isinstance(t, SymbolicZero)  # noqa: E731
-    dots = jax.tree.leaves(tangents, is_leaf=is_zero)
-    where = [
-        i
-        for i, (leaf, dot) in enumerate(zip(leaves, dots, strict=True))
-        if tree.is_floating(leaf) and not is_zero(dot)
-    ]
+class Perturbed(NamedTuple):
+    """The floating leaves of some inputs that a derivative is taken in.
 
-    def fixed(moving):
-        new = list(leaves)
-        for i, value in zip(where, moving, strict=True):
-            new[i] = value
-        return jax.tree.unflatten(structure, new)
+    Attributes
+    ----------
+    inputs : pytree
+        All inputs.
+    primals, tangents : tuple of arrays
+        The perturbed leaves, and their tangents.
+    places : tuple of int
+        Their places among the leaves of `inputs`.
+    """
 
-    return [leaves[i] for i in where], [dots[i] for i in where], fixed
+    inputs: PyTree
+    primals: tuple
+    tangents: tuple
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, inputs: PyTree, tangents: PyTree) -> "Perturbed":
+        """Find the leaves whose tangent is not a symbolic zero."""
+
+        def is_zero(leaf):
+            return isinstance(leaf, SymbolicZero)
+
+        leaves = jax.tree.leaves(inputs), jax.tree.leaves(tangents, is_leaf=is_zero)
+        found = [
+            (primal, tangent, place)
+            for place, (primal, tangent) in enumerate(zip(*leaves, strict=True))
+            if tree.is_floating(primal) and not is_zero(tangent)
+        ]
+        moved, directions, places = zip(*found, strict=True) if found else ((), (), ())
+        return cls(inputs, moved, directions, places)
+
+    def all_tangents(self) -> PyTree:
+        """Return the tangents of all inputs, with zeros in the places that are not perturbed."""
+        leaves, structure = jax.tree.flatten(zero_tangent(self.inputs))
+        for place, tangent in zip(self.places, self.tangents, strict=True):
+            leaves[place] = tangent
+        return jax.tree.unflatten(structure, leaves)
+
+    def rebuild(self, primals: Any) -> PyTree:
+        """Return the inputs with other values in the perturbed places."""
+        leaves, structure = jax.tree.flatten(self.inputs)
+        for place, value in zip(self.places, primals, strict=True):
+            leaves[place] = value
+        return jax.tree.unflatten(structure, leaves)
+
+
+Rule = Callable[[Callable, Perturbed, PyTree], tuple[PyTree, PyTree]]
+"""``rule(call, perturbed, constants)`` returns the value and its tangent. The rule takes whatever
+it differentiates of the value from ``call(inputs, constants)``, for derivatives of higher order."""
+
+
+def with_jvp(
+    function: Callable[[PyTree, PyTree], PyTree], inputs: PyTree, rule: Rule, constants: PyTree = ()
+) -> PyTree:
+    """Return ``function(inputs, constants)``; JAX differentiates it in `inputs` by `rule`.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(inputs, constants)`` returns a pytree of arrays. It closes over no traced value,
+        see `hoist`.
+    inputs : pytree of arrays
+        What is differentiated in.
+    rule : callable
+        ``rule(call, perturbed, constants)`` returns the value and its tangent, which is linear in
+        ``perturbed.tangents``. It is called only if some input is perturbed.
+    constants : pytree of arrays
+        Inputs without a derivative.
+
+    Notes
+    -----
+    Before JAX 0.12, the function is wrapped in a `jax.checkpoint` that saves everything: it changes
+    no result and recomputes nothing, but keeps the rule alive inside a scan (see
+    `JAX_KEEPS_RULES_IN_SCANS`).
+    """
+    call = jax.custom_jvp(function)
+
+    def jvp(primals, tangents):
+        perturbed = Perturbed.of(primals[0], tangents[0])
+        if not perturbed.places:
+            value = shielded(*primals)
+            return value, zero_tangent(value)
+        return rule(shielded, perturbed, primals[1])
+
+    call.defjvp(jvp, symbolic_zeros=True)
+    shielded = call if JAX_KEEPS_RULES_IN_SCANS else _saving_everything(call)
+    return shielded(inputs, constants)
+
+
+def attach_jvp(
+    value: PyTree, inputs: PyTree, rule: Callable[[PyTree, Perturbed], PyTree]
+) -> PyTree:
+    """Return `value`, with the derivative in `inputs` that ``rule(value, perturbed)`` gives.
+
+    Parameters
+    ----------
+    value : pytree of arrays
+        Its own derivative is cut.
+    inputs : pytree of arrays
+        What `value` depends on, values that functions close over included (see `hoist`).
+    rule : callable
+        ``rule(value, perturbed)`` returns the tangent of `value`. The `value` that it is given
+        carries the derivative itself, for derivatives of higher order.
+    """
+
+    def rule_with_value(call, perturbed, value):
+        value = call(perturbed.inputs, value)
+        return value, rule(value, perturbed)
+
+    return with_jvp(lambda _, value: value, inputs, rule_with_value, jax.lax.stop_gradient(value))
+
+
+def nan_derivative_where(failed: Bool[Array, ""], a: PyTree, besides: PyTree = None) -> PyTree:
+    """Return `a`; where `failed` holds, every derivative of its floating leaves is NaN.
+
+    Parameters
+    ----------
+    failed : bool
+        Whether the value is none that a derivative could belong to.
+    a : pytree
+        Returned unchanged; leaves that are no floating arrays pass through.
+    besides : pytree of floating arrays
+        Further inputs in which the derivative is NaN where `failed` holds, and zero elsewhere.
+    """
+    floating, rest = tree.floating_part(a)
+
+    def rule(call, perturbed, failed):
+        # Products, because the transpose of a selection would give zero, not NaN.
+        through, extra = jnp.where(failed, jnp.nan, 1.0), jnp.where(failed, jnp.nan, 0.0)
+        own, other = perturbed.all_tangents()
+        total = sum(jnp.sum(v).astype(extra.dtype) for v in jax.tree.leaves(other))
+
+        def tangent(v):
+            return through.astype(v.dtype) * v + (extra * total).astype(v.dtype)
+
+        return call(perturbed.inputs, failed), jax.tree.map(tangent, own)
+
+    out = with_jvp(lambda inputs, _: inputs[0], (floating, besides), rule, failed)
+    return eqx.combine(out, rest)
+
+
+def zero_tangent(a: PyTree) -> PyTree:
+    """Return zeros in the tangent space of `a`."""
+
+    def zero(leaf):
+        if tree.is_floating(leaf):
+            return jnp.zeros_like(leaf)
+        return np.zeros(jnp.shape(leaf), jax.dtypes.float0)
+
+    return jax.tree.map(zero, a)
+
+
+def _saving_everything(function: Callable) -> Callable:
+    policy = jax.checkpoint_policies.everything_saveable
+    return jax.checkpoint(function, policy=policy, prevent_cse=False)

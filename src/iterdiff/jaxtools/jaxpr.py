@@ -185,3 +185,11 @@ def _inner(equation: Any) -> Iterator[Any]:
             part = getattr(part, "jaxpr", part)
             if hasattr(part, "eqns"):
                 yield part
+
+
+BRANCHES = ("cond", "while", "pure_callback", "io_callback", "debug_callback")
+
+
+def has_branches(jaxpr: Any) -> bool:
+    """Return whether a jaxpr branches or calls the host, so that ``vmap`` does unneeded work."""
+    return does(jaxpr, BRANCHES)

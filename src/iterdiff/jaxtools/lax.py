@@ -1,11 +1,12 @@
-"""Control flow and linear solves that `jax.lax` does not offer as such."""
+"""Control flow, linear solves and derivative guards that `jax.lax` does not offer."""
 
 from collections.abc import Callable
 
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jax.core import eval_jaxpr
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.jaxtools.tree import T, from_vector, to_vector
 
@@ -13,27 +14,28 @@ from iterdiff.jaxtools.tree import T, from_vector, to_vector
 def only_if(condition: Bool[Array, ""], compute: Callable[[], T], otherwise: T) -> T:
     """Return ``compute()`` where `condition` holds, else `otherwise`, without wasted work.
 
-    ``lax.cond`` under ``vmap`` computes both sides for every member of the batch; this loop of
-    at most one round runs only if some member needs it. What `compute` closes over is tied to the
-    round: the compiler moves what no round changes out of a loop, where it would run always.
+    Under ``vmap``, ``lax.cond`` computes both sides for every member of the batch. This function
+    is a loop of at most one round, which runs only if some member needs it. The values that
+    `compute` closes over are tied to the round: otherwise the compiler would move work that no
+    round changes out of the loop, where it would always run.
     """
     traced, shape = jax.make_jaxpr(compute, return_shape=True)()
     structure = jax.tree.structure(shape)
 
     def body(carry):
-        going_on, constants = jax.lax.optimization_barrier((carry[0], traced.consts))
+        running, constants = jax.lax.optimization_barrier((carry[0], traced.consts))
         values = eval_jaxpr(traced.jaxpr, constants)
-        return jnp.zeros_like(going_on), jax.tree.unflatten(structure, values)
+        return jnp.zeros_like(running), jax.tree.unflatten(structure, values)
 
     return jax.lax.while_loop(lambda carry: carry[0], body, (condition, otherwise))[1]
 
 
 def computed_once(vector: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Return `vector` such that the compiler does not compute it anew for every use.
+    """Return `vector` such that the compiler does not recompute it at every use.
 
-    Where it does, two uses may differ by rounding, with and without fused multiply-add. An
-    optimisation barrier does not hold up to there; a triangular solve (with the number 1) does,
-    since the compiler does not look inside.
+    Recomputed values may differ by rounding, with and without fused multiply-add. An optimisation
+    barrier does not prevent that at every optimisation level; a triangular solve with the
+    1-by-1 identity does, because the compiler does not look inside.
     """
     one = jnp.ones((1, 1), vector.dtype)
     solve = jax.lax.linalg.triangular_solve
@@ -48,8 +50,17 @@ def custom_solve(
 ) -> T:
     """Return ``solve(b)``; JAX differentiates it as the solution of ``matvec(x) = b``.
 
-    As `jax.lax.custom_linear_solve`, on one vector of all leaves: of several, JAX transposes the
-    solve only if each has a tangent. `transposed` solves with the transpose of `matvec`.
+    This is `jax.lax.custom_linear_solve` on one vector that holds all leaves. On several leaves,
+    JAX transposes the solve only if every leaf has a tangent.
+
+    Parameters
+    ----------
+    matvec : callable
+        The linear operator, of pytrees like `b`.
+    b : pytree of real floating arrays
+        The right-hand side.
+    solve, transposed : callable
+        Solve with the operator and with its transpose.
     """
 
     def on_vectors(function):
@@ -62,3 +73,13 @@ def custom_solve(
         lambda _, vector: on_vectors(transposed)(vector),
     )
     return from_vector(solved, b)
+
+
+def any_in_batch(condition: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Return whether `condition` holds for any member of the batch, as one unbatched value."""
+    return eqxi.unvmap_any(condition)
+
+
+def forward_only(tangents: PyTree, message: str) -> PyTree:
+    """Return `tangents`; reverse mode raises a RuntimeError with this message."""
+    return eqxi.nondifferentiable_backward(tangents, msg=message, symbolic=True)

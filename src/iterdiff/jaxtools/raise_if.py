@@ -1,4 +1,4 @@
-"""Raise from a running program: a failure is an exception, in compiled code too."""
+"""Raise from a running program: a failure is an exception, also in compiled code."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +15,7 @@ from iterdiff.jaxtools.lax import only_if
 class SolveError(RuntimeError):
     """A solve, or a linear solve behind its derivative, failed; the message says what to do.
 
-    Raised from within ``jit``, JAX wraps it into an error of its own, whose text ends with this
-    message.
+    From within ``jit``, JAX wraps it into an error of its own, whose text ends with this message.
     """
 
 
@@ -26,32 +25,32 @@ def raise_if(
     advice: Sequence[str],
     which: Int[Array, ""] | int = 0,
 ) -> PyTree:
-    """Return `x`, unless `failed` holds: then raise `SolveError` with ``advice[which]``.
+    """Return `x`; raise `SolveError` with the message ``advice[which]`` if `failed` holds.
 
     Parameters
     ----------
     x : pytree of arrays
-        What the rest of the program goes on with; the check runs where it is used.
+        The value that the rest of the program uses; the check runs where it is used.
     failed : bool
-        Whether to raise; with ``vmap``, for any member of the batch.
+        Whether to raise; under ``vmap``, for any member of the batch.
     advice : sequence of str
         The messages.
     which : integer
-        The message to choose.
+        The index of the message.
 
     Raises
     ------
     SolveError
-        At once where `failed` is known, else when the compiled program gets there.
+        At once if `failed` is known, else when the compiled program gets there.
     """
     if not tree.is_traced(failed):
         if bool(failed):
             raise SolveError(advice[int(which)])
         return x
 
-    def alarm(failed: Any, which: Any) -> np.ndarray:
-        # What JAX hands over are arrays of its own, whose methods would compute on the device
-        # that waits for us.
+    def check(failed: Any, which: Any) -> np.ndarray:
+        # Convert to NumPy first: a jax.Array's methods would dispatch to the device, which is
+        # blocked waiting for this callback.
         failed, which = np.asarray(failed), np.asarray(which)
         if np.any(failed):
             first = int(np.argmax(failed))
@@ -60,8 +59,8 @@ def raise_if(
 
     def call() -> Bool[Array, ""]:
         shape = jax.ShapeDtypeStruct((), bool)
-        which_ = jnp.asarray(which, jnp.int32)
-        return jax.pure_callback(alarm, shape, failed, which_, vmap_method="broadcast_all")
+        code = jnp.asarray(which, jnp.int32)
+        return jax.pure_callback(check, shape, failed, code, vmap_method="broadcast_all")
 
     raised = only_if(failed, call, jnp.array(False))
     return jax.tree.map(lambda v: jnp.where(raised, jnp.nan, v), x)

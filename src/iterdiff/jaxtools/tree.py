@@ -1,4 +1,4 @@
-"""Arithmetic and norms of pytrees: the vector space that iterates live in.
+"""Arithmetic and norms of pytrees: the vector space of the iterates.
 
 Every function takes pytrees of real floating arrays of one structure. Scalars are cast to
 each leaf's dtype, so that a float64 step size never turns a float32 iterate into float64.
@@ -72,7 +72,7 @@ def is_floating(leaf: object) -> bool:
 
 
 def is_traced(leaf: object) -> bool:
-    """Return whether `leaf` has no value yet, since a transformation of JAX is tracing it."""
+    """Return whether JAX is tracing `leaf`, so that it has no value yet."""
     return isinstance(leaf, Tracer)
 
 
@@ -81,8 +81,14 @@ def size(a: PyTree) -> int:
     return sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(a))
 
 
+def nbytes(a: PyTree) -> int:
+    """Return the memory of the array leaves of `a` in bytes (static)."""
+    leaves = [leaf for leaf in jax.tree.leaves(a) if eqx.is_array(leaf)]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
 def result_dtype(a: PyTree) -> np.dtype:
-    """Return the dtype that a single vector holding all of `a` would have."""
+    """Return the dtype of a single vector that holds all leaves of `a`."""
     return np.dtype(jnp.result_type(*jax.tree.leaves(a)))
 
 
@@ -114,7 +120,7 @@ def random_directions(key: Array, a: T, count: int) -> T:
 
 
 def stack_to_matrix(stacked: PyTree) -> Float[Array, "k n"]:
-    """Return a stack of k vectors, as `basis` lays them out, as the rows of one matrix."""
+    """Return k stacked vectors, in the layout of `basis`, as the rows of one matrix."""
     leaves = jax.tree.leaves(stacked)
     dtype = result_dtype(stacked)
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in leaves], 1)
@@ -127,7 +133,7 @@ def to_vector(a: PyTree) -> Float[Array, " n"]:
 
 
 def from_vector(vector: Float[Array, " n"], like: T) -> T:
-    """Return `vector` laid out as `like`, in its shapes and dtypes: undoes `to_vector`."""
+    """Return `vector` in the structure, shapes and dtypes of `like`: the inverse of `to_vector`."""
     leaves, structure = jax.tree.flatten(like)
     out, start = [], 0
     for leaf in leaves:

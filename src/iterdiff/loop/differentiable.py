@@ -1,6 +1,19 @@
-"""Differentiate the end of a run only: late start, by count or by measurement."""
+"""Runs that JAX differentiates: which loop takes the steps, by which policy.
 
-from typing import Any
+All steps of a run are differentiable, or the last few (a late start): then the state before them
+is a constant. The checkpoint policy decides how:
+
+=============  ======================  ==========================================
+policy         number of steps known   unknown (a stopping rule)
+=============  ======================  ==========================================
+"iterates"     `unroll_kept`           `unroll_kept`
+"sqrt"         `unroll`                `unroll_kept`
+"log"          `unroll`                `run_loop` for their number, then `unroll`
+"none"         `unroll`                `unroll_kept`, as "iterates"
+=============  ======================  ==========================================
+"""
+
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -13,76 +26,118 @@ from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.checkpoints import Checkpoints, run_with_checkpoints
 from iterdiff.loop.reverse import unroll_kept
 from iterdiff.loop.run import Loop, Run, run_loop, stop_gradient
-from iterdiff.loop.stopping import Steps
 from iterdiff.loop.task import Task
 from iterdiff.loop.unroll import Checkpoint, unroll
 
-SLOTS = 64
-"""So many states of a run are kept, to start from again near its end."""
+Last = int | Literal["auto"] | None
+"""How many of the last steps are differentiated: see `modes.Unrolled`."""
+
+LATE_START_SLOTS = 64
+"""States that a run with a late start keeps, to restart from near its end."""
 
 
-def late(task: Task, last: int, checkpoint: Checkpoint) -> Run:
-    """Run, and differentiate the last `last` steps; the state before them is a constant."""
-    state = stop_gradient(task.state())
-    loop = task.loop()
-    if isinstance(task.stop, Steps):
-        end = run_loop(loop._replace(max_steps=task.stop.max_steps - last), state)
-        tail = _tail(task, end.state, last, None, checkpoint)
-        return tail._replace(steps=end.steps + tail.steps)
-    end, kept = run_with_checkpoints(loop, state, SLOTS)
-    return _from(task, end, kept, jnp.minimum(end.steps, last), last, checkpoint)
+def differentiable_run(
+    task: Task,
+    checkpoint: Checkpoint,
+    *,
+    last: Last = None,
+    rtol: float = 1e-6,
+    end: Run | None = None,
+) -> Run:
+    """Run the task; JAX differentiates all its steps, or the last few.
+
+    Parameters
+    ----------
+    task : Task
+        What is run.
+    checkpoint : {"iterates", "sqrt", "log", "none"}
+        What the reverse sweep keeps.
+    last : int, "auto" or None
+        How many of the last steps are differentiated; None: all.
+    rtol : float
+        The tolerance of ``last="auto"``.
+    end : Run, optional
+        The result of the run, if it is known already: its steps are then repeated.
+
+    Returns
+    -------
+    Run
+        The result, which carries the derivative in its state.
+    """
+    if last is not None:
+        return _late_run(task, last, checkpoint, rtol)
+    loop, state = task.loop(), task.state()
+    if end is None and checkpoint == "log" and task.stop.checks:
+        end = run_loop(loop, state)
+    if end is None:
+        return _by_policy(loop, state, checkpoint)
+    repeated = unroll(task.step, state, loop.max_steps, checkpoint, end.steps)
+    return end._replace(state=repeated.state)
 
 
-def late_enough(task: Task, rtol: float, checkpoint: Checkpoint) -> Run:
-    """Run, measure how many steps back still matter, and differentiate these."""
-    if checkpoint == "iterates":  # of all steps that may run: room for few, as few may matter
-        checkpoint = "sqrt"
-    end, kept = run_with_checkpoints(task.loop(), stop_gradient(task.state()), SLOTS)
+def steps_back(last: int, task: Task) -> int:
+    """Return how many steps back the last `last` steps begin that made the iterate.
+
+    The derivative of the last step of an algorithm with a lag is zero, so that one-step
+    differentiation has to start earlier.
+    """
+    return min(last + task.algorithm.lag, task.stop.max_steps)
+
+
+def _by_policy(loop: Loop, state: Any, checkpoint: Checkpoint) -> Run:
+    if loop.satisfied is None and checkpoint != "iterates":
+        return unroll(loop.step, state, loop.max_steps, checkpoint)
+    return unroll_kept(loop, state, "sqrt" if checkpoint == "sqrt" else "iterates")
+
+
+def _late_run(task: Task, last: int | Literal["auto"], checkpoint: Checkpoint, rtol: float) -> Run:
+    """Run, then repeat the last steps; the state before them is a constant."""
+    loop, state = task.loop(), stop_gradient(task.state())
+    if last != "auto":
+        last = steps_back(last, task)
+        if not task.stop.checks:
+            before = run_loop(loop._replace(max_steps=loop.max_steps - last), state)
+            tail = Loop(task.step, None, last)
+            run = _by_policy(tail, before.state, "none" if last == 1 else checkpoint)
+            return run._replace(steps=before.steps + run.steps)
+    end, kept = run_with_checkpoints(loop, state, LATE_START_SLOTS)
+    if last != "auto":
+        return _repeat_last(task, end, kept, jnp.minimum(end.steps, last), last, checkpoint)
     enough = memory_of(task, end.state, rtol, end.steps)
-    return _from(task, end, kept, enough, task.stop.max_steps, checkpoint)
+    # Few of all the steps that may run will matter: "iterates" would reserve memory for all.
+    checkpoint = "sqrt" if checkpoint == "iterates" else checkpoint
+    return _repeat_last(task, end, kept, enough, loop.max_steps, checkpoint)
 
 
-def _from(
+def _repeat_last(
     task: Task,
     end: Run,
     kept: Checkpoints,
-    last: Int[Array, ""],
+    count: Int[Array, ""],
     most: int,
     checkpoint: Checkpoint,
 ) -> Run:
-    """Take the last `last` (up to `most`) of a run's steps once more, differentiably."""
+    """Repeat the last `count` (at most `most`) steps of a run, differentiably."""
     static = eqx.filter(end.state, eqx.is_array, inverse=True)
 
     def step(arrays):
         return eqx.filter(task.step(eqx.combine(arrays, static)), eqx.is_array)
 
-    step_ = detach(step, eqx.filter(end.state, eqx.is_array))
-    start = stop_gradient(kept.at(step_, end.steps - last))
-    tail = _tail(task, eqx.combine(start, static), most, last, checkpoint)
-    return end._replace(state=tail.state)
-
-
-def _tail(
-    task: Task,
-    start: Any,
-    most: int,
-    steps: Int[Array, ""] | None,
-    checkpoint: Checkpoint,
-) -> Run:
-    """Take `steps` steps (None: `most`), differentiably."""
-    counted = steps is None
-    nested = ("sqrt", "log", "none") if counted else ("log",)
-    if checkpoint in nested or most == 1:
-        return unroll(task.step, start, most, checkpoint, steps)
-    enough = None if counted else lambda run: run.steps >= steps
-    keep = "sqrt" if checkpoint == "sqrt" else "iterates"
-    return unroll_kept(Loop(task.step, enough, most), start, keep)
+    step = detach(step, eqx.filter(end.state, eqx.is_array))
+    start = eqx.combine(stop_gradient(kept.at(step, end.steps - count)), static)
+    if checkpoint == "log" or most == 1:
+        run = unroll(task.step, start, most, checkpoint, count)
+    else:
+        loop = Loop(task.step, lambda run: run.steps >= count, most)
+        run = _by_policy(loop, start, checkpoint)
+    return end._replace(state=run.state)
 
 
 def memory_of(task: Task, state: Any, rtol: float, most: Int[Array, ""]) -> Int[Array, ""]:
     """Return after how many steps a perturbation of `state` has decayed below `rtol`.
 
-    Powers of the step's Jacobian at `state`, in one random direction; at most `most`.
+    The count is that of powers of the step's Jacobian at `state`, applied to one random direction;
+    it is at most `most`.
     """
     floating, rest = floating_part(stop_gradient(state))
 
@@ -94,12 +149,12 @@ def memory_of(task: Task, state: Any, rtol: float, most: Int[Array, ""]) -> Int[
     start = jax.tree.map(lambda v: v[0], start)
     threshold = rtol * tree.norm(start)
 
-    def going_on(carry):
+    def above(carry):
         vector, count = carry
         return ~(tree.norm(vector) <= threshold) & (count < most)
 
-    def power(carry):
+    def multiply(carry):
         vector, count = carry
         return push(vector), count + 1
 
-    return jax.lax.while_loop(going_on, power, (start, jnp.zeros_like(most)))[1]
+    return jax.lax.while_loop(above, multiply, (start, jnp.zeros_like(most)))[1]

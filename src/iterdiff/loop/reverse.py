@@ -1,20 +1,20 @@
-r"""The explicit reverse sweep: run, keep iterates, and go back over them.
+r"""The explicit reverse sweep: run, keep states, and go back over them.
 
-`unroll_kept` runs like `iterdiff.loop.run`, for a number of steps that need not be known
-beforehand, and JAX differentiates its answer. While it runs it keeps iterates in a given number
-of slots: all of them as long as there is room, then every other one, oldest first. With
-:math:`F` the step, the tangents of the run obey
+`unroll_kept` runs as `run_loop` does, for a number of steps that need not be known beforehand, and
+JAX differentiates its result. While it runs it keeps states in a given number of slots (see
+`Checkpoints`). With :math:`F` the step, the tangents of the run obey
 
 .. math::
 
     \dot x_{t+1} = A_t \dot x_t + B_t \dot\theta, \qquad
     A_t = \partial_x F(x_t, \theta), \quad B_t = \partial_\theta F(x_t, \theta),
 
-a block bidiagonal linear system. Substituting forward through it is forward mode, substituting
-backward is reverse mode, and :func:`jax.lax.custom_linear_solve` takes both as they are, batches
-them, and differentiates the system itself where a higher order is asked for.
+a block bidiagonal linear system. Forward substitution through it is forward mode, backward
+substitution is reverse mode. :func:`jax.lax.custom_linear_solve` accepts both, batches them, and
+differentiates the system itself for derivatives of higher order.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,79 +22,92 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.closures import hoist, merged, perturbed
+from iterdiff.jaxtools.closures import Perturbed, hoist, merge, with_jvp, zero_tangent
 from iterdiff.jaxtools.lax import custom_solve
 from iterdiff.loop.checkpoints import Checkpoints, run_with_checkpoints
-from iterdiff.loop.pullback import Linearised
+from iterdiff.loop.pullback import LinearisedSteps
 from iterdiff.loop.run import Loop, Run, arrays_of, begin, check_same, run_loop
 from iterdiff.loop.unroll import Checkpoint, unroll
 
 
+@dataclasses.dataclass(frozen=True)
+class MemoryLimits:
+    """How much memory the reverse sweep takes where the user does not say.
+
+    Attributes
+    ----------
+    checkpoints_max_bytes : int
+        Kept states of a run whose number of steps is not known beforehand.
+    checkpoints_max_data_share : float
+        The same, as a share of the arrays that the step closes over (its data), if that is more.
+    keep_all_max_bytes : int
+        If everything that the steps of a counted run compute takes no more than this, all of it is
+        kept and nothing recomputed: the program is shorter, and compiles and runs faster.
+    keep_all_max_data_share : float
+        The same, as a share of the step's data, if that is more.
+    """
+
+    checkpoints_max_bytes: int = 5 * 2**19
+    checkpoints_max_data_share: float = 1 / 8
+    keep_all_max_bytes: int = 2**18
+    keep_all_max_data_share: float = 1 / 4
+
+
+LIMITS = MemoryLimits()
+
+
 class ExplicitRun(NamedTuple):
-    """What is run, with every input explicit.
+    """A run with every input explicit: ``inputs = (closed_over, arrays of the start)``.
 
     Attributes
     ----------
     step : callable
-        ``step(inputs, arrays)`` returns the state's arrays one step later.
+        ``step(inputs, arrays)`` returns the arrays of the next state.
     run : callable
-        ``run(inputs)`` returns the arrays at the end, steps and status.
-    run_keeping : callable
-        The same, and the `Checkpoints` iterates.
+        ``run(inputs)`` returns the arrays at the end, the number of steps and the status.
+    run_with_checkpoints : callable
+        ``run_with_checkpoints(inputs)`` returns the same and the `Checkpoints`.
     unroll : callable
-        The same as `run`, in a loop that JAX differentiates, keeping all that the steps compute.
+        ``unroll(inputs)`` returns the same as `run`, from a loop that JAX differentiates and that
+        keeps everything the steps compute.
     max_steps : int
     counted : bool
-        Whether the number of steps is `max_steps` whatever happens.
+        Whether the number of steps is certain to be `max_steps`.
     """
 
     step: Callable
     run: Callable
-    run_keeping: Callable
+    run_with_checkpoints: Callable
     unroll: Callable
     max_steps: int
     counted: bool
 
 
-ROOM = 5 * 2**19
-"""Bytes that kept states may take of a run whose number of steps is not known beforehand."""
-
-SHARE = 8
-"""Or this fraction of what the step closes over (its data), if that is more."""
-
-LITTLE = 2**18
-"""Bytes that all that the steps of a counted run compute may take, to be kept rather than done
-again: a shorter program, faster to compile and to run."""
-
-LITTLE_SHARE = 4
-"""Or this fraction of what the step closes over, if that is more."""
-
-FORWARD_ALONE = "Reverse-mode differentiation does not work"
-"""What JAX says of a step that it cannot transpose."""
-
-
-def unroll_kept(loop: Loop, state: Any, checkpoint: Checkpoint) -> Run:
-    """Run; JAX differentiates the steps that were taken.
+def unroll_kept(
+    loop: Loop, state: Any, checkpoint: Checkpoint, limits: MemoryLimits = LIMITS
+) -> Run:
+    """Run the loop; JAX differentiates the steps that were taken.
 
     Parameters
     ----------
     loop : Loop
         What is iterated.
     state : pytree with an attribute ``x``
-        Where to start; it is differentiated in, too.
+        The start; the result carries a derivative in it, too.
     checkpoint : {"iterates", "sqrt"}
-        How many iterates the reverse sweep keeps: of a counted run all of them; else as many
-        as there is room for (see `ROOM`), or about twice the square root of `max_steps`.
-        Those between two kept ones are computed once more.
+        How many states the reverse sweep keeps. "iterates": all states of a counted run, otherwise
+        as many as `limits` allow. "sqrt": about twice the square root of `max_steps`. States
+        between two kept ones are recomputed once.
+    limits : MemoryLimits
+        See there.
 
     Returns
     -------
     Run
-        As `loop.run` returns it.
+        As `run_loop` returns it.
     """
     start = begin(state)
     arrays, static = eqx.partition(start.state, eqx.is_array)
@@ -105,246 +118,243 @@ def unroll_kept(loop: Loop, state: Any, checkpoint: Checkpoint) -> Run:
         check_same(old, new)
         return arrays_of(new, old)
 
-    of_arrays, closed_over = hoist(step, arrays)
-    given = loop.satisfied or (lambda _: jnp.array(False))
+    def satisfied(arrays, steps):
+        if loop.satisfied is None:
+            return jnp.array(False)
+        return loop.satisfied(Run(eqx.combine(arrays, static), steps, start.status))
 
-    def look(arrays, steps):
-        return given(Run(eqx.combine(arrays, static), steps, start.status))
+    hoisted_step, of_step = hoist(step, arrays)
+    hoisted_rule, of_rule = hoist(satisfied, arrays, start.steps)
+    # Data that both close over enters once, or the compiler would not see that they share work.
+    closed_over, (of_step, of_rule) = merge(of_step, of_rule)
 
-    rule, of_rule = hoist(look, arrays, start.steps)
-    # Data that both close over enters once, or the compiler does not see that their work is shared.
-    closed_over, (of_step, of_rule) = merged(closed_over, of_rule)
+    def explicit_step(inputs, arrays):
+        return hoisted_step(of_step(inputs[0]), arrays)
 
-    def advanced(closed_over, arrays):
-        return of_arrays(of_step(closed_over), arrays)
-
-    def explicit(inputs):
-        closed_over, arrays = inputs
-
-        def satisfied(run):
-            return rule(of_rule(closed_over), eqx.filter(run.state, eqx.is_array), run.steps)
+    def bound(inputs) -> tuple[Loop, Any]:
+        """Return the loop and its start as functions of the explicit inputs."""
 
         def whole_step(state):
-            return eqx.combine(advanced(closed_over, eqx.filter(state, eqx.is_array)), static)
+            return eqx.combine(explicit_step(inputs, eqx.filter(state, eqx.is_array)), static)
 
-        counted = loop.satisfied is None
-        again = Loop(whole_step, None if counted else satisfied, loop.max_steps)
-        return again, eqx.combine(arrays, static)
+        def rule(run):
+            return hoisted_rule(of_rule(inputs[0]), eqx.filter(run.state, eqx.is_array), run.steps)
 
-    slots = _slots(loop, checkpoint, arrays, closed_over)
+        whole_rule = None if loop.satisfied is None else rule
+        return Loop(whole_step, whole_rule, loop.max_steps), eqx.combine(inputs[1], static)
 
-    def end_of(run):
+    def result(run):
         return eqx.filter(run.state, eqx.is_array), run.steps, run.status
 
-    def keep(inputs):
-        run, kept = run_with_checkpoints(*explicit(inputs), slots)
-        return end_of(run), kept
+    slots = _slots(loop, checkpoint, arrays, closed_over, limits)
+
+    def run_and_keep(inputs):
+        run, kept = run_with_checkpoints(*bound(inputs), slots)
+        return result(run), kept
 
     def unrolled(inputs):
-        again, start = explicit(inputs)
-        return end_of(unroll(again.step, start, again.max_steps, "none"))
+        again, start = bound(inputs)
+        return result(unroll(again.step, start, again.max_steps, "none"))
 
-    plan = ExplicitRun(
-        advanced,
-        lambda inputs: end_of(run_loop(*explicit(inputs))),
-        keep,
+    explicit = ExplicitRun(
+        explicit_step,
+        lambda inputs: result(run_loop(*bound(inputs))),
+        run_and_keep,
         unrolled,
         loop.max_steps,
         loop.satisfied is None,
     )
-    arrays, steps, status = _differentiable(plan)((closed_over, arrays))
-    return Run(eqx.combine(arrays, static), steps, status)
+    end, steps, status = _differentiable(explicit, (closed_over, arrays), limits)
+    return Run(eqx.combine(end, static), steps, status)
 
 
-def _slots(loop: Loop, checkpoint: str, state: PyTree, closed_over: PyTree) -> int:
+def _slots(loop: Loop, checkpoint: str, state: PyTree, data: PyTree, limits: MemoryLimits) -> int:
     """Return how many states are kept, at least 2."""
     root = 2 * math.ceil(math.sqrt(loop.max_steps))
     if checkpoint == "sqrt":
         return root
     if loop.satisfied is None:
         return max(2, loop.max_steps)
-    room = max(ROOM, _bytes(closed_over) // SHARE)
-    return max(root, min(loop.max_steps, room // _bytes(state)))
+    share = int(limits.checkpoints_max_data_share * tree.nbytes(data))
+    room = max(limits.checkpoints_max_bytes, share)
+    return max(root, min(loop.max_steps, room // tree.nbytes(state)))
 
 
-def _bytes(a: PyTree) -> int:
-    return sum(v.size * v.dtype.itemsize for v in jax.tree.leaves(a) if eqx.is_array(v))
+def _differentiable(explicit: ExplicitRun, inputs: Any, limits: MemoryLimits) -> tuple:
+    """Return ``explicit.run(inputs)`` with its derivative; states are kept only if it is taken."""
+
+    def keep(inputs):
+        return with_jvp(
+            lambda inputs, _: explicit.run_with_checkpoints(inputs), inputs, rule_with_checkpoints
+        )
+
+    def tangent_at(perturbed, result, kept):
+        end, steps, status = result
+        to_end = ReverseSweep(explicit, perturbed, kept, steps).push()
+        zero = zero_tangent((end, steps, status))
+        return (eqx.combine(to_end, zero[0]), *zero[1:])
+
+    def rule_with_checkpoints(call, perturbed, _):
+        result, kept = call(perturbed.inputs, ())
+        tangent = tangent_at(perturbed, result, kept)
+        return (result, kept), (tangent, zero_tangent(kept))
+
+    def rule(call, perturbed, _):
+        del call  # the run with checkpoints gives the same result
+        if _fits_whole(explicit, perturbed, limits):
+            return jax.jvp(
+                lambda *primals: explicit.unroll(perturbed.rebuild(primals)),
+                perturbed.primals,
+                perturbed.tangents,
+            )
+        result, kept = keep(perturbed.inputs)
+        return result, tangent_at(perturbed, result, kept)
+
+    return with_jvp(lambda inputs, _: explicit.run(inputs), inputs, rule)
 
 
-def _differentiable(plan: ExplicitRun) -> Callable:
-    """Return ``plan.run`` with its derivative: nothing is kept where none is asked for."""
-    run, run_keeping = jax.custom_jvp(plan.run), jax.custom_jvp(plan.run_keeping)
-
-    def both(primals, tangents):
-        (end, steps, status), kept = run_keeping(*primals)
-        moving, dots, fixed = perturbed(primals[0], tangents[0])
-        to_end = tree.zeros_like(_floating(end))
-        if moving:
-            to_end = ReverseSweep(plan, fixed, moving, kept, steps).push(dots)
-        primal, zeros = ((end, steps, status), kept), _no_tangent
-        to_all = eqx.combine(to_end, zeros(end))
-        return primal, ((to_all, zeros(steps), zeros(status)), zeros(kept))
-
-    def rule(primals, tangents):
-        moving, dots, fixed = perturbed(primals[0], tangents[0])
-        if moving and _little(plan, fixed, moving):
-            return jax.jvp(lambda moving: plan.unroll(fixed(moving)), (moving,), (dots,))
-        (primal, _), (tangent, _) = both(primals, tangents)
-        return primal, tangent
-
-    run.defjvp(rule, symbolic_zeros=True)
-    run_keeping.defjvp(both, symbolic_zeros=True)
-    return run
-
-
-def _little(plan: ExplicitRun, fixed: Callable, moving: list) -> bool:
-    """Return whether all that the steps compute for their derivatives takes little memory."""
-    closed_over, arrays = fixed(moving)
-    room = max(LITTLE, _bytes(closed_over) // LITTLE_SHARE)
-    if not plan.counted or plan.max_steps * _bytes(arrays) > room:
+def _fits_whole(explicit: ExplicitRun, perturbed: Perturbed, limits: MemoryLimits) -> bool:
+    """Return whether everything that the steps compute for their derivatives may be kept."""
+    data, arrays = perturbed.inputs
+    share = int(limits.keep_all_max_data_share * tree.nbytes(data))
+    room = max(limits.keep_all_max_bytes, share)
+    if not explicit.counted or explicit.max_steps * tree.nbytes(arrays) > room:
         return False
-    linearised = Linearised(Step(plan, fixed), moving, arrays, plan.max_steps)
-    return plan.max_steps * linearised.bytes_of_a_step <= room
+    sweep = ReverseSweep(explicit, perturbed, None, jnp.int32(explicit.max_steps))
+    linearised = sweep.linearised(explicit.max_steps)
+    return explicit.max_steps * linearised.bytes_per_step <= room
 
 
-def _no_tangent(a: PyTree) -> PyTree:
-    """Return zeros in the tangent space of `a`."""
-
-    def zero(leaf):
-        if tree.is_floating(leaf):
-            return jnp.zeros_like(leaf)
-        return np.zeros(jnp.shape(leaf), jax.dtypes.float0)
-
-    return jax.tree.map(zero, a)
-
-
-class Step(NamedTuple):
-    """The step on floating arrays, with moving inputs in place of those it closes over."""
-
-    plan: ExplicitRun
-    fixed: Callable
-
-    def __call__(self, moving: list, floating: PyTree, arrays: PyTree) -> PyTree:
-        """Return the floating arrays one step later; those of `arrays` are not looked at."""
-        arrays = eqx.combine(floating, _rest(arrays))
-        return _floating(self.plan.step(self.fixed(moving)[0], arrays))
+class NotTransposable(Exception):
+    """JAX cannot transpose a step: its own error is the cause."""
 
 
 class ReverseSweep(NamedTuple):
-    """The linear map from tangents of the moving inputs to those of the end.
+    """The linear map from the tangents of perturbed inputs to the tangents of the end.
 
     Attributes
     ----------
-    plan : ExplicitRun
-    fixed : callable
-        Puts moving inputs in their place among all inputs.
-    moving : list of arrays
+    explicit : ExplicitRun
+    perturbed : Perturbed
         The inputs that have a tangent.
-    kept : keeping.Checkpoints
-        Iterates of the run.
+    kept : Checkpoints or None
+        States of the run; None if no sweep will run.
     steps : integer scalar
-        How many steps were taken.
+        Number of steps that were taken.
     """
 
-    plan: ExplicitRun
-    fixed: Callable
-    moving: list
-    kept: Checkpoints
+    explicit: ExplicitRun
+    perturbed: Perturbed
+    kept: Checkpoints | None
     steps: Int[Array, ""]
 
-    def push(self, dots: list) -> PyTree:
-        """Return the end's tangents, such that JAX can transpose and differentiate them."""
-        both = (dots, tree.zeros_like(self.start(self.moving)))
+    def push(self) -> PyTree:
+        """Return the tangents of the end; JAX can transpose and differentiate them."""
+        primals = self.perturbed.primals
+        both = (self.perturbed.tangents, tree.zeros_like(self._start(primals)))
 
         def matvec(both):
-            dots, end = both
-            return dots, tree.sub(end, jax.jvp(self._replay, (self.moving,), (dots,))[1])
+            tangents, end = both
+            return tangents, tree.sub(end, self._replayed(tangents))
 
-        def substitute(both):
-            dots, end = both
-            return dots, tree.add(end, self._forward(dots))
+        def substitute_forward(both):
+            tangents, end = both
+            return tangents, tree.add(end, self._forward(tangents))
 
-        def substitute_back(both):
-            dots, end = both
-            return tree.add(dots, self._backward(end)), end
+        def substitute_backward(both):
+            tangents, end = both
+            try:
+                return tree.add(tangents, self._backward(end)), end
+            except ValueError as error:
+                raise NotTransposable from error
 
         try:
-            return custom_solve(matvec, both, substitute, substitute_back)[1]
-        except ValueError as error:
-            if FORWARD_ALONE not in str(error):
-                raise
-            # A loop inside the step (a line search): forward mode works, and reverse mode
-            # raises JAX's own error when it is asked for.
-            return jax.jvp(self._replay, (self.moving,), (dots,))[1]
+            return custom_solve(matvec, both, substitute_forward, substitute_backward)[1]
+        except NotTransposable:
+            # The step contains a loop (a line search): forward mode works, and reverse mode
+            # raises JAX's own error when it is used.
+            return self._replayed(self.perturbed.tangents)
 
-    def start(self, moving: list) -> PyTree:
+    def linearised(self, count: int) -> LinearisedSteps:
+        """Return the step, linearised along `count` states."""
+        example = self.perturbed.inputs[1]
+        return LinearisedSteps(self._floating_step, self.perturbed.primals, example, count)
+
+    def _start(self, primals: tuple) -> PyTree:
         """Return the floating arrays of the state at the start."""
-        return _floating(self.fixed(moving)[1])
+        return _floating(self.perturbed.rebuild(primals)[1])
 
-    def _replay(self, moving: list) -> PyTree:
-        """Take the same steps again, as JAX differentiates them: for higher orders."""
-        closed_over, arrays = self.fixed(moving)
-        limit = None if self.plan.counted else self.steps
-        end = unroll(
-            lambda state: _Arrays(self.plan.step(closed_over, state.x)),
-            _Arrays(arrays),
-            self.plan.max_steps,
-            "sqrt",
-            limit,
-        )
-        return _floating(end.state.x)
+    def _step(self, arrays: PyTree) -> PyTree:
+        return self.explicit.step(self.perturbed.inputs, arrays)
 
-    def _forward(self, dots: list) -> PyTree:
-        """Substitute forward: iterates and tangents together, from the start."""
-        arrays = self.fixed(self.moving)[1]
+    def _floating_step(self, primals: tuple, floating: PyTree, arrays: PyTree) -> PyTree:
+        """Return the next floating arrays; those of `arrays` are replaced by `floating`."""
+        whole = eqx.combine(floating, _not_floating(arrays))
+        return _floating(self.explicit.step(self.perturbed.rebuild(primals), whole))
+
+    def _replayed(self, tangents: tuple) -> PyTree:
+        """Return the tangents of the end, from steps that JAX differentiates to any order."""
+
+        def end(*primals):
+            inputs = self.perturbed.rebuild(primals)
+            run = unroll(
+                lambda state: _Arrays(self.explicit.step(inputs, state.x)),
+                _Arrays(inputs[1]),
+                self.explicit.max_steps,
+                "sqrt",
+                None if self.explicit.counted else self.steps,
+            )
+            return _floating(run.state.x)
+
+        return jax.jvp(end, self.perturbed.primals, tangents)[1]
+
+    def _forward(self, tangents: tuple) -> PyTree:
+        """Substitute forward: states and their tangents together, from the start."""
 
         def step(_, carry):
             arrays, tangent = carry
-            new = self.plan.step(self.fixed(self.moving)[0], arrays)
-            push = jax.jvp(
-                lambda moving, floating: Step(self.plan, self.fixed)(moving, floating, arrays),
-                (self.moving, _floating(arrays)),
-                (dots, tangent),
+            pushed = jax.jvp(
+                lambda primals, floating: self._floating_step(primals, floating, arrays),
+                (self.perturbed.primals, _floating(arrays)),
+                (tangents, tangent),
             )[1]
-            return new, push
+            return self._step(arrays), pushed
 
-        first = jax.jvp(self.start, (self.moving,), (dots,))[1]
-        return jax.lax.fori_loop(0, self.steps, step, (arrays, first))[1]
+        first = jax.jvp(self._start, (self.perturbed.primals,), (tangents,))[1]
+        start = (self.perturbed.inputs[1], first)
+        return jax.lax.fori_loop(0, self.steps, step, start)[1]
 
-    def _backward(self, cotangent: PyTree) -> list:
-        """Substitute backward over the kept iterates, and over those between them."""
-        arrays = self.fixed(self.moving)[1]
-        slots = jax.tree.leaves(self.kept.states)[0].shape[0]
-        linearised = Linearised(Step(self.plan, self.fixed), self.moving, arrays, slots)
-        carry = (cotangent, tree.zeros_like(self.moving))
+    def _backward(self, cotangent: PyTree) -> tuple:
+        """Substitute backward over the kept states, and over recomputed states between them."""
+        assert self.kept is not None
+        kept, primals = self.kept, self.perturbed.primals
+        linearised = self.linearised(kept.slots)
+        carry = (cotangent, tree.zeros_like(primals))
 
         def segment(carry):
             end, pulled = carry
-            rows, first = self.kept.recover(self._advance, end)
+            rows, first = kept.recover(self._step, end)
             return first, linearised.pull(rows, end - first, pulled)
 
-        if self.kept.all_of_them:
-            cotangent, total = linearised.pull(self.kept.states, self.steps, carry)
+        if kept.has_all:
+            cotangent, total = linearised.pull(kept.states, self.steps, carry)
         else:
             _, (cotangent, total) = jax.lax.while_loop(
                 lambda carry: carry[0] > 0, segment, (self.steps, carry)
             )
-        at_start = jax.vjp(self.start, self.moving)[1](cotangent)[0]
+        at_start = jax.vjp(self._start, primals)[1](cotangent)[0]
         return tree.add(total, at_start)
-
-    def _advance(self, arrays: PyTree) -> PyTree:
-        return self.plan.step(self.fixed(self.moving)[0], arrays)
 
 
 def _floating(a: PyTree) -> PyTree:
     return eqx.filter(a, tree.is_floating)
 
 
-def _rest(a: PyTree) -> PyTree:
+def _not_floating(a: PyTree) -> PyTree:
     return eqx.filter(a, tree.is_floating, inverse=True)
 
 
 class _Arrays(eqx.Module):
-    """A state that is nothing but its arrays."""
+    """A state that consists of its arrays."""
 
     x: PyTree

@@ -1,15 +1,14 @@
-"""The only loop: take steps until a rule is satisfied, an iterate is not finite, or time is up.
+"""Run an iteration without derivatives: a while loop with a stopping rule.
 
-It comes in two kinds. `run` is a ``while_loop``: fast, any number of steps, no reverse-mode
-derivative. `unroll` is built from scans, and JAX differentiates it in every way, at a memory that
-its `Checkpoint` sets. (`iterdiff.keeping` has the kinds of `run` that keep some of their states.)
+The loop ends when the rule is satisfied, when a step is not finite, or after `max_steps`. It keeps
+nothing but the present state. `iterdiff.loop.checkpoints` has the variant that keeps some states,
+`iterdiff.loop.unroll` the loops that JAX differentiates.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
@@ -20,13 +19,24 @@ from iterdiff.jaxtools.jaxpr import shared
 from iterdiff.loop.status import Status
 
 RUNNING = -1
+"""The status of a run that has not ended."""
 
 Step = Callable[[Any], Any]
 Satisfied = Callable[["Run"], Bool[Array, ""]]
 
 
 class Run(NamedTuple):
-    """Where a loop stands: the state, how many steps led to it, and a `Status` code."""
+    """Where a loop stands.
+
+    Attributes
+    ----------
+    state : pytree with an attribute ``x``
+        The algorithm's state.
+    steps : integer scalar
+        Number of steps that led to the state.
+    status : integer scalar
+        A `Status` code, or `RUNNING`.
+    """
 
     state: Any
     steps: Int[Array, ""]
@@ -41,9 +51,9 @@ class Loop(NamedTuple):
     step : callable
         Maps a state to the next one.
     satisfied : callable or None
-        Tells of a `Run` whether its iterate will do; None: a fixed number of steps.
+        Whether a `Run` may stop at its iterate; None for a fixed number of steps.
     max_steps : int
-        The most steps.
+        The largest number of steps.
     """
 
     step: Step
@@ -52,13 +62,83 @@ class Loop(NamedTuple):
 
 
 def begin(state: Any) -> Run:
-    """Return the run that has not taken a step from `state` yet."""
-    strong = jax.tree.map(_strong, state)
-    return Run(strong, jnp.zeros((), jnp.int32), jnp.full((), RUNNING, jnp.int32))
+    """Return the run that has not taken a step yet."""
+
+    def strong(leaf):  # a weakly typed leaf would change its type at the first step
+        return jax.lax.convert_element_type(leaf, leaf.dtype) if eqx.is_array(leaf) else leaf
+
+    steps, status = jnp.zeros((), jnp.int32), jnp.full((), RUNNING, jnp.int32)
+    return Run(jax.tree.map(strong, state), steps, status)
 
 
-def _strong(leaf: Any) -> Any:
-    return jax.lax.convert_element_type(leaf, leaf.dtype) if eqx.is_array(leaf) else leaf
+def advance(loop: Loop, run: Run) -> Run:
+    """Check the iterate, then take one step unless the rule is satisfied or the step not finite.
+
+    What the rule and the step both compute from the iterate, such as its gradient, is computed
+    once.
+    """
+    dynamic, static = eqx.partition(run, eqx.is_array)
+
+    def check_and_step(dynamic):
+        here = eqx.combine(dynamic, static)
+        done = jnp.array(False) if loop.satisfied is None else loop.satisfied(here)
+        return done, arrays_of(loop.step(here.state), here.state)
+
+    once = check_and_step if loop.satisfied is None else shared(check_and_step)
+    done, new = once(dynamic)
+    new = eqx.combine(new, static.state)
+    check_same(run.state, new)
+    finite = tree.all_finite(new.x)
+    moved = finite & ~done
+    status = jnp.where(done, Status.CONVERGED, jnp.where(finite, RUNNING, Status.DIVERGED))
+    state = select(moved, new, run.state)
+    return Run(state, run.steps + moved.astype(jnp.int32), status.astype(jnp.int32))
+
+
+def finish(loop: Loop, run: Run) -> Run:
+    """Replace the status `RUNNING` of a run that has used up its steps."""
+    if loop.satisfied is None:
+        at_limit = jnp.int32(Status.STEPS_DONE)
+    else:
+        satisfied = loop.satisfied(run)
+        at_limit = jnp.where(satisfied, Status.CONVERGED, Status.MAX_STEPS_REACHED)
+    status = jnp.where(run.status == RUNNING, at_limit.astype(jnp.int32), run.status)
+    return run._replace(status=status)
+
+
+def run_loop(loop: Loop, state: Any) -> Run:
+    """Run the loop, keeping nothing but the present state.
+
+    The result carries no derivative, neither in `state` nor in the values that the loop's functions
+    close over.
+
+    Parameters
+    ----------
+    loop : Loop
+        What is iterated.
+    state : pytree with an attribute ``x``
+        The start.
+
+    Returns
+    -------
+    Run
+        The last finite state, the number of steps that led to it, and the status.
+    """
+    start, loop = detached(loop, begin(state))
+    dynamic, static = eqx.partition(start, eqx.is_array)
+
+    def running(dynamic):
+        here = eqx.combine(dynamic, static)
+        return (here.status == RUNNING) & (here.steps < loop.max_steps)
+
+    def body(dynamic):
+        return eqx.filter(advance(loop, eqx.combine(dynamic, static)), eqx.is_array)
+
+    end = eqx.combine(jax.lax.while_loop(running, body, dynamic), static)
+    return finish(loop, end)
+
+
+# States: pytrees in which some leaves are no arrays.
 
 
 def select(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
@@ -70,30 +150,21 @@ def select(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
     return jax.tree.map(choose, new, old)
 
 
-def advance(loop: Loop, run: Run) -> Run:
-    """Look at the iterate, and take one step unless it will do or the step is not finite.
+def arrays_of(new: Any, old: Any) -> PyTree:
+    """Return the leaves of a new state that are arrays in the old one.
 
-    What the look and the step both compute of the iterate (its gradient, say) is computed once.
+    A constant that a step returns may not be an array while the step is traced.
     """
-    dynamic, static = eqx.partition(run, eqx.is_array)
+    return eqx.filter(new, jax.tree.map(eqx.is_array, old))
 
-    def both(dynamic):
-        here = eqx.combine(dynamic, static)
-        done = jnp.array(False) if loop.satisfied is None else loop.satisfied(here)
-        return done, arrays_of(loop.step(here.state), here.state)
 
-    done, new = both(dynamic) if loop.satisfied is None else shared(both)(dynamic)
-    new = eqx.combine(new, static.state)
-    check_same(run.state, new)
-    finite = tree.all_finite(new.x)
-    moved = finite & ~done
-    status = jnp.where(done, Status.CONVERGED, jnp.where(finite, RUNNING, Status.DIVERGED))
-    state = select(moved, new, run.state)
-    return Run(state, run.steps + moved.astype(jnp.int32), status.astype(jnp.int32))
+def stop_gradient(a: Any) -> Any:
+    """Cut derivatives of the array leaves of `a`."""
+    return jax.tree.map(lambda v: jax.lax.stop_gradient(v) if eqx.is_array(v) else v, a)
 
 
 def check_same(old: Any, new: Any) -> None:
-    """Refuse a step that does not keep structure, shapes and dtypes.
+    """Raise unless a step has kept structure, shapes and dtypes of the state.
 
     Raises
     ------
@@ -104,73 +175,21 @@ def check_same(old: Any, new: Any) -> None:
     after, other = jax.tree.flatten(new)
     if structure != other:
         raise ValueError(
-            "`step` must return a state of the structure it was given: "
-            f"it was given {structure} and returned {other}."
+            f"`step` must return a state of the structure {structure}, but it returned {other}."
         )
     for (path, u), v in zip(jax.tree_util.tree_leaves_with_path(old), after, strict=True):
         if not eqx.is_array(u):
             continue
         if jnp.shape(u) != jnp.shape(v) or jnp.result_type(u) != jnp.result_type(v):
             raise ValueError(
-                "`step` must keep shapes and dtypes, but it turned "
+                "`step` must keep shapes and dtypes, but it changed "
                 f"state{jax.tree_util.keystr(path)} from {jnp.result_type(u)}{list(jnp.shape(u))} "
-                f"into {jnp.result_type(v)}{list(jnp.shape(v))}."
+                f"to {jnp.result_type(v)}{list(jnp.shape(v))}."
             )
 
 
-def finish(loop: Loop, run: Run) -> Run:
-    """Give a run that used up its steps the status it deserves."""
-    if loop.satisfied is None:
-        at_limit = jnp.asarray(Status.STEPS_DONE)
-    else:
-        satisfied = loop.satisfied(run)
-        at_limit = jnp.where(satisfied, Status.CONVERGED, Status.MAX_STEPS_REACHED)
-    status = jnp.where(run.status == RUNNING, at_limit, run.status)
-    return run._replace(status=status.astype(jnp.int32))
-
-
-def run_loop(loop: Loop, state: Any) -> Run:
-    """Run without keeping anything: for primal solutions.
-
-    Nothing is differentiated: derivatives of all that the loop touches, also of what its
-    functions close over, stop here.
-
-    Parameters
-    ----------
-    loop : Loop
-        What is iterated.
-    state : pytree with an attribute ``x``
-        Where to start.
-
-    Returns
-    -------
-    Run
-        The last finite state, its steps and status.
-    """
-    start, loop = detached(loop, begin(state))
-    dynamic, static = eqx.partition(start, eqx.is_array)
-
-    def going_on(dynamic):
-        here = eqx.combine(dynamic, static)
-        return (here.status == RUNNING) & (here.steps < loop.max_steps)
-
-    def body(dynamic):
-        return eqx.partition(advance(loop, eqx.combine(dynamic, static)), eqx.is_array)[0]
-
-    end = eqx.combine(jax.lax.while_loop(going_on, body, dynamic), static)
-    return finish(loop, end)
-
-
-def arrays_of(new: Any, old: Any) -> PyTree:
-    """Return the leaves of a new state that were arrays in the old one.
-
-    A constant that a step returns need be no array while the step is traced.
-    """
-    return eqx.filter(new, jax.tree.map(eqx.is_array, old))
-
-
 def detached(loop: Loop, start: Run) -> tuple[Run, Loop]:
-    """Cut derivatives of the start and of everything that the loop's functions close over."""
+    """Cut derivatives of the start and of the values that the loop's functions close over."""
     start = stop_gradient(start)
     dynamic, static = eqx.partition(start, eqx.is_array)
 
@@ -195,16 +214,3 @@ def detached(loop: Loop, start: Run) -> tuple[Run, Loop]:
         return detached_rule(eqx.filter(run, eqx.is_array))
 
     return start, Loop(whole_step, satisfied, loop.max_steps)
-
-
-def stop_gradient(a: Any) -> Any:
-    """Cut derivatives of the array leaves of `a`."""
-    return jax.tree.map(lambda v: jax.lax.stop_gradient(v) if eqx.is_array(v) else v, a)
-
-
-def any_member(condition: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Return whether `condition` holds for any member of the batch: under ``vmap`` one for all."""
-    return eqxi.unvmap_any(condition)
-
-
-# Differentiable loops.

@@ -4,10 +4,10 @@ import enum
 
 
 class Status(enum.IntEnum):
-    """How a run ended; ``Status(code).advice`` says it in words and what to do about it.
+    """How a run ended; ``Status(code).advice`` is a sentence about it and what to do.
 
-    `Solution.status` holds the code as an integer array, so that it passes through ``jit``
-    and ``vmap``; compare it with a member directly: ``solution.status == Status.CONVERGED``.
+    `Solution.status` holds the code as an integer array, so that it passes through ``jit`` and
+    ``vmap``. Compare it with a member directly: ``solution.status == Status.CONVERGED``.
     """
 
     advice: str
@@ -15,21 +15,21 @@ class Status(enum.IntEnum):
     CONVERGED = 0, "The stopping rule was satisfied."
     STEPS_DONE = (
         1,
-        "The steps that were asked for have run. Whether they were enough was not checked: "
-        "look at `residual_norm`, or stop by `ResidualBelow`.",
+        "The requested steps have run; no stopping rule checked convergence. Inspect "
+        "`residual_norm`, or stop by `ResidualBelow`.",
     )
     MAX_STEPS_REACHED = (
         2,
         "The stopping rule was not satisfied within `max_steps`. Raise `max_steps`, loosen the "
-        "tolerance (the residual may have reached the floor of its floating-point precision; a "
-        "derivative that may be zero needs DerivativeErrorBelow's `atol`), "
-        "or use an algorithm that converges faster; with `throw=False` the last iterate is "
-        "returned.",
+        "tolerance (rounding limits how small a residual can become, and a derivative that may be "
+        "zero needs the `atol` of DerivativeErrorBelow), or use a faster algorithm; with "
+        "`throw=False` the last iterate is returned.",
     )
     DIVERGED = (
         3,
-        "An iterate was not finite. The last finite iterate is returned, and `steps` counts "
-        "the steps that led to it. Make the step size smaller, or start nearer to the solution.",
+        "An iterate was not finite. Use a smaller step size or a start closer to the solution; "
+        "with `throw=False` the last finite iterate is returned, and `steps` counts the steps that "
+        "led to it.",
     )
     NOT_FINITE_AT_START = (
         4,
@@ -38,7 +38,7 @@ class Status(enum.IntEnum):
     )
     SOLVER_FAILED = (
         5,
-        "The solver that was wrapped says that it failed. Its own message is in the exception.",
+        "The wrapped solver reported failure. The exception quotes its message.",
     )
 
     def __new__(cls, code: int, advice: str) -> "Status":
@@ -50,5 +50,5 @@ class Status(enum.IntEnum):
 
     @property
     def failed(self) -> bool:
-        """Whether ``throw=True`` raises on it."""
+        """Whether ``throw=True`` raises on this status."""
         return self >= Status.MAX_STEPS_REACHED

@@ -1,4 +1,4 @@
-"""When to stop: rules that look at the iterate before each step."""
+"""When to stop: rules that examine the iterate before each step."""
 
 import abc
 from typing import ClassVar, NamedTuple
@@ -13,7 +13,7 @@ from iterdiff.problems.problem import Problem
 
 
 class StopContext(NamedTuple):
-    """What a rule sees.
+    """What a stopping rule examines.
 
     Attributes
     ----------
@@ -22,12 +22,12 @@ class StopContext(NamedTuple):
     x : pytree of real floating arrays
         The iterate.
     steps : integer scalar
-        How many steps led to it.
+        Number of steps that led to it.
     start : pytree
         What the rule's `init` returned.
     tangents : pytree
         For a rule that judges the derivative: the mode's tangents of `x` in the rule's
-        directions, stacked.
+        directions, stacked along a first axis.
     """
 
     problem: Problem
@@ -39,18 +39,17 @@ class StopContext(NamedTuple):
 
 
 class StoppingRule(eqx.Module):
-    """Decides, before each step, whether the present iterate will do.
+    """Decides, before each step, whether the run may stop at the present iterate.
 
     Attributes
     ----------
     max_steps : int
-        The most steps that are taken.
+        The largest number of steps.
     checks : bool
-        Whether the rule looks at iterates at all. A rule that does not is a fixed number of
-        steps, and reaching it is no failure.
+        Whether the rule examines iterates. A rule that does not is a fixed number of steps, and
+        reaching that number is no failure.
     judges_derivative : bool
-        Whether the rule judges the mode's derivative, so that the mode must provide it step by
-        step.
+        Whether the rule judges the mode's derivative, which the mode then provides at each step.
     """
 
     max_steps: eqx.AbstractVar[int]
@@ -66,22 +65,24 @@ class StoppingRule(eqx.Module):
         """Return what `satisfied` needs to know about the start."""
 
     @abc.abstractmethod
-    def satisfied(self, look: StopContext) -> Bool[Array, ""]:
-        """Return whether the iterate that is looked at will do."""
+    def satisfied(self, context: StopContext) -> Bool[Array, ""]:
+        """Return whether the run may stop at this iterate."""
 
 
 class Steps(StoppingRule):
-    """Take `n` steps, whatever happens (unless an iterate is not finite).
+    """Take `n` steps; only an iterate that is not finite ends the run earlier.
 
     Parameters
     ----------
     n : int
-        How many steps, at least 1.
+        Number of steps, at least 1.
 
     Raises
     ------
-    TypeError, ValueError
-        If `n` is not a Python int, or less than 1.
+    TypeError
+        If `n` is not a Python int.
+    ValueError
+        If `n` is less than 1.
     """
 
     max_steps: int = eqx.field(static=True)
@@ -92,21 +93,21 @@ class Steps(StoppingRule):
         self.max_steps = check_count("n", n)
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> PyTree:
-        """Return nothing: the rule looks at no iterate."""
+        """Return nothing: the rule examines no iterate."""
         del problem, x0, theta
 
-    def satisfied(self, look: StopContext) -> Bool[Array, ""]:
+    def satisfied(self, context: StopContext) -> Bool[Array, ""]:
         """Return False."""
-        del look
+        del context
         return jnp.array(False)
 
 
 class ResidualBelow(StoppingRule):
     r"""Stop when ``||residual(x_t)|| <= atol + rtol * ||residual(x_0)||`` (Euclidean norms).
 
-    A small residual says that `x` is near the solution in units of the residual. It says
-    little about the *derivative*, whose error may still be large: see `DerivativeErrorBelow`
-    and `Checked`.
+    A small residual means that `x` is close to the solution, in units of the residual. It means
+    little for the *derivative*, whose error may still be large: see `DerivativeErrorBelow` and
+    `Checked`.
 
     Parameters
     ----------
@@ -115,13 +116,15 @@ class ResidualBelow(StoppingRule):
     atol : float
         Absolute tolerance in the units of the residual, not negative.
     max_steps : int
-        The most steps that are taken; reaching it without satisfying the rule is a failed
-        run, `Status.MAX_STEPS_REACHED`.
+        The largest number of steps. A run that reaches it without satisfying the rule has failed,
+        with `Status.MAX_STEPS_REACHED`.
 
     Raises
     ------
-    TypeError, ValueError
-        If a tolerance is negative, both are zero, or `max_steps` is no positive int.
+    TypeError
+        If a tolerance is not a real number or `max_steps` not a Python int.
+    ValueError
+        If a tolerance is negative, both are zero, or `max_steps` is less than 1.
     """
 
     rtol: Float[Array, ""] | float
@@ -139,15 +142,19 @@ class ResidualBelow(StoppingRule):
         for name, value in (("rtol", rtol), ("atol", atol)):
             check_tolerance(name, value, zero=True)
         if isinstance(rtol, int | float) and isinstance(atol, int | float) and rtol == atol == 0:
-            raise ValueError("`rtol` and `atol` are both zero; for a fixed number use `Steps`.")
+            raise ValueError(
+                "`rtol` and `atol` are both zero, so that the rule would never be satisfied; for "
+                "a fixed number of steps use `Steps`."
+            )
         self.rtol = rtol
         self.atol = atol
         self.max_steps = check_count("max_steps", max_steps)
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> Float[Array, ""]:
-        """Return the norm below which the residual is to fall."""
+        """Return the threshold for the norm of the residual."""
         return self.atol + self.rtol * tree.norm(problem.residual(x0, theta))
 
-    def satisfied(self, look: StopContext) -> Bool[Array, ""]:
-        """Return whether the residual's norm is below the threshold."""
-        return tree.norm(look.problem.residual(look.x, look.theta)) <= look.start
+    def satisfied(self, context: StopContext) -> Bool[Array, ""]:
+        """Return whether the norm of the residual is at most the threshold."""
+        residual = context.problem.residual(context.x, context.theta)
+        return tree.norm(residual) <= context.start

@@ -1,4 +1,4 @@
-"""What is solved and by what, and the iteration that it makes."""
+"""A task: what is solved and by what, the iteration it makes, and the tangents along it."""
 
 import abc
 from typing import Any, ClassVar, NamedTuple
@@ -13,7 +13,7 @@ from iterdiff.problems.problem import Problem
 
 
 class Task(NamedTuple):
-    """What is to be solved and by what: one value instead of five arguments.
+    """What is solved and by what: one value instead of five arguments.
 
     Attributes
     ----------
@@ -35,30 +35,46 @@ class Task(NamedTuple):
         return self.algorithm.init(self.problem, self.x0, self.theta)
 
     def step(self, state: Any) -> Any:
-        """Return the state one step later."""
+        """Return the state after one step."""
         return self.algorithm.step(self.problem, state, self.theta)
 
     def loop(self) -> Loop:
-        """Return the iteration as the loop takes it."""
+        """Return the step, the stopping rule and the limit as one `Loop`."""
         if not self.stop.checks:
             return Loop(self.step, None, self.stop.max_steps)
-        start = self.stop.init(self.problem, self.x0, self.theta)
-        start = stop_gradient(start)
+        start = stop_gradient(self.stop.init(self.problem, self.x0, self.theta))
 
         def satisfied(run):
-            tangents = run.state.tangents() if isinstance(run.state, StateWithTangents) else None
-            look = StopContext(self.problem, self.theta, run.state.x, run.steps, start, tangents)
-            return self.stop.satisfied(look)
+            state = run.state
+            tangents = state.tangents() if isinstance(state, StateWithTangents) else None
+            context = StopContext(self.problem, self.theta, state.x, run.steps, start, tangents)
+            return self.stop.satisfied(context)
 
         return Loop(self.step, satisfied, self.stop.max_steps)
 
 
+class Tangents(eqx.Module):
+    """How a mode obtains the tangents of the iterates, in k directions, step by step."""
+
+    @abc.abstractmethod
+    def init(self, state: Any) -> PyTree:
+        """Return what is carried along, at the algorithm's initial state."""
+
+    @abc.abstractmethod
+    def update(self, carry: PyTree, state: Any) -> PyTree:
+        """Return what is carried along after the step that leaves `state`."""
+
+    @abc.abstractmethod
+    def value(self, carry: PyTree, state: Any) -> PyTree:
+        """Return the mode's tangents of ``state.x``, stacked along a first axis."""
+
+
 class StateWithTangents(eqx.Module):
-    """A state and the tangents of its iterate, for rules that judge the derivative."""
+    """A state and the tangents of its iterate, for stopping rules that judge the derivative."""
 
     inner: Any
     carry: PyTree
-    follow: "Tangents"
+    method: Tangents
 
     @property
     def x(self) -> PyTree:
@@ -67,39 +83,22 @@ class StateWithTangents(eqx.Module):
 
     def tangents(self) -> PyTree:
         """Return the mode's tangents of the iterate."""
-        return self.follow.value(self.carry, self.inner)
+        return self.method.value(self.carry, self.inner)
 
 
 class WithTangents(Algorithm):
     """An algorithm that carries the tangents of its iterates along."""
 
     inner: Algorithm
-    follow: "Tangents"
+    method: Tangents
     accepts: ClassVar[tuple[type[Problem], ...]] = (Problem,)
-    consistent: ClassVar[bool] = True
 
-    def init(self, problem: Any, x0: PyTree, theta: PyTree) -> Any:
-        """Return the state and its tangents."""
+    def init(self, problem: Any, x0: PyTree, theta: PyTree) -> StateWithTangents:
+        """Return the initial state and its tangents."""
         state = self.inner.init(problem, x0, theta)
-        return StateWithTangents(state, self.follow.init(state), self.follow)
+        return StateWithTangents(state, self.method.init(state), self.method)
 
-    def step(self, problem: Any, state: Any, theta: PyTree) -> Any:
+    def step(self, problem: Any, state: Any, theta: PyTree) -> StateWithTangents:
         """Return the state and its tangents after one step."""
-        carry = self.follow.update(state.carry, state.inner)
-        return StateWithTangents(self.inner.step(problem, state.inner, theta), carry, state.follow)
-
-
-class Tangents(eqx.Module):
-    """Tangents of the iterates in k directions, one step after the other."""
-
-    @abc.abstractmethod
-    def init(self, state: Any) -> PyTree:
-        """Return what is carried, at the algorithm's initial state."""
-
-    @abc.abstractmethod
-    def update(self, carry: PyTree, state: Any) -> PyTree:
-        """Return what is carried after the step that leaves `state`."""
-
-    @abc.abstractmethod
-    def value(self, carry: PyTree, state: Any) -> PyTree:
-        """Return the mode's tangents of ``state.x``, stacked along a first axis."""
+        carry = self.method.update(state.carry, state.inner)
+        return StateWithTangents(self.inner.step(problem, state.inner, theta), carry, state.method)

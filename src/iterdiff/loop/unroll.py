@@ -1,4 +1,4 @@
-"""Loops that JAX differentiates, built from scans, at a memory that a checkpoint policy sets."""
+"""Loops that JAX differentiates: nested scans, at a memory that a checkpoint policy sets."""
 
 import functools
 import math
@@ -6,22 +6,27 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Int
 
 from iterdiff.jaxtools import tree
-from iterdiff.loop.run import Run, Step, any_member, arrays_of, begin, check_same, select
+from iterdiff.jaxtools.closures import nan_derivative_where
+from iterdiff.jaxtools.lax import any_in_batch
+from iterdiff.loop.run import Run, Step, arrays_of, begin, check_same, select
 from iterdiff.loop.status import Status
 
 Checkpoint = Literal["iterates", "sqrt", "log", "none"]
 """What the reverse sweep keeps of T steps: see `modes.Unrolled`."""
 
+BLOCK_STEPS = 32
+"""About this many steps form an innermost block; the sweep keeps everything one block computes."""
 
-def forward_only(a: PyTree, message: str) -> PyTree:
-    """Return the tangents `a`; reverse mode raises a RuntimeError with this message."""
-    return eqxi.nondifferentiable_backward(a, msg=message, symbolic=True)
+MAX_BLOCKS = 1024
+"""More blocks than this are grouped once more."""
+
+LOG_MAX_SCAN_LENGTH = 100
+"""Longest scan of each level under the policy "log"."""
 
 
 def unroll(
@@ -31,26 +36,26 @@ def unroll(
     checkpoint: Checkpoint = "iterates",
     limit: Int[Array, ""] | None = None,
 ) -> Run:
-    """Take steps differentiably: JAX differentiates those that were taken.
+    """Take steps; JAX differentiates the steps that were taken.
 
     Parameters
     ----------
     step : callable
         Maps a state to the next one.
     state : pytree with an attribute ``x``
-        Where to start; it is differentiated in, too.
+        The start; the result carries a derivative in it, too.
     steps : int
-        How many steps.
+        Number of steps.
     checkpoint : {"iterates", "sqrt", "log", "none"}
         What the reverse sweep keeps, see `Unrolled`.
     limit : integer scalar, optional
-        Take no more than this many steps, a number not known beforehand.
+        Take no more than this many steps; the number may be traced.
 
     Returns
     -------
     Run
-        The last finite state, how many steps led to it, and whether that is all of them. The
-        derivative of a run that diverged is NaN.
+        The last finite state, the number of steps that led to it, and the status. The derivative
+        of a run that diverged is NaN.
     """
     start = begin(state)
     dynamic, static = eqx.partition(start.state, eqx.is_array)
@@ -62,10 +67,11 @@ def unroll(
         return carry[1] < most
 
     def body(carry):
-        """Take a step where the run goes on; elsewhere one from the start, which is discarded.
+        """Take a step while the run is active; afterwards, discard steps from the start.
 
-        The start is a point where the step and its derivative are finite, whatever became of
-        the iterate: else 0 * inf = NaN would enter the derivative through the discarded branch.
+        At the start the step and its derivative are finite, whatever happened to the iterate.
+        From any other point, 0 * inf = NaN could enter the derivative through the discarded
+        branch.
         """
         old, taken = carry
         active = jnp.array(True) if exact else running(carry)
@@ -74,104 +80,78 @@ def unroll(
         check_same(whole, new)
         finite = tree.all_finite(new.x)
         moved = finite if exact else active & finite
-        new = frozen(moved, None if exact else active, arrays_of(new, whole), old)
+        new = _moved(moved, None if exact else active, arrays_of(new, whole), old)
         return new, taken + moved.astype(jnp.int32)
 
     if blocks.recompute_steps:
         body = jax.checkpoint(body, prevent_cse=False)
     end, taken = nest(body, None if exact else running, blocks.lengths)((dynamic, start.steps))
     diverged = taken < most
-    end = jax.tree.map(lambda v: poisoned(v, diverged) if tree.is_floating(v) else v, end)
     status = jnp.where(diverged, Status.DIVERGED, Status.STEPS_DONE)
-    return Run(eqx.combine(end, static), taken, status.astype(jnp.int32))
+    end = eqx.combine(nan_derivative_where(diverged, end), static)
+    return Run(end, taken, status.astype(jnp.int32))
 
 
-def frozen(moved: Bool[Array, ""], active: Bool[Array, ""] | None, new: Any, old: Any) -> Any:
+def _moved(moved: Bool[Array, ""], active: Bool[Array, ""] | None, new: Any, old: Any) -> Any:
     """Return the arrays `new` where `moved` holds, else `old`.
 
-    The tangents are those of `new` wherever the run is `active` (None: everywhere), also where
-    a step that was not finite is not taken: so no reverse sweep has to compute a step's value
-    only to learn that it was. `poisoned` sees to the derivative of such a run.
+    The tangents are those of `new` wherever the run is `active` (None: everywhere), even where a
+    step is rejected because it is not finite. So the reverse sweep need not compute a step only to
+    learn that it was finite. The derivative of such a run becomes NaN at the end.
     """
 
     def leaf(u, v):
         if tree.is_floating(v):
-            return _frozen(moved, moved if active is None else active, active is None, u, v)
+            return _choose(moved, moved if active is None else active, active is None, u, v)
         return jnp.where(moved, u, v)
 
     return jax.tree.map(leaf, new, old)
 
 
+# This rule saves work and changes no result: a scan that drops it (see `closures`) does no harm.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _frozen(moved: Array, active: Array, everywhere: bool, new: Array, old: Array) -> Array:
+def _choose(moved: Array, active: Array, everywhere: bool, new: Array, old: Array) -> Array:
     del active, everywhere
     return jnp.where(moved, new, old)
 
 
-@_frozen.defjvp
-def _frozen_jvp(everywhere: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
+@_choose.defjvp
+def _choose_jvp(everywhere: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
     moved, active, new, old = primals
-    _, _, to_new, to_old = tangents
-    value = _frozen(moved, active, everywhere, new, old)
-    return value, to_new if everywhere else jnp.where(active, to_new, to_old)
-
-
-@jax.custom_jvp
-def poisoned(value: Array, failed: Bool[Array, ""]) -> Array:
-    """Return `value`, with NaN as its derivative where `failed` holds."""
-    del failed
-    return value
-
-
-@poisoned.defjvp
-def _poisoned_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    value, failed = primals
-    return poisoned(value, failed), jnp.where(failed, jnp.nan, 1.0).astype(value.dtype) * tangents[
-        0
-    ]
+    _, _, new_tangent, old_tangent = tangents
+    value = _choose(moved, active, everywhere, new, old)
+    return value, new_tangent if everywhere else jnp.where(active, new_tangent, old_tangent)
 
 
 class Blocks(NamedTuple):
-    """How steps are grouped: nested scans, of which the reverse sweep keeps the starts.
+    """How steps are grouped: nested scans, whose starts the reverse sweep keeps.
 
     Attributes
     ----------
     lengths : tuple of int
         Lengths of the scans, outermost first; their product is at least the number of steps.
     recompute_steps : bool
-        Whether of an innermost step, too, its start alone is kept.
+        Whether the sweep keeps only the start of each innermost step, too.
     """
 
     lengths: tuple[int, ...]
     recompute_steps: bool
 
 
-INNERMOST = 32
-"""About how many steps form a block, all of which is kept while the sweep goes through it."""
-
-
-MOST_BLOCKS = 1024
-"""More blocks than these are grouped once more."""
-
-
-BRANCHING = 100
-"""Greatest length of each scan under the policy "log"."""
-
-
 def blocks_of(steps: int, checkpoint: Checkpoint, counted: bool) -> Blocks:
-    """Return how `steps` steps are grouped; a run that is not counted may end before them.
+    """Return how `steps` steps are grouped; a run that is not `counted` may end before them.
 
-    A length that divides the number of steps is preferred: no step is then taken in vain.
+    Lengths that divide the number of steps are preferred, because no step is then wasted.
     """
     if counted and checkpoint in ("iterates", "none"):
         return Blocks((steps,), checkpoint == "iterates")
     if checkpoint == "log":
-        levels = max(1, math.ceil(math.log(steps) / math.log(BRANCHING) - 1e-9))
+        levels = max(1, math.ceil(math.log(steps) / math.log(LOG_MAX_SCAN_LENGTH) - 1e-9))
         length = math.ceil(steps ** (1 / levels) - 1e-9)
         return Blocks((length,) * levels, True)
-    inner = near_divisor(steps, min(INNERMOST, steps))
+    inner = near_divisor(steps, min(BLOCK_STEPS, steps))
     outer = math.ceil(steps / inner)
-    if outer <= MOST_BLOCKS:
+    if outer <= MAX_BLOCKS:
         return Blocks((outer, inner), False)
     middle = near_divisor(outer, math.ceil(math.sqrt(outer)))
     return Blocks((math.ceil(outer / middle), middle, inner), False)
@@ -184,7 +164,7 @@ def near_divisor(number: int, wanted: int) -> int:
 
 
 def nest(body: Callable, running: Callable | None, lengths: tuple[int, ...]) -> Callable:
-    """Return nested scans of `body`; a block is skipped where none of a batch is `running`."""
+    """Return nested scans of `body`, which skip a block if no member of the batch is `running`."""
 
     def scan(function, length):
         return lambda carry: jax.lax.scan(lambda c, _: (function(c), None), carry, None, length)[0]
@@ -196,11 +176,10 @@ def nest(body: Callable, running: Callable | None, lengths: tuple[int, ...]) -> 
 
 
 def _skippable(block: Callable, running: Callable | None) -> Callable:
-    if running is None:  # no branch, for which the reverse sweep would copy the step's data
+    if running is None:  # no branch: for a branch, the reverse sweep would copy the step's data
         return jax.checkpoint(block, prevent_cse=False)
 
     def maybe(carry):
-        any_left = any_member(running(carry))
-        return jax.lax.cond(any_left, block, lambda same: same, carry)
+        return jax.lax.cond(any_in_batch(running(carry)), block, lambda same: same, carry)
 
     return jax.checkpoint(maybe, prevent_cse=False)

@@ -1,8 +1,9 @@
-r"""Accelerate the pair (x, J): Anderson's method on an iterate and its tangents together.
+r"""Anderson acceleration of a pair (x, J): an iterate and its tangents together.
 
-The step and its derivative make one map of pairs, :math:`(x, J) \mapsto (F(x), F_x J + F_\theta
-V)`, whose fixed point is the solution with the solution derivative in the directions V. Anderson
-acceleration of that map chooses one set of weights for both, and never differentiates them.
+The step and its derivative form one map of pairs, :math:`(x, J) \mapsto (F(x), F_x J + F_\theta
+V)`. Its fixed point is the solution together with the solution derivative in the directions V.
+Anderson acceleration of this map chooses one set of weights for both, and never differentiates the
+weights.
 """
 
 from collections.abc import Callable
@@ -16,20 +17,20 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.algorithms.base import Algorithm, Iterate, StatelessAlgorithm
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.closures import hoist, perturbed
+from iterdiff.jaxtools.closures import hoist, with_jvp
+from iterdiff.jaxtools.lax import forward_only
 from iterdiff.linalg.least_squares import least_squares, safe_length
 from iterdiff.loop.task import Tangents, Task
-from iterdiff.loop.unroll import forward_only
 from iterdiff.modes.tangents import UnrolledTangents
 
 FORWARD_ONLY = (
-    "`mode`: Unrolled(accelerate=...) gives first derivatives in forward mode only (jax.jvp, "
-    "jax.jacfwd). For jax.grad, jax.jacrev and higher orders take iterdiff.Implicit() or "
+    "`mode`: Unrolled(accelerate=...) only supports first derivatives in forward mode (jax.jvp, "
+    "jax.jacfwd). For jax.grad, jax.jacrev and higher orders use iterdiff.Implicit() or "
     "iterdiff.Unrolled()."
 )
 
-STILL = 8
-"""A pair that moves by less than this many units of rounding stands still."""
+STATIONARY_MAX_ULPS = 8
+"""A pair is stationary if it moves by less than this many units of rounding."""
 
 Pair = tuple[PyTree, PyTree]
 """An iterate, and its tangents stacked along a first axis."""
@@ -38,7 +39,7 @@ Step = Callable[[Pair], Pair]
 
 
 class Window(NamedTuple):
-    """A pair and its move as vectors, the iterate first, and the last differences of both."""
+    """A pair and its move as vectors, iterate first, and the last differences of both."""
 
     pair: Float[Array, " n"]
     move: Float[Array, " n"]
@@ -54,8 +55,8 @@ class Accelerated(NamedTuple):
     step : callable
         Maps a pair to the next one.
     depth : int
-        The length of the window, if a pair has as many numbers; else their number. (More
-        differences would depend on each other, and old ones mislead where the map is curved.)
+        The length of the window, or the size of a pair if that is smaller. (More differences
+        would be linearly dependent, and old ones mislead where the map is curved.)
     like : tuple of pytrees
         A pair of the shapes and dtypes that `step` takes.
     """
@@ -65,7 +66,7 @@ class Accelerated(NamedTuple):
     like: Pair
 
     def begin(self) -> Window:
-        """Return the window at the pair `like`, without differences."""
+        """Return the window at the pair `like`, without differences yet."""
         pair = tree.to_vector(self.like)
         empty = jnp.zeros((min(self.depth, pair.size), pair.size), pair.dtype)
         return Window(pair, self._move(pair), empty, empty)
@@ -73,8 +74,8 @@ class Accelerated(NamedTuple):
     def advance(self, window: Window) -> Window:
         """Return the window one step later.
 
-        In the least-squares problem the moves of each part, the iterate and the tangents, count
-        in units of how far it came within the window.
+        In the least-squares problem, the moves of the iterate and of the tangents are each
+        measured in units of the distance covered within the window.
         """
         unit = self._units(window.differences)
         rounding = float(jnp.finfo(window.move.dtype).eps) ** 0.75
@@ -93,9 +94,9 @@ class Accelerated(NamedTuple):
         """Return the tangents, stacked along a first axis."""
         return tree.from_vector(window.pair, self.like)[1]
 
-    def still(self, window: Window) -> Bool[Array, ""]:
+    def stationary(self, window: Window) -> Bool[Array, ""]:
         """Return whether neither part moves by more than rounding."""
-        rounding = STILL * float(jnp.finfo(window.move.dtype).eps)
+        rounding = STATIONARY_MAX_ULPS * float(jnp.finfo(window.move.dtype).eps)
         moves = self._norms(window.move)
         return jnp.all(moves <= rounding * self._norms(window.pair))
 
@@ -112,35 +113,35 @@ class Accelerated(NamedTuple):
 
 
 def check_accelerable(algorithm: Algorithm) -> None:
-    """Refuse an algorithm that remembers more than its iterate.
+    """Raise if an algorithm's state holds more than its iterate.
 
     Raises
     ------
     ValueError
-        Naming what to do.
+        With what to do.
     """
     if not isinstance(algorithm, StatelessAlgorithm):
         raise ValueError(
-            f"`mode`: Unrolled(accelerate=...) takes algorithms whose state is the iterate alone, "
-            f"such as GradientDescent, ProximalGradient and Picard, and {type(algorithm).__name__} "
-            "remembers more. Leave `accelerate` out, or write its step as an "
-            "iterdiff.FixedPoint and iterate that by iterdiff.Picard()."
+            f"`mode`: Unrolled(accelerate=...) needs an algorithm whose state is only the iterate, "
+            f"such as GradientDescent or Picard, not {type(algorithm).__name__}. Leave "
+            "`accelerate` out, or write the step as an iterdiff.FixedPoint solved by "
+            "iterdiff.Picard()."
         )
 
 
-class JointTangents(Tangents):
+class AcceleratedTangents(Tangents):
     """Tangents of an accelerated pair, with an iterate of their own.
 
-    The iterate that the tangents belong to is the pair's, not the one that the run is at: the
-    run is looked at where it starts, and not again.
+    The tangents belong to the pair's iterate, not to the iterate of the run, which only provides
+    the start.
     """
 
-    follow: UnrolledTangents
+    unrolled: UnrolledTangents
     depth: int
 
     def init(self, state: Any) -> Window:
         """Return the window at the start."""
-        return self._accelerated(state, self.follow.init(state).x).begin()
+        return self._accelerated(state, self.unrolled.init(state).x).begin()
 
     def update(self, carry: Window, state: Any) -> Window:
         """Return the window one step later."""
@@ -152,55 +153,47 @@ class JointTangents(Tangents):
 
     def _accelerated(self, state: Any, tangents: PyTree = None) -> Accelerated:
         if tangents is None:
-            count = jax.tree.leaves(self.follow.directions)[0].shape[0]
+            count = jax.tree.leaves(self.unrolled.directions)[0].shape[0]
             tangents = jax.tree.map(lambda v: jnp.zeros((count, *v.shape), v.dtype), state.x)
 
         def step(pair: Pair) -> Pair:
             x, tangents = pair
-            task = self.follow
-            new = task.algorithm.step(task.problem, Iterate(x), task.theta)
-            return new.x, task.update(Iterate(tangents), Iterate(x)).x
+            run = self.unrolled
+            new = run.algorithm.step(run.problem, Iterate(x), run.theta)
+            return new.x, run.update(Iterate(tangents), Iterate(x)).x
 
         return Accelerated(step, self.depth, (state.x, tangents))
 
 
-def attach(task: Task, x: PyTree, steps: Int[Array, ""], depth: int) -> PyTree:
+def attach_accelerated(task: Task, x: PyTree, steps: Int[Array, ""], depth: int) -> PyTree:
     """Return `x` with the tangents of an accelerated pair as its derivative.
 
-    The derivative is in everything that the steps depend on: the start, the parameters, the
-    algorithm's hyper-parameters and closed-over values. The pair starts where the run did, takes
-    at most `steps` steps, and ends before them when it stands still.
+    The derivative is taken in everything that the steps depend on: the start, the parameters, the
+    algorithm's hyper-parameters and closed-over values. The pair has the same start as the run. It
+    takes at most `steps` steps, and stops earlier if it becomes stationary.
 
     Parameters
     ----------
     task : Task
         The run.
     x : pytree of real floating arrays
-        Its answer, without a derivative.
+        The answer, without a derivative.
     steps : integer scalar
-        How many steps led to it.
+        Number of steps that led to it.
     depth : int
         The length of the window.
     """
     inputs, start, step = _explicit(task)
 
-    @jax.custom_jvp
-    def solution(inputs, x, steps):
-        del inputs, steps
-        return x
-
-    def rule(primals, tangents):
-        inputs, x, steps = primals
-        moving, dots, fixed = perturbed(inputs, tangents[0])
-        if not moving:
-            return x, tree.zeros_like(x)
-        x0, first = jax.jvp(lambda *m: start(fixed(m)), tuple(moving), tuple(dots))
-        taken, closed_over = hoist(lambda x, m: step(x, fixed(m)), x0, moving)
-        end = _forward(taken, depth)((closed_over, moving, x0, steps), (first, dots))
+    def rule(_, perturbed, constants):
+        x, steps = constants
+        primals, tangents = perturbed.primals, perturbed.tangents
+        x0, first = jax.jvp(lambda *p: start(perturbed.rebuild(p)), primals, tangents)
+        taken, closed_over = hoist(lambda x, p: step(x, perturbed.rebuild(p)), x0, primals)
+        end = _forward(taken, depth)((closed_over, primals, x0, steps), (first, tangents))
         return x, forward_only(end, FORWARD_ONLY)
 
-    solution.defjvp(rule, symbolic_zeros=True)
-    return solution(inputs, x, steps)
+    return with_jvp(lambda _, constants: constants[0], inputs, rule, (x, steps))
 
 
 def _explicit(task: Task) -> tuple[Any, Callable, Callable]:
@@ -223,34 +216,35 @@ def _explicit(task: Task) -> tuple[Any, Callable, Callable]:
 def _forward(step: Callable, depth: int) -> Callable:
     """Return the tangents at the end, as a function of data and one direction.
 
-    Directions that ``vmap`` adds (as ``jacfwd`` does) are followed by one pair together; where it
-    adds runs, each has a pair of its own. Differentiating once more is refused.
+    Directions that ``vmap`` adds (as ``jacfwd`` does) share one pair. Runs that it adds each have a
+    pair of their own. Differentiating once more raises.
     """
 
     def together(data, directions):
-        closed_over, moving, x0, steps = data
-        first, dots = directions
+        closed_over, primals, x0, steps = data
+        first, given = directions
 
         def of_pair(pair: Pair) -> Pair:
             x, tangents = pair
 
-            def push(tangent, dot):
-                return jax.jvp(lambda *at: step(closed_over, *at), (x, moving), (tangent, dot))[1]
+            def push(tangent, direction):
+                at = (x, primals)
+                return jax.jvp(lambda *at: step(closed_over, *at), at, (tangent, direction))[1]
 
-            return step(closed_over, x, moving), jax.vmap(push)(tangents, dots)
+            return step(closed_over, x, primals), jax.vmap(push)(tangents, given)
 
         pairs = Accelerated(of_pair, depth, (x0, first))
 
-        def going_on(carry):
+        def unfinished(carry):
             window, count = carry
-            return (count < steps) & ~pairs.still(window)
+            return (count < steps) & ~pairs.stationary(window)
 
         def body(carry):
             window, count = carry
             return pairs.advance(window), count + 1
 
         start = (pairs.begin(), jnp.zeros_like(steps))
-        return pairs.tangents(jax.lax.while_loop(going_on, body, start)[0])
+        return pairs.tangents(jax.lax.while_loop(unfinished, body, start)[0])
 
     def alone(data, direction):
         stacked = jax.tree.map(lambda v: v[None], direction)

@@ -1,4 +1,4 @@
-"""The contract of a mode: how a solve is run so that its derivative is the wanted one."""
+"""The contract of a mode: how a solve runs so that it has the wanted derivative."""
 
 import abc
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from iterdiff.loop.task import StateWithTangents, Tangents, Task, WithTangents
 
 
 class Outcome(NamedTuple):
-    """What a mode returns: `x` carries its derivative, the rest carries none."""
+    """What a mode returns: `x` carries its derivative, the other fields carry none."""
 
     x: PyTree
     steps: Int[Array, ""]
@@ -22,13 +22,13 @@ class Outcome(NamedTuple):
 class Mode(eqx.Module):
     """How the derivative of a solve is taken.
 
-    A mode is given the whole task and returns an answer that JAX differentiates in the mode's
-    way; and, for `trace`, it gives tangents of iterates one by one.
+    A mode receives the whole task and returns an answer that JAX differentiates in the mode's way.
+    For `trace`, it also provides tangents of the iterates, step by step.
     """
 
     @abc.abstractmethod
     def check(self, stop: StoppingRule) -> None:
-        """Refuse a stopping rule that the mode cannot work with.
+        """Raise if the mode cannot work with a stopping rule.
 
         Raises
         ------
@@ -38,47 +38,48 @@ class Mode(eqx.Module):
 
     @abc.abstractmethod
     def solve(self, task: Task, *, throw: bool) -> Outcome:
-        """Run, and attach the mode's derivative to the answer.
+        """Run the task, and attach the mode's derivative to the answer.
 
         Parameters
         ----------
         task : Task
             What to solve.
         throw : bool
-            Whether a linear solve that fails inside the derivative raises; else it gives NaN.
+            Whether a linear solve that fails inside the derivative raises; otherwise the
+            derivative is NaN.
         """
 
     @abc.abstractmethod
     def answer(self, task: Task, x: PyTree, *, throw: bool) -> PyTree:
-        """Return the answer `x` of a run of `task` again, with the mode's derivative attached.
+        """Return the known answer `x` of `task`, with the mode's derivative attached.
 
-        It is a function of everything in `task`; a mode whose derivative needs no run does not
-        run again.
+        The derivative is taken in everything that `task` holds. A mode whose derivative needs no
+        run does not run again.
         """
-
-    def primal(self, task: Task) -> Run:
-        """Run `task` without a derivative, until its rule is satisfied.
-
-        Where the rule judges the derivative, the tangents that it asks for are followed.
-        """
-        algorithm, x0, theta = stop_gradient((task.algorithm, task.x0, task.theta))
-        task = task._replace(algorithm=algorithm, x0=x0, theta=theta)
-        if task.stop.judges_derivative:
-            follow = self.tangents(task, task.stop.directions(task.theta))
-            task = task._replace(algorithm=WithTangents(task.algorithm, follow))
-        end = run_loop(task.loop(), task.state())
-        state = end.state.inner if isinstance(end.state, StateWithTangents) else end.state
-        return end._replace(state=state)
 
     @abc.abstractmethod
     def tangents(self, task: Task, directions: PyTree) -> Tangents:
-        """Return the mode's way of following tangents along an iteration.
+        """Return how the mode obtains tangents along an iteration.
 
         Parameters
         ----------
         task : Task
-            The iteration; its stopping rule is not looked at.
+            The iteration; its stopping rule is ignored.
         directions : pytree
-            k directions in the space of theta's floating leaves, stacked along a first axis
-            (None in place of leaves that are not differentiated in).
+            k directions in the space of theta's floating leaves, stacked along a first axis (None
+            for leaves that are not differentiated in).
         """
+
+    def primal(self, task: Task) -> Run:
+        """Run `task` without a derivative, until its stopping rule is satisfied.
+
+        If the rule judges the derivative, the run carries the tangents that the rule needs.
+        """
+        algorithm, x0, theta = stop_gradient((task.algorithm, task.x0, task.theta))
+        task = task._replace(algorithm=algorithm, x0=x0, theta=theta)
+        if task.stop.judges_derivative:
+            method = self.tangents(task, task.stop.directions(task.theta))
+            task = task._replace(algorithm=WithTangents(task.algorithm, method))
+        end = run_loop(task.loop(), task.state())
+        state = end.state.inner if isinstance(end.state, StateWithTangents) else end.state
+        return end._replace(state=state)

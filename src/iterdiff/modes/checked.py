@@ -1,9 +1,8 @@
-r"""Modes that look at their own derivative, and say so when it is wrong.
+r"""A mode that estimates the error of its own derivative, and acts when it is too large.
 
-The pushforward of a solve, :math:`\dot\theta \mapsto \dot x = J \dot\theta`, and its
-transpose are linear; a check is not. It is hidden from differentiation where JAX
-lets a linear map have an implementation of our choice, forward and transposed: a linear solve.
-The system
+The pushforward of a solve, :math:`\dot\theta \mapsto \dot x = J \dot\theta`, and its transpose are
+linear; a check is not. So we hide the check where JAX lets a linear map have an implementation of
+our choice, forward and transposed: in a linear solve. The system
 
 .. math::
 
@@ -11,9 +10,9 @@ The system
     \begin{pmatrix} u \\ v \end{pmatrix} =
     \begin{pmatrix} 0 \\ \dot\theta \end{pmatrix}
 
-has the solution :math:`u = J \dot\theta`; the transposed one gives :math:`J^\top w`. Our
-implementation computes these, estimates their error, and acts on it. JAX takes higher
-derivatives from the matrix, and so never sees the check.
+has the solution :math:`u = J \dot\theta`, and the transposed system gives :math:`J^\top w`. Our
+implementation computes these, estimates their error, and acts on it. JAX takes derivatives of
+higher order from the matrix, and so never sees the check.
 """
 
 import dataclasses
@@ -26,20 +25,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from iterdiff.accuracy.consistency import disagree, remembers
-from iterdiff.accuracy.correction import Correction, at_kink
+from iterdiff.accuracy.correction import Correction, NewtonPoints, at_kink
 from iterdiff.accuracy.estimate import NEAR, REASONS, ErrorEstimate, compare
 from iterdiff.accuracy.report import REPORT_SIZE, to_vector
 from iterdiff.accuracy.sensitivity import Sensitivity
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import Tolerance, check_tolerance
-from iterdiff.jaxtools.closures import hoist, merged, perturbed
+from iterdiff.jaxtools.closures import Perturbed, attach_jvp, hoist, merge
 from iterdiff.jaxtools.lax import custom_solve
 from iterdiff.jaxtools.raise_if import raise_if
-from iterdiff.linalg.solve import Structure
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
@@ -48,55 +45,53 @@ from iterdiff.problems.problem import CompositeMinimization, Problem, structure_
 
 OnFailure = Literal["warn", "raise", "nan"]
 
-
-VANISHING = 1e6
-"""A derivative whose error is this many times its size is likely to be zero."""
+LIKELY_ZERO_RELATIVE_ERROR = 1e6
+"""A derivative with a relative error above this is likely to be zero."""
 
 
 class DerivativeWarning(UserWarning):
-    """A derivative whose estimated error is above the tolerance of `Checked`."""
+    """The estimated error of a derivative exceeds the tolerance of `Checked`."""
 
 
 class Checked(Mode):
-    """Take the derivative in another mode, estimate its error, and never stay silent.
+    """Take the derivative in another mode, and act when its estimated error is too large.
 
-    Every forward and every backward pass estimates the relative error of what it returns, as
-    solution derivative, by `derivative_error`'s method. Where that is above `rtol`, or cannot be
-    told, it acts.
+    Every forward and every backward pass estimates the relative error of what it returns, as an
+    approximation of the solution derivative, by the method of `derivative_error`. If the error
+    exceeds `rtol`, or cannot be estimated, the mode warns, raises, or returns NaN.
 
     Parameters
     ----------
     mode : Mode
         Takes the derivative.
     rtol : real scalar
-        The relative error that is acceptable (Euclidean norm of the tangent, or of the gradient
-        in theta), positive.
+        The acceptable relative error, positive: in the Euclidean norm of the tangent, or of the
+        gradient in theta.
     on_failure : {"warn", "raise", "nan"}
-        Issue a `DerivativeWarning` from the running program; raise from it; or return NaN in
-        place of the derivative.
+        Issue a `DerivativeWarning` from the running program, raise `SolveError` from it, or return
+        NaN instead of the derivative.
     atol : real scalar
-        An absolute error that is acceptable besides. It is needed where the derivative is zero.
+        An absolute error that is acceptable in addition. A derivative that may be zero needs it.
     report : array, optional
-        The second argument that `value_and_grad_with_report` hands to the loss.
+        The second argument that `value_and_grad_with_report` passes to the loss.
 
     Raises
     ------
     TypeError, ValueError
-        For arguments of another kind or out of range.
+        If an argument has the wrong type or is out of range.
 
     Notes
     -----
-    Costs one factorisation (that of an implicit mode serves both) or a few loose Krylov solves, a
-    handful of substitutions and products besides, and with an unrolled mode the primal once more.
-    First-order derivatives are checked; derivatives of higher order go through unchecked and
-    unharmed.
+    A check costs one factorisation (which an implicit mode shares) or a few loose Krylov solves, a
+    handful of substitutions and products, and with an unrolled mode the primal run once more.
+    First-order derivatives are checked. Derivatives of higher order are exact but unchecked.
 
-    What is judged is ``J v`` and ``J^T w`` for the ``v`` and ``w`` that arrive. That the slope
-    ``w`` of a loss is taken at the iterate, not at the solution, is not seen from here:
-    `derivative_error` with ``loss=`` counts it too.
+    The check judges ``J v`` and ``J^T w`` for the given ``v`` and ``w``. It does not see the error
+    from evaluating the gradient of a loss, ``w``, at the iterate instead of the solution;
+    ``derivative_error(..., loss=...)`` includes it.
 
-    An algorithm of your own, whose state is the iterate alone, is asked besides whether it comes to
-    rest where the residual vanishes (three steps).
+    For an algorithm of your own whose state is only the iterate, three steps test in addition
+    whether its fixed points are roots of the residual (see `Algorithm.consistent`).
     """
 
     mode: Mode
@@ -106,9 +101,12 @@ class Checked(Mode):
     report: Float[Array, " 6"] | None = None
 
     def __check_init__(self):
-        """Refuse what is no mode, tolerance or action."""
+        """Check the types and ranges of the fields."""
         if not isinstance(self.mode, Mode) or isinstance(self.mode, Checked):
-            raise TypeError(f"`mode` must be a mode that is not checked yet, not {self.mode!r}.")
+            raise TypeError(
+                f"`mode` must be a mode other than Checked, such as iterdiff.Implicit(), not "
+                f"{self.mode!r}."
+            )
         check_tolerance("rtol", self.rtol)
         check_tolerance("atol", self.atol, zero=True)
         if self.on_failure not in get_args(OnFailure):
@@ -116,79 +114,78 @@ class Checked(Mode):
             raise ValueError(f"`on_failure` must be one of {names}, not {self.on_failure!r}.")
 
     def check(self, stop: StoppingRule) -> None:
-        """Refuse what the wrapped mode refuses."""
+        """Apply the check of the wrapped mode."""
         self.mode.check(stop)
 
     def solve(self, task: Task, *, throw: bool) -> Outcome:
-        """Run as the wrapped mode does, and put the check on the derivative."""
+        """Run as the wrapped mode does, and check the derivative."""
         outcome = self.mode.solve(task, throw=throw)
         return outcome._replace(x=self.answer(task, outcome.x, throw=throw))
 
-    def attach(self, problem: Problem, x: PyTree, theta: PyTree, *, throw: bool) -> PyTree:
-        """Return a solution from elsewhere, with the checked implicit derivative in `theta`.
-
-        As `Implicit.attach`; how near the point is to a solution is checked too, since nothing
-        else tells whether its solver solved this problem. The wrapped mode is `Implicit`.
-        """
-        assert isinstance(self.mode, Implicit)
-        x = self.mode.attach(problem, x, theta, throw=throw)
-        return self._answer(_ForeignAnswer(problem, theta), x, throw)
-
     def answer(self, task: Task, x: PyTree, *, throw: bool) -> PyTree:
         """Return `x` with the checked derivative."""
-        return self._answer(task, x, throw)
-
-    def _answer(self, task: "Task | _ForeignAnswer", x: PyTree, throw: bool) -> PyTree:
         x = jax.lax.stop_gradient(x)
-        arrays, static = eqx.partition(task, eqx.is_array)
 
-        def by_mode(arrays):
-            again = eqx.combine(arrays, static)
-            if isinstance(again, Task):
-                return self.mode.answer(again, x, throw=throw)
-            assert isinstance(self.mode, Implicit)
-            unrefined = dataclasses.replace(self.mode, refine=0)
-            return unrefined.attach(again.problem, x, again.theta, throw=throw)
+        def step(y: PyTree, task: Task) -> PyTree:
+            state = task.algorithm.init(task.problem, y, task.theta)
+            return task.algorithm.step(task.problem, state, task.theta).x
 
-        def residual(y, arrays):
-            again = eqx.combine(arrays, static)
-            return again.problem.residual(y, again.theta)
-
-        def step(y, arrays):
-            again = eqx.combine(arrays, static)
-            state = again.algorithm.init(again.problem, y, again.theta)
-            return again.algorithm.step(again.problem, state, again.theta).x
-
-        def kinked(y, arrays):
-            again = eqx.combine(arrays, static)
-            return at_kink(again.problem, y, again.theta)
-
-        composite = isinstance(task.problem, CompositeMinimization)
-        taken, of_mode = hoist(by_mode, arrays)
-        vanishing, of_residual = hoist(residual, x, arrays)
-        stepped, of_step = hoist(step, x, arrays) if _asks_for_steps(task, x) else (None, ())
-        at_kinks, of_kinks = hoist(kinked, x, arrays) if composite else (None, ())
-        closed_over, (of_mode, of_residual, of_step, of_kinks) = merged(
-            of_mode, of_residual, of_step, of_kinks
+        doubtful = not task.algorithm.consistent
+        testable = doubtful and not remembers(task.algorithm, task.problem, x, task.theta)
+        parts = _parts(
+            task.problem,
+            lambda _, task: self.mode.answer(task, x, throw=throw),
+            step if testable else None,
         )
+        return self._attached(task, parts, x, throw, near=math.inf)
+
+    def attach(self, problem: Problem, x: PyTree, theta: PyTree, *, throw: bool) -> PyTree:
+        """Return a solution found elsewhere, with the checked implicit derivative in `theta`.
+
+        As `Implicit.attach`, which the wrapped mode has to be. The check includes the distance of
+        the point from a solution, since nothing else shows whether its solver solved this problem.
+        """
+        assert isinstance(self.mode, Implicit)
+        x = jax.lax.stop_gradient(self.mode.attach(problem, x, theta, throw=throw))
+        plain = dataclasses.replace(self.mode, refine=0)
+        parts = _parts(
+            problem, lambda _, given: plain.attach(given.problem, x, given.theta, throw=throw)
+        )
+        return self._attached(_ForeignAnswer(problem, theta), parts, x, throw, near=NEAR)
+
+    def _attached(
+        self, given: "Task | _ForeignAnswer", parts: "_Parts", x: PyTree, throw: bool, near: float
+    ) -> PyTree:
+        """Attach the checked derivative in everything that `given` holds."""
+        parts, explicit = parts.explicit(given, x)
+        tolerances = jax.lax.stop_gradient((jnp.asarray(self.rtol), jnp.asarray(self.atol)))
         report = jnp.zeros(REPORT_SIZE) if self.report is None else self.report
-        maps = _Maps(
-            lambda i: taken(of_mode(i[1]), i[0]),
-            lambda y, i: vanishing(of_residual(i[1]), y, i[0]),
-            (lambda y, i: stepped(of_step(i[1]), y, i[0])) if stepped else None,
-            (lambda y, i: at_kinks(of_kinks(i[1]), y, i[0])) if at_kinks else None,
-            structure_of(task.problem),
-            self._judge,
-            # The default implicit derivative is what the check computes at `x` anyway.
-            type(self.mode) is Implicit and self.mode.linear_solver is None,
-            _Options(throw, NEAR if isinstance(task, _ForeignAnswer) else math.inf),
-        )
-        tolerances = tuple(jax.lax.stop_gradient(jnp.asarray(t)) for t in (self.rtol, self.atol))
-        return _attach(maps, (arrays, closed_over, tolerances, report), x)
+        inputs = (explicit, tolerances, report)
+        place_of_report = len(jax.tree.leaves(inputs)) - 1
+        structure = structure_of(given.problem)
+        # The check computes the default implicit derivative at `x` anyway.
+        shared = isinstance(self.mode, Implicit) and self.mode.linear_solver is None
+
+        def rule(x: PyTree, perturbed: Perturbed) -> PyTree:
+            bound = parts.map(lambda part: lambda y, p: part(y, perturbed.rebuild(p)[0]))
+            point, still = jax.lax.stop_gradient((x, perturbed.primals))
+            at = Sensitivity(bound.residual, point, still, structure, throw=shared and throw)
+            derivative = _CheckedDerivative(
+                bound,
+                at,
+                Correction(at, near),
+                lambda estimate, value: self._judge(estimate, value, perturbed.inputs[1]),
+                shared,
+                place_of_report in perturbed.places,
+            )
+            return derivative.push(perturbed, x)
+
+        return attach_jvp(x, inputs, rule)
 
     def _judge(
         self, estimate: ErrorEstimate, derivative: PyTree, tolerances: tuple
     ) -> "_Judgement":
+        """Act on the estimate; return the derivative to pass on and the report."""
         rtol, atol = (t.astype(estimate.absolute.dtype) for t in tolerances)
         flagged = estimate.exceeds(rtol, atol)
         if self.on_failure == "raise":
@@ -196,35 +193,37 @@ class Checked(Mode):
         elif self.on_failure == "nan":
             derivative = jax.tree.map(lambda v: jnp.where(flagged, jnp.nan, v), derivative)
         else:
-            said = (flagged, estimate.relative, estimate.reason_code, rtol)
-            jax.lax.cond(flagged, lambda: jax.debug.callback(_warn, *said), lambda: None)
+            details = (flagged, estimate.relative, estimate.reason_code, rtol)
+            jax.lax.cond(flagged, lambda: jax.debug.callback(_warn, *details), lambda: None)
         return _Judgement(derivative, to_vector(estimate, flagged))
 
     def tangents(self, task: Task, directions: PyTree) -> Tangents:
-        """Follow the wrapped mode's tangents."""
+        """Return the wrapped mode's tangents."""
         return self.mode.tangents(task, directions)
 
 
 _ADVICE = (
     "Solve more accurately (for example with stop=DerivativeErrorBelow), use Implicit(refine=1), "
-    "or look at it with iterdiff.derivative_error."
+    "or examine it with iterdiff.derivative_error."
 )
 _RAISED = [
-    "The derivative of a solve is wrong by more than the `rtol` of Checked, by its own estimate, "
-    f"or that cannot be told. {because or _ADVICE}"
-    for because in REASONS
+    "Checked: the estimated relative error of this derivative exceeds `rtol`, or could not be "
+    f"estimated. {reason or _ADVICE}"
+    for reason in REASONS
 ]
 
 
 def _warn(flagged: Any, relative: Any, reason: Any, rtol: Any) -> None:
-    # JAX hands over arrays of its own, whose methods would compute on the device that waits.
+    # Convert to NumPy first: a jax.Array's methods would dispatch to the device, which is blocked
+    # waiting for this callback.
     flagged, relative, reason, rtol = map(np.asarray, (flagged, relative, reason, rtol))
     if not np.any(flagged):
         return
-    because = REASONS[int(np.max(reason))]
-    text = because or f"estimated relative error {float(np.max(relative)):.2g}"
-    if not because and np.max(relative) > VANISHING:
-        text += " (the derivative may be zero: then it needs an absolute tolerance, `atol`)"
+    text = REASONS[int(np.max(reason))]
+    if not text:
+        text = f"estimated relative error {float(np.max(relative)):.2g}"
+        if np.max(relative) > LIKELY_ZERO_RELATIVE_ERROR:
+            text += " (the derivative may be zero: then it needs an absolute tolerance, `atol`)"
     warnings.warn(
         f"The derivative of a solve may be wrong by more than rtol={float(np.max(rtol)):.2g}: "
         f"{text}",
@@ -234,129 +233,149 @@ def _warn(flagged: Any, relative: Any, reason: Any, rtol: Any) -> None:
 
 
 class _Judgement(NamedTuple):
+    """A judged derivative, and the report on it."""
+
     derivative: PyTree
     report: Float[Array, " 6"]
 
 
 class _ForeignAnswer(NamedTuple):
-    """What there is of a `Task` whose solver is not ours."""
+    """The parts of a `Task` that exist when another solver found the solution."""
 
     problem: Problem
     theta: PyTree
 
 
-def _asks_for_steps(task: Task | _ForeignAnswer, x: PyTree) -> bool:
-    """Return whether the algorithm's step can be asked, and need be, for what it solves."""
-    if isinstance(task, _ForeignAnswer) or task.algorithm.consistent:
-        return False
-    return not remembers(task.algorithm, task.problem, x, task.theta)
+Part = Callable[[PyTree, Any], PyTree]
+"""``part(y, inputs)``, a function of a point and of everything that is differentiated in."""
 
 
-class _Options(NamedTuple):
-    """Whether the mode's linear solve raises where it fails; `near` as in `derivative_error`."""
-
-    throw: bool
-    near: float
-
-
-class _Maps(NamedTuple):
-    """What a check is made of; `inputs` is all that the solve depends on.
+class _Parts(NamedTuple):
+    """What a check evaluates.
 
     Attributes
     ----------
-    taken : callable
-        ``taken(inputs)`` is the answer, and its derivative the mode's.
+    answer : callable
+        ``answer(y, inputs)`` is the answer, with the mode's derivative; `y` is ignored.
     residual : callable
         ``residual(y, inputs)``.
     step : callable, optional
-        ``step(y, inputs)`` is the next iterate, where it might belong to another problem.
-    kinked : callable, optional
-        ``kinked(y, inputs)`` says whether `y` is at a kink, where the problem has some.
-    structure : linear.Structure
-        Of ``d residual / dx``.
-    judge : callable
-        ``judge(estimate, derivative, tolerances)`` is the verdict on the mode's derivative.
-    implicit : bool
-        Whether the mode's derivative is the implicit one by the default linear solver.
-    options : _Options
+        ``step(y, inputs)`` is the next iterate, if the algorithm may solve another problem.
+    at_kink : callable, optional
+        ``at_kink(y, inputs)`` is whether `y` is at a kink, if the problem has any.
     """
 
-    taken: Callable[[Any], PyTree]
-    residual: Callable[[PyTree, Any], PyTree]
-    step: Callable[[PyTree, Any], PyTree] | None
-    kinked: Callable[[PyTree, Any], Bool[Array, ""]] | None
-    structure: Structure
-    judge: Callable[..., _Judgement]
-    implicit: bool
-    options: _Options
+    answer: Part
+    residual: Part
+    step: Part | None = None
+    at_kink: Part | None = None
+
+    def map(self, change: Callable[[Part], Part]) -> "_Parts":
+        """Return the parts after a change to each."""
+        return _Parts(*(None if part is None else change(part) for part in self))  # pyright: ignore
+
+    def explicit(self, given: Any, x: PyTree) -> tuple["_Parts", Any]:
+        """Return the parts as functions of arrays: those of `given` and those they close over."""
+        arrays, static = eqx.partition(given, eqx.is_array)
+        functions = [part for part in self if part is not None]
+        hoisted = [
+            hoist(lambda y, arrays, part=part: part(y, eqx.combine(arrays, static)), x, arrays)
+            for part in functions
+        ]
+        closed_over, rebuild = merge(*(own for _, own in hoisted))
+        converted = {
+            part: lambda y, inputs, f=f, own=own: f(own(inputs[1]), y, inputs[0])
+            for part, (f, _), own in zip(functions, hoisted, rebuild, strict=True)
+        }
+        return self.map(lambda part: converted[part]), (arrays, closed_over)
 
 
-def _attach(maps: _Maps, inputs: Any, x: PyTree) -> PyTree:
-    @jax.custom_jvp
-    def answer(inputs, x):
-        del inputs
-        return x
+class _CheckedDerivative(NamedTuple):
+    """The linear map ``J``, checked forward and transposed: see the module's docstring.
 
-    def rule(primals, tangents):
-        inputs, x = primals
-        moving, dots, fixed = perturbed(inputs, tangents[0])
-        x = answer(inputs, x)
-        if not moving:
-            return x, tree.zeros_like(x)
-        reported = not isinstance(tangents[0][-1], SymbolicZero)
-        step, kinked = maps.step, maps.kinked
-        bound = maps._replace(
-            taken=lambda m: maps.taken(fixed(m)),
-            residual=lambda y, m: maps.residual(y, fixed(m)),
-            step=None if step is None else lambda y, m: step(y, fixed(m)),
-            kinked=None if kinked is None else lambda y, m: kinked(y, fixed(m)),
-            judge=lambda estimate, derivative: maps.judge(estimate, derivative, inputs[2]),
-        )
-        return x, _checked_push(bound, tuple(moving), tuple(dots), x, reported)
+    Attributes
+    ----------
+    parts : _Parts
+        As functions of the perturbed leaves.
+    at : Sensitivity
+        The residual linearised at the answer.
+    correction : Correction
+        Its Newton correction.
+    judge : callable
+        ``judge(estimate, derivative)`` is the judgement.
+    shared : bool
+        Whether the mode's derivative is that of `at`.
+    reports : bool
+        Whether the backward pass returns a report.
+    """
 
-    answer.defjvp(rule, symbolic_zeros=True)
-    return answer(inputs, x)
+    parts: _Parts
+    at: Sensitivity
+    correction: Correction
+    judge: Callable[[ErrorEstimate, PyTree], _Judgement]
+    shared: bool
+    reports: bool
+
+    def push(self, perturbed: Perturbed, x: PyTree) -> PyTree:
+        """Return ``J`` times the tangents, such that JAX transposes and differentiates it."""
+        points, primals = self._points(), perturbed.primals
+
+        def answer(primals):
+            return self.parts.answer(x, primals)
+
+        def push(v):
+            return jax.jvp(answer, (primals,), (v,))[1]
+
+        def matvec(unknown):
+            u, v = unknown
+            return tree.sub(u, push(v)), v
+
+        def solve(b):
+            u, v = b
+            here = self.at.forward(v)
+            better, slack = self.correction.forward(v, here)
+            derivative = here if self.shared else push(v)
+            estimate = compare(derivative, here, better, points, slack)
+            return tree.add(u, self.judge(estimate, derivative).derivative), v
+
+        def solve_transposed(b):
+            w, c = b
+            adjoint = self.at.adjoint(w)
+            here = self.at.pulled(adjoint)
+            better, slack = self.correction.reverse(w, adjoint)
+            derivative = here if self.shared else jax.vjp(answer, primals)[1](w)[0]
+            estimate = compare(derivative, here, better, points, slack)
+            derivative, report = self.judge(estimate, derivative)
+            if self.reports:
+                derivative = (*derivative[:-1], report.astype(derivative[-1].dtype))
+            return w, tree.add(c, derivative)
+
+        b = (tree.zeros_like(x), perturbed.tangents)
+        return custom_solve(matvec, b, solve, solve_transposed)[0]
+
+    def _points(self) -> NewtonPoints:
+        """Return the points of the correction, with the results of two more tests."""
+        points, theta = self.correction.points, self.at.theta
+        if self.parts.step is not None:
+            step = self.parts.step
+            disagrees = disagree(lambda y: step(y, theta), points)
+            points = dataclasses.replace(points, disagrees=disagrees)
+        if self.parts.at_kink is not None:
+            one_sided = self.parts.at_kink(points.corrected, theta)
+            points = dataclasses.replace(points, one_sided=one_sided)
+        return points
 
 
-def _checked_push(maps: _Maps, moving: tuple, dots: tuple, x: PyTree, reported: bool) -> PyTree:
-    """Return ``J dots``, checked forward and transposed: see the module's docstring."""
-    point, still = jax.lax.stop_gradient((x, moving))
-    throw = maps.implicit and maps.options.throw
-    at = Sensitivity(maps.residual, point, still, maps.structure, throw=throw)
-    correction = Correction(maps.residual, still, at, maps.options.near)
-    points, step = correction.points, maps.step
-    if step is not None:
-        disagrees = disagree(lambda y: step(y, still), points)
-        points = dataclasses.replace(points, disagrees=disagrees)
-    if maps.kinked is not None:
-        one_sided = maps.kinked(points.corrected, still)
-        points = dataclasses.replace(points, one_sided=one_sided)
+def _parts(problem: Problem, answer: Part, step: Part | None = None) -> _Parts:
+    """Return the parts of a check, as functions of a `Task` or a `_ForeignAnswer`."""
 
-    def push(v):
-        return jax.jvp(maps.taken, (moving,), (v,))[1]
+    def kinked(y, given):
+        return at_kink(given.problem, y, given.theta)
 
-    def matvec(unknown):
-        u, v = unknown
-        return tree.sub(u, push(v)), v
-
-    def solve(b):
-        u, v = b
-        here = at.forward(v)
-        better, slack = correction.forward(v, here)
-        derivative = here if maps.implicit else push(v)
-        estimate = compare(derivative, here, better, points, slack)
-        return tree.add(u, maps.judge(estimate, derivative).derivative), v
-
-    def solve_transposed(b):
-        w, c = b
-        adjoint = at.adjoint(w)
-        here = at.pulled(adjoint)
-        better, slack = correction.reverse(w, adjoint)
-        derivative = here if maps.implicit else jax.vjp(maps.taken, moving)[1](w)[0]
-        estimate = compare(derivative, here, better, points, slack)
-        derivative, report = maps.judge(estimate, derivative)
-        if reported:
-            derivative = (*derivative[:-1], report.astype(derivative[-1].dtype))
-        return w, tree.add(c, derivative)
-
-    return custom_solve(matvec, (tree.zeros_like(x), dots), solve, solve_transposed)[0]
+    has_kinks = isinstance(problem, CompositeMinimization)
+    return _Parts(
+        answer,
+        lambda y, given: given.problem.residual(y, given.theta),
+        step,
+        kinked if has_kinks else None,
+    )

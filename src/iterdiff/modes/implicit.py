@@ -1,20 +1,17 @@
 """Differentiate the equation that the solution satisfies."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import lineax as lx
 from jaxtyping import PyTree
 
-from iterdiff.accuracy.sensitivity import explicit
+from iterdiff.accuracy.sensitivity import Sensitivity, explicit
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_count
-from iterdiff.jaxtools.closures import perturbed
+from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.tree import floating_part
-from iterdiff.linalg.solve import inverse
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
@@ -24,59 +21,64 @@ from iterdiff.problems.problem import Problem, structure_of
 class Implicit(Mode):
     r"""Differentiate the equation that the solution satisfies.
 
-    From :math:`r(x^*(\theta), \theta) = 0` follows
+    By the implicit function theorem (IFT), :math:`r(x^*(\theta), \theta) = 0` implies
 
     .. math::
 
         \frac{d x^*}{d \theta} = -A^{-1} \frac{\partial r}{\partial \theta}, \qquad
-        A = \frac{\partial r}{\partial x},
+        A = \frac{\partial r}{\partial x}.
 
-    evaluated at the iterate where the run stopped. It is the *solution derivative* at a
-    converged point, and wrong to first order in the distance to the solution elsewhere (to
-    second order with `refine`): wrap it in `Checked` to be told. It is *not* the derivative of
-    the iterations that ran, and the derivative in `x0` and in the algorithm's
-    hyper-parameters is zero.
+    The mode evaluates this formula at the iterate where the run stopped. At a converged point it is
+    the *solution derivative*; for a loss of the solution, reverse mode gives the hypergradient.
+    Elsewhere its error is of first order in the distance to the solution (of second order with
+    `refine`): wrap the mode in `Checked` to be warned. It is *not* the derivative of the iterations
+    that ran, and its derivative in `x0` and in the algorithm's hyper-parameters is zero.
 
-    Forward and reverse mode, to any order, under ``jit`` and ``vmap``; one linear solve per
-    right-hand side, whatever the number of steps was. Memory does not depend on the steps.
+    Forward and reverse mode work to any order, under ``jit`` and ``vmap``. Each right-hand side
+    costs one linear solve, however many steps have run. Memory does not grow with the steps.
 
     Parameters
     ----------
     linear_solver : lineax.AbstractLinearSolver, optional
         Solves with ``A``, to its own tolerances. By default the method is chosen by size,
-        structure and observed convergence, to a relative residual of 1e-10 in float64 and 1e-5
-        in float32 or better (see `iterdiff.linear`).
+        structure and observed convergence, to a relative residual of at most 1e-10 in float64 and
+        1e-5 in float32 (see `iterdiff.linalg.solve`).
     refine : int
-        Newton corrections of `x` before it is differentiated and returned; each costs one
+        Number of Newton corrections of `x` before it is differentiated and returned. Each costs one
         linear solve and squares the distance to the solution.
 
     Raises
     ------
-    TypeError, ValueError
-        If `refine` is not an int, or negative, or `linear_solver` is no lineax solver.
+    TypeError
+        If `refine` is not an int or `linear_solver` is not a lineax solver.
+    ValueError
+        If `refine` is negative.
 
     Notes
     -----
-    Assumes that the residual is continuously differentiable near the solution and ``A``
-    nonsingular there (implicit function theorem). A linear solve that fails raises, or with
-    ``throw=False`` gives NaN.
+    Assumes that the residual is continuously differentiable near the solution and ``A`` is
+    nonsingular there. A linear solve that fails raises, or gives NaN with ``throw=False``.
+
+    HOAG (Pedregosa 2016) is this mode inside an outer optimiser whose tolerances decrease;
+    `derivative_error` measures the error that such tolerances are meant to bound.
 
     References
     ----------
-    M. Blondel et al., *Efficient and modular implicit differentiation*, NeurIPS 2022.
+    M. Blondel et al., *Efficient and modular implicit differentiation*, NeurIPS 2022;
+    F. Pedregosa, *Hyperparameter optimization with approximate gradient*, ICML 2016.
     """
 
     linear_solver: lx.AbstractLinearSolver | None = None
     refine: int = eqx.field(static=True, default=0)
 
     def __check_init__(self):
-        """Refuse what is no linear solver and no count."""
+        """Check the types and ranges of the fields."""
         check_count("refine", self.refine, least=0)
         solver = self.linear_solver
         if solver is not None and not isinstance(solver, lx.AbstractLinearSolver):
             raise TypeError(
-                f"`linear_solver` must be a lineax solver instance such as lineax.CG(1e-8, 1e-8), "
-                f"not {solver!r}."
+                f"`linear_solver` must be a lineax solver, not {solver!r}; pass an instance such "
+                "as lineax.CG(rtol=1e-8, atol=1e-8)."
             )
 
     def check(self, stop: StoppingRule) -> None:
@@ -90,7 +92,7 @@ class Implicit(Mode):
         return Outcome(x, end.steps, end.status)
 
     def attach(self, problem: Problem, x: PyTree, theta: PyTree, *, throw: bool) -> PyTree:
-        """Return `x` (after the Newton corrections) with the implicit derivative in `theta`.
+        """Return `x`, after the Newton corrections, with the implicit derivative in `theta`.
 
         Parameters
         ----------
@@ -105,75 +107,57 @@ class Implicit(Mode):
         """
         x = jax.lax.stop_gradient(x)
         residual, inputs = explicit(problem, x, theta)
+        structure, solver = structure_of(problem), self.linear_solver
         for _ in range(self.refine):
-            x = jax.lax.stop_gradient(self._corrected(residual, problem, x, inputs))
-        return self._attach(residual, problem, x, inputs, throw)
+            at = Sensitivity(residual, x, inputs, structure, solver=solver, factor=False)
+            x = jax.lax.stop_gradient(tree.sub(x, at.solve(at.value)))
 
-    def _corrected(self, residual: Callable, problem: Problem, x: PyTree, inputs: Any) -> PyTree:
-        value, tangent = jax.linearize(lambda y: residual(y, inputs), x)
-        solve = inverse(tangent, x, structure_of(problem), solver=self.linear_solver)
-        return tree.sub(x, solve(value))
-
-    def _attach(
-        self, residual: Callable, problem: Problem, x: PyTree, inputs: Any, throw: bool
-    ) -> PyTree:
-        @jax.custom_jvp
-        def solution(inputs, x):
-            del inputs
-            return x
-
-        def rule(primals, tangents):
-            inputs, x = primals
-            x = solution(inputs, x)  # so that A, below, moves with theta: higher orders
-            moving, moving_tangents, fixed = perturbed(inputs, tangents[0])
-            if not moving:
-                return x, tree.zeros_like(x)
-
-            def in_inputs(*moving):
-                return residual(x, fixed(moving))
-
-            _, pushed = jax.jvp(in_inputs, tuple(moving), tuple(moving_tangents))
-            tangent = jax.linearize(lambda y: residual(y, inputs), x)[1]
-            solve = inverse(
-                tangent, x, structure_of(problem), solver=self.linear_solver, throw=throw
+        def rule(x, perturbed):
+            at = Sensitivity(
+                lambda y, primals: residual(y, perturbed.rebuild(primals)),
+                x,
+                perturbed.primals,
+                structure,
+                solver=solver,
+                throw=throw,
+                factor=False,
             )
-            return x, tree.scale(-1.0, solve(pushed))
+            return at.forward(perturbed.tangents)
 
-        solution.defjvp(rule, symbolic_zeros=True)
-        return solution(inputs, x)
+        return attach_jvp(x, inputs, rule)
 
     def answer(self, task: Task, x: PyTree, *, throw: bool) -> PyTree:
-        """Return `x`, its derivative attached; what the answer was corrected by is in it."""
+        """Return `x` with its derivative, and without further Newton corrections."""
         return dataclasses.replace(self, refine=0).attach(task.problem, x, task.theta, throw=throw)
 
     def tangents(self, task: Task, directions: PyTree) -> "ImplicitTangents":
-        """Follow ``-A(x_t)^{-1} r_theta(x_t) v``."""
+        """Return the tangents ``-A(x_t)^{-1} r_theta(x_t) v``."""
         return ImplicitTangents(self, task.problem, task.theta, directions)
 
 
 class ImplicitTangents(Tangents):
-    """Implicit tangents at each iterate; nothing is carried."""
+    """Implicit tangents at each iterate; nothing is carried along."""
 
     mode: Implicit
     problem: Problem
     theta: PyTree
     directions: PyTree
 
-    def init(self, state: Any) -> PyTree:
+    def init(self, state: PyTree) -> PyTree:
         """Return nothing."""
         del state
 
-    def update(self, carry: PyTree, state: Any) -> PyTree:
+    def update(self, carry: PyTree, state: PyTree) -> PyTree:
         """Return nothing."""
         del carry, state
 
-    def value(self, carry: PyTree, state: Any) -> PyTree:
+    def value(self, carry: PyTree, state: PyTree) -> PyTree:
         """Return the implicit tangents at ``state.x``."""
         del carry
-        moving, rest = floating_part(self.theta)
+        floating, rest = floating_part(self.theta)
 
-        def attached(moving):
-            theta = eqx.combine(moving, rest)
+        def attached(floating):
+            theta = eqx.combine(floating, rest)
             return self.mode.attach(self.problem, state.x, theta, throw=False)
 
-        return jax.vmap(lambda v: jax.jvp(attached, (moving,), (v,))[1])(self.directions)
+        return jax.vmap(lambda v: jax.jvp(attached, (floating,), (v,))[1])(self.directions)

@@ -1,4 +1,4 @@
-"""Tangents of the iterates of an unrolled run, one step after the other."""
+"""Tangents of the iterates of an unrolled run, step by step."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.task import Tangents
 from iterdiff.problems.problem import Problem
 
-MOST_FORMED = 4096
-"""A matrix of more rows is never formed."""
+FORMED_MAX_ROWS = 4096
+"""The matrix of a step is never formed if it has more rows."""
 
 
 class UnrolledTangents(Tangents):
-    """The recursion ``J <- A J + B``, in k directions at once; the batch axis comes first."""
+    """The recursion ``J <- A J + B`` in k directions at once, stacked along the first axis."""
 
     problem: Problem
     algorithm: Algorithm
@@ -30,22 +30,22 @@ class UnrolledTangents(Tangents):
     def init(self, state: Any) -> PyTree:
         """Return the tangents of the algorithm's initial state."""
         del state
-        moving, rest = floating_part(self.theta)
+        params, rest = floating_part(self.theta)
 
-        def start(moving):
-            theta = eqx.combine(moving, rest)
+        def start(params):
+            theta = eqx.combine(params, rest)
             return floating_part(self.algorithm.init(self.problem, self.x0, theta))[0]
 
-        return jax.vmap(lambda v: jax.jvp(start, (moving,), (v,))[1])(self.directions)
+        return jax.vmap(lambda v: jax.jvp(start, (params,), (v,))[1])(self.directions)
 
     def update(self, carry: PyTree, state: Any) -> PyTree:
         """Push the tangents through one step."""
         step = _step_of(self.problem, self.algorithm, self.theta, state)
-        moving = floating_part(self.theta)[0]
+        params = floating_part(self.theta)[0]
         floating = floating_part(state)[0]
 
         def push(tangent, v):
-            return jax.jvp(step, (floating, moving), (tangent, v))[1]
+            return jax.jvp(step, (floating, params), (tangent, v))[1]
 
         return jax.vmap(push)(carry, self.directions)
 
@@ -55,7 +55,7 @@ class UnrolledTangents(Tangents):
 
 
 class FormedTangents(Tangents):
-    """The recursion ``J <- A J + B`` with the matrix A formed: at each step, or once for all."""
+    """The recursion ``J <- A J + B`` with the matrix A formed: at each step, or only once."""
 
     problem: Problem
     algorithm: Algorithm
@@ -65,7 +65,7 @@ class FormedTangents(Tangents):
     once: bool = eqx.field(static=True)
 
     def init(self, state: Any) -> PyTree:
-        """Return the tangents of the algorithm's initial state as rows, and A if it stays."""
+        """Return the tangents of the initial state as rows, and A if it is constant."""
         start = UnrolledTangents(
             self.problem, self.algorithm, self.x0, self.theta, self.directions
         ).init(state)
@@ -76,10 +76,10 @@ class FormedTangents(Tangents):
         rows, transposed = carry
         matrix = self._transposed(state) if transposed is None else transposed
         step = _step_of(self.problem, self.algorithm, self.theta, state)
-        floating, moving = floating_part(state)[0], floating_part(self.theta)[0]
+        floating, params = floating_part(state)[0], floating_part(self.theta)[0]
 
         def input_only(v):
-            return jax.jvp(lambda moving: step(floating, moving), (moving,), (v,))[1]
+            return jax.jvp(lambda params: step(floating, params), (params,), (v,))[1]
 
         return rows @ matrix + tree.stack_to_matrix(
             jax.vmap(input_only)(self.directions)
@@ -97,7 +97,7 @@ class FormedTangents(Tangents):
         return tree.stack_to_matrix(jax.vmap(push)(tree.basis(floating)))
 
 
-def following(
+def cheapest_tangents(
     problem: Problem,
     algorithm: Algorithm,
     x0: PyTree,
@@ -105,18 +105,19 @@ def following(
     directions: PyTree,
     steps: int,
 ) -> Tangents:
-    """Return the way to follow k tangents over `steps` steps that takes the least work.
+    """Return the method that propagates k tangents over `steps` steps with the least work.
 
-    A product of A with a tangent costs what one linearised step costs, w; n of them form A, after
-    which a product costs 2 n^2. So A is formed at each step where ``n w + 2 k n^2 < k w``, and
-    once for all where it does not depend on the iterate and that pays over all steps.
+    A product of A with a tangent costs w, the cost of a linearised step. Forming A takes n
+    products; afterwards a product costs 2 n^2. So A is formed at each step if
+    ``n w + 2 k n^2 < k w``, and only once if it does not depend on the iterate and that pays over
+    all steps.
     """
     every = UnrolledTangents(problem, algorithm, x0, theta, directions)
     state = eqx.filter_eval_shape(algorithm.init, problem, x0, theta)
     arrays, static = eqx.partition(state, lambda v: isinstance(v, jax.ShapeDtypeStruct))
     floating = eqx.filter(arrays, lambda v: jnp.issubdtype(v.dtype, jnp.floating))
     n, k = tree.size(floating), jax.tree.leaves(directions)[0].shape[0]
-    if n > MOST_FORMED:
+    if n > FORMED_MAX_ROWS:
         return every
     work = 0
 
@@ -137,7 +138,7 @@ def following(
 
 
 class LateTangents(Tangents):
-    """The tangents of the last k steps: k states are kept, and pushed through when asked for."""
+    """The tangents of the last k steps: k states are kept, and differentiated on demand."""
 
     problem: Problem
     algorithm: Algorithm
@@ -146,32 +147,32 @@ class LateTangents(Tangents):
     last: int = eqx.field(static=True)
 
     def init(self, state: Any) -> PyTree:
-        """Return room for k states, and the count of steps taken."""
+        """Return empty slots for k states, and the number of steps so far."""
         ring = jax.tree.map(
             lambda v: jnp.broadcast_to(v, (self.last, *v.shape)), eqx.filter(state, eqx.is_array)
         )
         return ring, jnp.zeros((), jnp.int32)
 
     def update(self, carry: PyTree, state: Any) -> PyTree:
-        """Keep the state that is being left."""
+        """Keep the state that the step leaves."""
         ring, count = carry
         arrays = eqx.filter(state, eqx.is_array)
         slot = count % self.last
         return jax.tree.map(lambda r, v: r.at[slot].set(v), ring, arrays), count + 1
 
     def value(self, carry: PyTree, state: Any) -> PyTree:
-        """Return the tangents of the iterate after the kept steps, zero at their start."""
+        """Return the tangents of the iterate after the kept steps; at their start they are zero."""
         ring, count = carry
         taken = jnp.minimum(count, self.last)
         static = eqx.filter(state, eqx.is_array, inverse=True)
-        moving = floating_part(self.theta)[0]
+        params = floating_part(self.theta)[0]
 
         def push(i, tangents):
             old = jax.tree.map(lambda r: r[(count - taken + i) % self.last], ring)
             old = eqx.combine(old, static)
             step = _step_of(self.problem, self.algorithm, self.theta, old)
             floating = floating_part(old)[0]
-            return jax.vmap(lambda t, v: jax.jvp(step, (floating, moving), (t, v))[1])(
+            return jax.vmap(lambda t, v: jax.jvp(step, (floating, params), (t, v))[1])(
                 tangents, self.directions
             )
 
@@ -183,16 +184,16 @@ class LateTangents(Tangents):
 
 def linear_step(problem: Problem, algorithm: Algorithm, theta: PyTree, state: Any) -> Any:
     """Return ``v -> A v``, A the derivative of the step in the floating leaves of `state`."""
-    step, moving = _step_of(problem, algorithm, theta, state), floating_part(theta)[0]
-    return jax.linearize(lambda floating: step(floating, moving), floating_part(state)[0])[1]
+    step, params = _step_of(problem, algorithm, theta, state), floating_part(theta)[0]
+    return jax.linearize(lambda floating: step(floating, params), floating_part(state)[0])[1]
 
 
 def _step_of(problem: Problem, algorithm: Algorithm, theta: PyTree, state: Any) -> Any:
     """Return the step as a function of the floating leaves of state and theta."""
     rest, theta_rest = floating_part(state)[1], floating_part(theta)[1]
 
-    def step(floating, moving):
-        new = algorithm.step(problem, eqx.combine(floating, rest), eqx.combine(moving, theta_rest))
+    def step(floating, params):
+        new = algorithm.step(problem, eqx.combine(floating, rest), eqx.combine(params, theta_rest))
         return floating_part(new)[0]
 
     return step

@@ -1,109 +1,111 @@
 """Differentiate the iterations that ran."""
 
 import warnings
-from typing import Literal, get_args
+from typing import get_args
 
 import equinox as eqx
 from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.jaxtools.arguments import check_count
-from iterdiff.loop.differentiable import late, late_enough
-from iterdiff.loop.reverse import unroll_kept
-from iterdiff.loop.run import Run
+from iterdiff.loop.differentiable import Last, differentiable_run, steps_back
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
-from iterdiff.loop.unroll import Checkpoint, unroll
-from iterdiff.modes.accelerated import JointTangents, attach, check_accelerable
+from iterdiff.loop.unroll import Checkpoint
+from iterdiff.modes.accelerated import AcceleratedTangents, attach_accelerated, check_accelerable
 from iterdiff.modes.base import Mode, Outcome
-from iterdiff.modes.tangents import LateTangents, UnrolledTangents, following
+from iterdiff.modes.tangents import LateTangents, UnrolledTangents, cheapest_tangents
 
 
 class Unrolled(Mode):
-    r"""Differentiate the iterations that ran, all of them or the last few.
+    r"""Differentiate the iterations that ran: all of them, or the last few.
 
-    It is the exact *iterate derivative* (with ``last=None``): that of the map
-    :math:`\theta \mapsto x_T`, also in `x0` and in the algorithm's hyper-parameters. As an
-    approximation of the *solution derivative* its error follows
+    With ``last=None``, the result is the exact *iterate derivative*: the derivative of the map
+    :math:`\theta \mapsto x_T`, also in `x0` and in the algorithm's hyper-parameters. In forward
+    mode this is known as piggyback differentiation. As an approximation of the *solution
+    derivative*, its error obeys
 
     .. math::
 
         E_{t+1} = A_t E_t + C_t, \qquad \|C_t\| = O(\|x_t - x^*\|),
 
-    with :math:`A_t = \partial F / \partial x`. It falls at the rate of the iterates in the end,
-    but may first grow: the curse of unrolling. With ``last=k`` the iterate k steps before the
-    end is taken as a constant (late start): memory for k steps, and an error of
-    :math:`\rho^k \|J^*\|` that does not go away.
+    with :math:`A_t = \partial F / \partial x`. In the end it decreases at the rate of the iterates,
+    but first it may grow: the curse of unrolling. With ``last=k``, the iterate k steps before the
+    end is a constant (a late start, or truncated backpropagation). This takes memory for k steps
+    and leaves an error of :math:`\rho^k \|J^*\|`. A few steps from a solution found by other means,
+    differentiated this way, are also known as phantom gradients.
 
-    Forward mode costs about as much again per direction and no memory; reverse mode as below;
-    both to any order, under ``jit`` and ``vmap``, with a fixed number of steps or a stopping
-    rule. A step that loops until it is content (most line searches) has no reverse mode: JAX says
-    "Reverse-mode differentiation does not work for lax.while_loop" when it transposes. Take
-    `Implicit`, forward mode, or an algorithm without a loop in its step.
+    Forward mode costs about one more run per direction, and no memory. The memory of reverse mode
+    depends on `checkpoint`. Both work to any order, under ``jit`` and ``vmap``, with a fixed number
+    of steps or a stopping rule. A step with a data-dependent loop inside (most line searches)
+    cannot be differentiated in reverse mode: JAX raises "Reverse-mode differentiation does not
+    work for lax.while_loop". Use `Implicit`, forward mode, or an algorithm without such a loop.
 
     Parameters
     ----------
     last : int or "auto", optional
-        Differentiate the last `last` steps only (all of them if fewer ran). 1 is one-step
-        differentiation, which suits fast-converging steps such as Newton's. With "auto", as
-        many as it takes for what earlier steps would add to fall below `rtol`: their number k
-        is measured at the end of the run, as that after which powers of the step's Jacobian have
-        shrunk a random vector by `rtol`. It saves time where the run went on long after that,
-        and memory: room for about twice the square root of `max_steps` iterates is made
-        (by "iterates", too). Not for algorithms whose steps change with t.
+        Differentiate only the last `last` steps (all of them if fewer ran). 1 is one-step
+        differentiation, see `OneStep`. With "auto", the mode measures at the end of the run how
+        many steps matter: after how many powers of the step's Jacobian a random vector has shrunk
+        by `rtol`. This saves time if the run continued long after that, and memory, because it
+        reserves room for about twice the square root of `max_steps` iterates, with any policy.
+        It does not suit algorithms whose steps change with t.
     checkpoint : {"iterates", "sqrt", "log", "none"}
-        What the reverse sweep over T steps keeps, where a step computes s numbers and an
-        iterate has n:
+        What the reverse sweep keeps of T steps that compute s numbers each, for iterates of size n:
 
-        - ``"iterates"``: the T iterates (T n); each step is computed twice, several of them
-          linearised at once. (A fixed number of steps for which 256 KiB, for each member of a
-          batch, or a quarter of the data is enough is differentiated as by "none".) With a
-          stopping rule, whose T is not known beforehand, as many
-          iterates as fit into 2.5 MiB (for each member of a batch) or an eighth of the data, if
-          that is more; steps between kept iterates are computed once more.
-        - ``"sqrt"``: the iterates at the start of each block of about 32 steps, and everything
-          that one block computes (T n / 32 + 32 s); each step is computed twice. Above 1,024
-          blocks they are grouped by their square root, and each step computed once more. With a
-          stopping rule, about twice the square root of `max_steps` iterates.
-        - ``"log"``: about 100 log(T) / log(100) iterates; each step is computed once more for
-          each factor of 100 in T, and with a stopping rule once more again.
-        - ``"none"``: everything that the T steps computed (T s); each step is computed once. With
-          a stopping rule as "iterates".
+        - ``"iterates"``: the T iterates (T n numbers). Each step is computed twice; several steps
+          are linearised together. (If everything that a fixed number of steps computes fits into
+          256 KiB per member of a batch, or into a quarter of the data, the mode proceeds as with
+          "none".) With a stopping rule, T is not known beforehand: the sweep keeps as many
+          iterates as fit into 2.5 MiB per member of a batch, or into an eighth of the data if that
+          is more, and recomputes the steps between them once.
+        - ``"sqrt"``: the iterates at the start of each block of about 32 steps, and everything that
+          one block computes (T n / 32 + 32 s). Each step is computed twice. More than 1,024 blocks
+          are grouped by their square root, and each step is computed once more. With a stopping
+          rule, about twice the square root of `max_steps` iterates.
+        - ``"log"``: about 100 log(T) / log(100) iterates. Each step is computed once more for each
+          factor of 100 in T, and with a stopping rule once more again.
+        - ``"none"``: everything that the T steps compute (T s). Each step is computed once. With a
+          stopping rule, as "iterates".
     rtol : float
         The relative tolerance of ``last="auto"``, positive.
     accelerate : int, optional
-        Accelerate the derivative by Anderson's method with a window of this length (10 is a good
-        one), for algorithms whose state is the iterate alone. The answer stays that of the
-        plain run. Its derivative is followed by a *pair* (x, J), from the same start and with an
-        accelerated copy of x: one set of weights, chosen anew at each step, combines the last
-        iterates and their tangents. So the derivative approximates the solution derivative, is
-        not that of the iterations that ran, and may be right long before the answer is. In
-        `trace` it is the pair's tangents after t steps; in `solve` after as many steps as the
-        run took, or fewer when the pair stands still. First derivatives in forward mode only;
-        memory for 2 k pairs with a window of length k. Directions followed together (as by
-        ``jax.jacfwd``) share their weights, so that before convergence the derivative in one
-        direction depends on its company. It does not go with `last`.
+        Accelerate the derivative by Anderson's method with a window of this length, 10 for example.
+        For algorithms whose state is only the iterate. The answer is that of the plain run. Its
+        derivative comes from a *pair* (x, J) with the same start, in which x is an accelerated copy
+        of the iterate: at each step, one set of weights combines the last iterates and their
+        tangents. So the derivative approximates the solution derivative, not the derivative of
+        the iterations that ran, and may be accurate long before the answer is. In `trace` it is
+        the pair's tangents after t steps; in `solve`, after as many steps as the run took, or fewer
+        if the pair stops moving. Only first derivatives in forward mode; memory for 2 k pairs with
+        a window of length k. Directions differentiated together (by ``jax.jacfwd``) share their
+        mixing weights, so before convergence each depends slightly on which others are requested.
+        Not together with `last`.
 
     Raises
     ------
-    TypeError, ValueError
-        If `last` or `accelerate` is no positive int or both are given, `rtol` is not positive, or
-        `checkpoint` none of these words.
+    TypeError
+        If `last` or `accelerate` is not an int.
+    ValueError
+        If `last` or `accelerate` is less than 1, both are given, `rtol` is not positive, or
+        `checkpoint` is not one of these words.
 
     References
     ----------
     D. Scieur, G. Gidel, Q. Bertrand, F. Pedregosa, *The curse of unrolling*, NeurIPS 2022;
     J. Bolte, E. Pauwels, S. Vaiter, *One-step differentiation of iterative algorithms*,
-    NeurIPS 2023; A. Griewank and A. Walther, *Evaluating Derivatives*, SIAM 2008, chapter 12.
+    NeurIPS 2023; A. Griewank and C. Faure, *Piggyback differentiation and optimization*, 2003;
+    Z. Geng et al., *On training implicit models*, NeurIPS 2021 (phantom gradients);
+    A. Griewank and A. Walther, *Evaluating Derivatives*, SIAM 2008, chapter 12.
     """
 
-    last: int | Literal["auto"] | None = eqx.field(static=True, default=None)
+    last: Last = eqx.field(static=True, default=None)
     checkpoint: Checkpoint = eqx.field(static=True, default="iterates")
     rtol: float = eqx.field(static=True, default=1e-6)
     accelerate: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        """Refuse a count that is none and a policy that is none."""
+        """Check the types and ranges of the fields."""
         if not self.rtol > 0:
             raise ValueError(f"`rtol` must be positive, but it is {self.rtol}.")
         if self.last is not None and self.last != "auto":
@@ -115,27 +117,27 @@ class Unrolled(Mode):
             check_count("accelerate", self.accelerate)
             if self.last is not None:
                 raise ValueError(
-                    "`accelerate` does not go with `last`: the accelerated pair follows all steps. "
-                    "Leave one of them out."
+                    "`accelerate` and `last` exclude each other, because the accelerated pair "
+                    "starts where the run does; leave one of them out."
                 )
 
     def check(self, stop: StoppingRule) -> None:
-        """Refuse to differentiate more steps than can run.
+        """Raise if `last` does not fit the stopping rule.
 
         Raises
         ------
         ValueError
-            If `last` exceeds the steps.
+            If `last` exceeds the steps that can run, or the rule judges the derivative.
         """
         if self.last is not None and stop.judges_derivative:
             raise ValueError(
-                "`last` does not go with a rule that judges the derivative: what the early steps "
-                "would contribute stays missing. Leave `last` out."
+                "`last` cannot be used with a rule that judges the derivative, because the early "
+                "steps' contribution would always be missing; leave `last` out."
             )
         if isinstance(self.last, int) and self.last > stop.max_steps:
             raise ValueError(
-                f"`last` = {self.last} exceeds the {stop.max_steps} steps that run at most; "
-                "lower it, or leave it out to differentiate them all."
+                f"`last` = {self.last} exceeds the {stop.max_steps} steps that can run; lower "
+                "it, or leave it out to differentiate all steps."
             )
 
     def solve(self, task: Task, *, throw: bool) -> Outcome:
@@ -144,103 +146,73 @@ class Unrolled(Mode):
         Raises
         ------
         ValueError
-            If the algorithm's steps are not differentiable in a way that helps.
+            If the derivative of the algorithm's steps does not approximate that of the solution.
         """
         del throw
         check_differentiable(task.algorithm)
         if self.accelerate is not None:
             check_accelerable(task.algorithm)
             end = self.primal(task)
-            x = attach(task, end.state.x, end.steps, self.accelerate)
+            x = attach_accelerated(task, end.state.x, end.steps, self.accelerate)
             return Outcome(x, end.steps, end.status)
-        if task.stop.judges_derivative:
-            return _outcome(self._again(task, self.primal(task)))
-        if self.last is None:
-            return _outcome(self._all_steps(task))
-        if self.last == "auto":
-            return _outcome(late_enough(task, self.rtol, self.checkpoint))
-        return _outcome(late(task, steps_back(self.last, task), self.checkpoint))
-
-    def _all_steps(self, task: Task) -> Run:
-        """Run, all steps differentiable."""
-        loop, state, most = task.loop(), task.state(), task.stop.max_steps
-        explicit = "sqrt" if self.checkpoint == "sqrt" else "iterates"
-        if self.checkpoint == "iterates" or (task.stop.checks and self.checkpoint != "log"):
-            return unroll_kept(loop, state, explicit)
-        if task.stop.checks:
-            return self._again(task, self.primal(task))
-        return unroll(task.step, state, most, self.checkpoint)
-
-    def _again(self, task: Task, end: Run) -> Run:
-        """Take the steps that led to `end` once more, differentiably."""
-        most = task.stop.max_steps
-        run = unroll(task.step, task.state(), most, self.checkpoint, end.steps)
-        return end._replace(state=run.state)
+        end = self.primal(task) if task.stop.judges_derivative else None
+        run = differentiable_run(task, self.checkpoint, last=self.last, rtol=self.rtol, end=end)
+        return Outcome(run.state.x, run.steps, run.status)
 
     def answer(self, task: Task, x: PyTree, *, throw: bool) -> PyTree:
-        """Return the answer of a second run."""
+        """Return the answer of another run, which carries the derivative."""
         del x
         return self.solve(task, throw=throw).x
 
     def tangents(self, task: Task, directions: PyTree) -> Tangents:
-        """Follow the tangents of all steps, or of the last few."""
+        """Return the tangents of all steps, or of the last few."""
         check_differentiable(task.algorithm)
         x0, theta = task.x0, task.theta
         every = UnrolledTangents(task.problem, task.algorithm, x0, theta, directions)
         if self.accelerate is not None:
             check_accelerable(task.algorithm)
-            return JointTangents(every, self.accelerate)
+            return AcceleratedTangents(every, self.accelerate)
         if self.last is None or self.last == "auto":
             steps = task.stop.max_steps
-            return following(task.problem, task.algorithm, x0, theta, directions, steps)
+            return cheapest_tangents(task.problem, task.algorithm, x0, theta, directions, steps)
         last = steps_back(self.last, task)
         return LateTangents(task.problem, task.algorithm, task.theta, directions, last)
 
 
-def steps_back(last: int, task: Task) -> int:
-    """Return how many steps back the last `last` begin that made the iterate.
-
-    Else one-step differentiation of an algorithm with a lag would be zero, without a word.
-    """
-    return min(last + task.algorithm.lag, task.stop.max_steps)
-
-
 def check_differentiable(algorithm: Algorithm) -> None:
-    """Refuse an algorithm whose steps must not be differentiated; pass on its caveat.
+    """Raise if an algorithm's steps must not be differentiated; warn of its caveat.
 
     Raises
     ------
     ValueError
-        Naming the reason, and the modes that work.
+        With the reason, and the modes that work.
     """
     name = type(algorithm).__name__
     if not algorithm.differentiable:
         raise ValueError(
-            f"`mode`: Unrolled (and OneStep) cannot differentiate {name}: {algorithm.caveat} "
-            "Modes that work: iterdiff.Implicit()."
+            f"`mode`: Unrolled and OneStep cannot differentiate {name}: {algorithm.caveat} "
+            "Use iterdiff.Implicit()."
         )
     if algorithm.caveat:
         warnings.warn(
-            f"Unrolled (or OneStep) through {name}: {algorithm.caveat} "
-            "iterdiff.Implicit() has no such trouble.",
+            f"Unrolled or OneStep through {name}: {algorithm.caveat} "
+            "iterdiff.Implicit() does not have this problem.",
             stacklevel=2,
         )
 
 
 def OneStep() -> Unrolled:
-    r"""Return the one-step mode, ``Unrolled(last=1)``.
+    r"""Return the mode that differentiates only the last step, ``Unrolled(last=1)``.
 
-    The derivative of the last step alone, :math:`\partial F(x_{T-1}, \theta) / \partial\theta`.
-    Its error tends to :math:`\|A J^*\| \le \rho \|J^*\|`: small for
-    superlinear methods such as Newton's, large for slow ones.
+    The derivative is :math:`\partial F(x_{T-1}, \theta) / \partial\theta`, with no linear solve and
+    the memory of one step. Its error tends to :math:`\|A J^*\| \le \rho \|J^*\|`: small for
+    superlinear methods such as Newton's, large for slow ones. For layers defined by an equation
+    (deep equilibrium models) it is known as Jacobian-free backpropagation (JFB).
 
     References
     ----------
     J. Bolte, E. Pauwels, S. Vaiter, *One-step differentiation of iterative algorithms*,
-    NeurIPS 2023.
+    NeurIPS 2023; S. W. Fung et al., *JFB: Jacobian-free backpropagation for implicit networks*,
+    AAAI 2022.
     """
     return Unrolled(last=1)
-
-
-def _outcome(run: Run) -> Outcome:
-    return Outcome(run.state.x, run.steps, run.status)

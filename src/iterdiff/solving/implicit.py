@@ -8,6 +8,7 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.closures import nan_derivative_where
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.base import Mode
@@ -16,7 +17,6 @@ from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.checks import check_theta, check_x0
 from iterdiff.problems.problem import Problem
 from iterdiff.solving import host
-from iterdiff.solving.solve import _no_derivative_where
 
 
 def implicit(
@@ -126,4 +126,4 @@ def _attach(
     x = mode.attach(problem, x, theta, throw=throw)
     # A linear residual has a finite derivative at NaN, too; and one that does not depend on the
     # answer would let the compiler leave out the solver, with what it has to say.
-    return _no_derivative_where(~tree.all_finite(x), x, floating_part(theta)[0])
+    return nan_derivative_where(~tree.all_finite(x), x, floating_part(theta)[0])

@@ -5,10 +5,11 @@ import dataclasses
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.closures import nan_derivative_where
 from iterdiff.jaxtools.raise_if import raise_if
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import stop_gradient
@@ -120,37 +121,11 @@ def _solve(task: Task, mode: Mode, throw: bool) -> Solution:
     at_start = (outcome.steps == 0) & ~jnp.isfinite(residual_norm)
     status = jnp.where(at_start, Status.NOT_FINITE_AT_START, outcome.status)
     if not throw:
-        x = _no_derivative_where(at_start, x, floating_part(task.theta)[0])
+        x = nan_derivative_where(at_start, x, floating_part(task.theta)[0])
     kinks = None
     if isinstance(task.problem, CompositeMinimization):
         kinks = weakly_active(task.problem, x, task.theta)
     return Solution(x, outcome.steps, status.astype(jnp.int32), residual_norm, kinks)
-
-
-def _no_derivative_where(bad: Bool[Array, ""], x: PyTree, theta: PyTree) -> PyTree:
-    """Return `x`; where `bad` holds, all derivatives through it and in `theta` are NaN.
-
-    Nothing was solved there, whatever numbers a mode finds at the start.
-    """
-
-    @jax.custom_jvp
-    def unchanged(x, theta, bad):
-        del theta, bad
-        return x
-
-    def rule(primals, tangents):
-        (*_, bad), (moved, dots, _) = primals, tangents
-        # By products: the transposed rule of a selection would be zero, not NaN.
-        through, besides = jnp.where(bad, jnp.nan, 1.0), jnp.where(bad, jnp.nan, 0.0)
-        total = sum(jnp.sum(dot).astype(besides.dtype) for dot in jax.tree.leaves(dots))
-
-        def leaf(dot):
-            return through.astype(dot.dtype) * dot + (besides * total).astype(dot.dtype)
-
-        return unchanged(*primals), jax.tree.map(leaf, moved)
-
-    unchanged.defjvp(rule)
-    return unchanged(x, theta, bad)
 
 
 def _raise_on_failure(solution: Solution) -> Solution:

@@ -3,166 +3,236 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from iterdiff.study.choices import make_study
-from iterdiff.study.config import Overrides, Recipe, Study, read_file, suggestion
-from iterdiff.study.curse import METHODS, bounds, quadratic, rate_of, smooth_bounds
-from iterdiff.study.curse import MODES as CURSE_MODES
-from iterdiff.study.physics import bratu, diffusion
-from iterdiff.study.quadratic import scalar_curves, scalar_quadratic
-from iterdiff.study.tables import GRADIENT_DESCENT, OPTIONS, logistic, ridge
+from iterdiff.study.build import make_study
+from iterdiff.study.config import Study
+from iterdiff.study.options import suggestion
+from iterdiff.study.problems.physics import Bratu, Diffusion
+from iterdiff.study.problems.quadratics import Quadratic, ScalarQuadratic
+from iterdiff.study.problems.regressions import LogisticRegression, Regression, RidgeRegression
+from iterdiff.study.settings import ProblemOptions, Settings, Source, read_file, validated
 
-UNROLLED = {"type": "Unrolled"}
-IMPLICIT = {"type": "Implicit"}
-ONE_STEP = {"type": "OneStep"}
-MODES = {"unrolled": UNROLLED, "implicit": IMPLICIT, "one-step": ONE_STEP}
+GRADIENT_DESCENT = {
+    "GD, 1/L": {"type": "GradientDescent", "step_size": "1/L"},
+    "GD, 2/(L+l)": {"type": "GradientDescent", "step_size": "2/(L+l)"},
+}
 
-_ALL = (
-    Recipe(
-        name="scalar-quadratic",
-        summary="the curse of unrolling in one line: theta x^2 / 2 - b x, with its closed form",
-        build=scalar_quadratic,
-        options={"theta": 0.05, "x0": 0.5, "b": [0.0, 1.0]},
-        algorithms={"gradient descent": {"type": "GradientDescent", "step_size": 0.1}},
-        modes={"unrolled": UNROLLED, "implicit": IMPLICIT},
-        steps=1000,
-        axis="b",
-        curves=scalar_curves,
-    ),
-    Recipe(
-        name="ridge",
-        summary="ridge regression on a table, one log-penalty per feature (takes --data)",
-        build=ridge,
-        options={**OPTIONS, "penalty": 0.1},
-        algorithms=GRADIENT_DESCENT,
-        modes=MODES,
-        steps=1500,
-        takes_data=True,
-        estimate=True,
-    ),
-    Recipe(
-        name="logistic",
-        summary="logistic regression on a table, one log-penalty per feature (takes --data)",
-        build=logistic,
-        options={**OPTIONS, "penalty": 0.03, "start": 3.0},
-        algorithms=GRADIENT_DESCENT,
-        modes=MODES,
-        steps=2000,
-        takes_data=True,
-        estimate=True,
-    ),
-    Recipe(
-        name="linear-system",
-        summary="2-D diffusion, differentiated in the conductivity of every cell",
-        build=diffusion,
-        options={"cells": 10, "contrast": 10.0, "roughness": 0.3, "seed": 0},
-        algorithms={
-            "Richardson": {"type": "Richardson", "step_size": "2/(L+l)", "every": 10},
-            "Jacobi": {"type": "Jacobi", "steps": 1000, "every": 5},
-            "conjugate gradient": {"type": "ConjugateGradient", "steps": 80},
-        },
-        modes=MODES,
-        steps=2000,
-        estimate=True,
-    ),
-    Recipe(
-        name="root-finding",
-        summary="a nonlinear boundary value problem, Newton against Picard",
-        build=bratu,
-        options={"points": 50, "source": 3.4},
-        algorithms={
-            "Newton": {"type": "Newton", "steps": 8},
-            "Picard": {"type": "Picard", "steps": 100},
-        },
-        modes=MODES,
-        steps=60,
-        estimate=True,
-    ),
-    Recipe(
-        name="curse",
-        summary="six first-order methods on a quadratic with a chosen spectrum, with bounds",
-        build=quadratic,
-        options={
-            "size": 20,
-            "condition": 1000.0,
-            "spectrum": "logarithmic",
-            "start": 0.0,
-            "seed": 0,
-        },
-        algorithms=METHODS,
-        modes=CURSE_MODES,
-        steps=600,
-        curves=bounds,
-        rate=rate_of,
-    ),
-    Recipe(
-        name="curse-ridge",
-        summary="the same methods on ridge regression, shared penalty, with bounds (takes --data)",
-        build=ridge,
-        options={**OPTIONS, "data": "diabetes", "penalty": 0.01, "shared": True},
-        algorithms=METHODS,
-        modes=CURSE_MODES,
-        steps=600,
-        curves=bounds,
-        rate=rate_of,
-        takes_data=True,
-    ),
-    Recipe(
-        name="curse-logistic",
-        summary="the same methods on logistic regression, bounds for two of them (takes --data)",
-        build=logistic,
-        options={**OPTIONS, "penalty": 0.03, "start": 3.0},
-        algorithms=METHODS,
-        modes=CURSE_MODES,
-        steps=600,
-        curves=smooth_bounds,
-        rate=rate_of,
-        takes_data=True,
-    ),
-)
+METHODS = {
+    **GRADIENT_DESCENT,
+    "heavy ball": {"type": "HeavyBall"},
+    "Nesterov": {"type": "Nesterov"},
+    "Chebyshev": {"type": "Chebyshev"},
+    "Sobolev": {"type": "Sobolev"},
+}
+"""First-order methods, each with its usual parameters for a spectrum in [l, L]."""
 
-RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
+UNROLLED_AND_IMPLICIT = {"unrolled": {"type": "Unrolled"}, "implicit": {"type": "Implicit"}}
+MODES = {**UNROLLED_AND_IMPLICIT, "one-step": {"type": "OneStep"}}
+MODES_WITH_LATE_START = {**MODES, "last 20": {"type": "Unrolled", "last": 20}}
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltIn:
+    """A built-in study.
+
+    Attributes
+    ----------
+    summary : str
+        One line for ``iterdiff list``.
+    settings : Settings
+        The default settings.
+    axis : str
+        What several posed problems differ in.
+    theory : bool
+        Whether the runs are compared with theory.
+    """
+
+    summary: str
+    settings: Settings
+    axis: str = "algorithm"
+    theory: bool = False
+
+    @property
+    def reads_table(self) -> bool:
+        """Whether the options ``data`` and ``target`` apply."""
+        return isinstance(self.settings.problem, Regression)
+
+
+def _settings(problem: ProblemOptions, **given: Any) -> Settings:
+    """Return settings whose problem has the type of `problem`."""
+    return Settings[type(problem)](problem=problem, **given)
+
+
+BUILT_IN: Mapping[str, BuiltIn] = {
+    made.settings.study: made
+    for made in (
+        BuiltIn(
+            "the curse of unrolling in one line: theta x^2 / 2 - b x, with its closed form",
+            _settings(
+                ScalarQuadratic(),
+                study="scalar-quadratic",
+                algorithms={"gradient descent": {"type": "GradientDescent", "step_size": 0.1}},
+                modes=UNROLLED_AND_IMPLICIT,
+                steps=1000,
+            ),
+            axis="b",
+            theory=True,
+        ),
+        BuiltIn(
+            "ridge regression on a table, one log-penalty per feature (takes --data)",
+            _settings(
+                RidgeRegression(penalty=0.1),
+                study="ridge",
+                algorithms=GRADIENT_DESCENT,
+                modes=MODES,
+                steps=1500,
+                estimate=True,
+            ),
+        ),
+        BuiltIn(
+            "logistic regression on a table, one log-penalty per feature (takes --data)",
+            _settings(
+                LogisticRegression(penalty=0.03, start=3.0),
+                study="logistic",
+                algorithms=GRADIENT_DESCENT,
+                modes=MODES,
+                steps=2000,
+                estimate=True,
+            ),
+        ),
+        BuiltIn(
+            "2-D diffusion, differentiated in the conductivity of every cell",
+            _settings(
+                Diffusion(),
+                study="linear-system",
+                algorithms={
+                    "Richardson": {"type": "Richardson", "step_size": "2/(L+l)", "every": 10},
+                    "Jacobi": {"type": "Jacobi", "steps": 1000, "every": 5},
+                    "conjugate gradient": {"type": "ConjugateGradient", "steps": 80},
+                },
+                modes=MODES,
+                steps=2000,
+                estimate=True,
+            ),
+        ),
+        BuiltIn(
+            "a nonlinear boundary value problem, Newton against Picard",
+            _settings(
+                Bratu(),
+                study="root-finding",
+                algorithms={
+                    "Newton": {"type": "Newton", "steps": 8},
+                    "Picard": {"type": "Picard", "steps": 100},
+                },
+                modes=MODES,
+                steps=60,
+                estimate=True,
+            ),
+        ),
+        BuiltIn(
+            "six first-order methods on a quadratic with a chosen spectrum, with bounds",
+            _settings(
+                Quadratic(),
+                study="curse",
+                algorithms=METHODS,
+                modes=MODES_WITH_LATE_START,
+                steps=600,
+            ),
+            theory=True,
+        ),
+        BuiltIn(
+            "the same methods on ridge regression, shared penalty, with bounds (takes --data)",
+            _settings(
+                RidgeRegression(data="diabetes", penalty=0.01, shared=True),
+                study="curse-ridge",
+                algorithms=METHODS,
+                modes=MODES_WITH_LATE_START,
+                steps=600,
+            ),
+            theory=True,
+        ),
+        BuiltIn(
+            "the same methods on logistic regression, bounds for two of them (takes --data)",
+            _settings(
+                LogisticRegression(penalty=0.03, start=3.0),
+                study="curse-logistic",
+                algorithms=METHODS,
+                modes=MODES_WITH_LATE_START,
+                steps=600,
+            ),
+            theory=True,
+        ),
+    )
+}
 """The built-in studies, by name."""
 
 
-def find(name: str) -> Recipe:
+def find(name: str, where: str | None = None) -> BuiltIn:
     """Return a built-in study.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    where : str, optional
+        Where the name was given, for the message.
 
     Raises
     ------
     ValueError
-        If there is none of that name, suggesting the nearest.
+        If no built-in study has this name. The message suggests the nearest one.
     """
-    if name not in RECIPES:
-        raise ValueError(f"there is no study {name!r}. {suggestion(name, RECIPES)}")
-    return RECIPES[name]
+    if name not in BUILT_IN:
+        start = "there is no study" if where is None else f"{where} names no built-in study:"
+        raise ValueError(f"{start} {name!r}. {suggestion(name, BUILT_IN)}")
+    return BUILT_IN[name]
 
 
-def load_study(name: str, overrides: Overrides | None = None) -> Study:
-    """Return a study by the name of a recipe, or from a TOML file.
+def load_study(name: str, **changes: Any) -> Study:
+    """Return a built-in study, or the study of a TOML file, with some settings changed.
 
     Parameters
     ----------
     name : str
         The name of a built-in study, or the path of a file that ends in ``.toml``.
-    overrides : Overrides, optional
-        What to change; it wins over the file.
+    **changes
+        Fields of `Settings`, in the words of a file: for example ``steps=100`` or
+        ``problem={"penalty": 0.1}``. They take precedence over the file.
+
+    Returns
+    -------
+    Study
+        What to run.
 
     Raises
     ------
     ValueError
         If there is no such study or file, or a setting is unknown or out of range.
+
+    Examples
+    --------
+    >>> from iterdiff.study.catalog import load_study
+    >>> study = load_study("curse", steps=40, algorithms={"GD": {"type": "GradientDescent"}})
+    >>> [(case.label, case.steps) for case in study.cases]
+    [('GD', 40)]
     """
-    overrides = Overrides() if overrides is None else overrides
     if name.endswith(".toml"):
-        recipe, from_file = read_file(Path(name))
-        return make_study(find(recipe), _merged(from_file, overrides))
-    return make_study(find(name), overrides)
+        source = read_file(Path(name), changes)
+        built_in = find(source.content["study"], source.where(["study"]))
+    else:
+        source, built_in = Source({**changes, "study": name}), find(name)
+    _check_table(built_in, source)
+    content = source.merged(built_in.settings.in_words())
+    settings = validated(type(built_in.settings), content, source)
+    return make_study(settings, source, axis=built_in.axis, with_theory=built_in.theory)
 
 
-def _merged(first: Overrides, second: Overrides) -> Overrides:
-    """Return `first` with what `second` sets."""
-    fields = [field.name for field in dataclasses.fields(Overrides) if field.name != "origin"]
-    changes = {name: getattr(second, name) for name in fields if getattr(second, name)}
-    changes["problem"] = {**first.problem, **second.problem}
-    return dataclasses.replace(first, **changes)
+def _check_table(built_in: BuiltIn, source: Source) -> None:
+    """Raise ValueError if a table is given to a study that does not read one."""
+    if source.sets("problem", "data") and not built_in.reads_table:
+        able = ", ".join(name for name, other in BUILT_IN.items() if other.reads_table)
+        raise ValueError(
+            f"{source.where(['problem', 'data'])} does not apply: the study "
+            f"{built_in.settings.study} does not read a table. Studies that do: {able}."
+        )

@@ -31,6 +31,8 @@ from iterdiff.theory.late_starts import late_start as late_start
 from iterdiff.theory.late_starts import late_start_bound as late_start_bound
 from iterdiff.theory.late_starts import neumann_bound as neumann_bound
 from iterdiff.theory.late_starts import one_step_bound as one_step_bound
+from iterdiff.theory.measured import MeasuredBurnIn as MeasuredBurnIn
+from iterdiff.theory.measured import measured_burn_in as measured_burn_in
 from iterdiff.theory.no_burn_in import largest_step_without_burn_in as largest_step_without_burn_in
 from iterdiff.theory.no_burn_in import mode_error as mode_error
 from iterdiff.theory.no_burn_in import mode_has_burn_in as mode_has_burn_in

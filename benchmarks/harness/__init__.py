@@ -1,0 +1,1 @@
+"""How the benchmarks measure, store and report; it imports nothing of iterdiff."""

@@ -1,0 +1,1 @@
+"""Time and memory of derivatives: iterdiff, other libraries and hand-written JAX."""

@@ -1,0 +1,1 @@
+"""Derivatives of known error: which libraries flag the wrong ones."""

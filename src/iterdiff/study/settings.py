@@ -1,0 +1,281 @@
+"""The settings of a study, from a TOML file or from Python, and messages about wrong ones."""
+
+import abc
+import copy
+import dataclasses
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
+
+from iterdiff.study.config import PosedProblem
+from iterdiff.study.options import (
+    Options,
+    any_algorithm,
+    any_mode,
+    nearest,
+    suggestion,
+)
+
+Keys = Sequence[str | int]
+"""A path into nested tables, such as ``("algorithms", "heavy ball", "momentum")``."""
+
+
+class ProblemOptions(Options, abc.ABC):
+    """The options of a built-in problem."""
+
+    @abc.abstractmethod
+    def pose(self) -> tuple[PosedProblem, ...]:
+        """Return the problem, or several that differ in their coordinate.
+
+        Raises
+        ------
+        ValueError
+            If an option does not fit, for example the path of a table.
+        """
+
+
+Problem = TypeVar("Problem", bound=ProblemOptions)
+Model = TypeVar("Model", bound=BaseModel)
+
+EXPECTED = {
+    "bool_type": "true or false",
+    "dict_type": "a table",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "model_attributes_type": "a table",
+    "model_type": "a table",
+    "string_type": "a string",
+}
+"""The types of pydantic's errors, in the terms of TOML."""
+
+if TYPE_CHECKING:
+    from iterdiff.study.options import AlgorithmOptions as AnyAlgorithm
+    from iterdiff.study.options import ModeOptions as AnyMode
+else:
+    AnyAlgorithm, AnyMode = any_algorithm(), any_mode()
+
+
+class Settings(Options, Generic[Problem]):
+    """The settings of a study; the keys of a TOML file.
+
+    Attributes
+    ----------
+    study : str
+        Name of the built-in study that the settings start from.
+    title : str, optional
+        One line for the heads of tables and figures; by default the problem's title.
+    steps, every : int
+        Number of steps of every run, and the number of steps between records. An algorithm may
+        have its own.
+    probes : int, optional
+        Measure Jacobian errors in this many random directions, as `iterdiff.trace` does.
+    estimate : bool
+        Estimate the Jacobian errors without the solution as well, as `iterdiff.trace` does.
+    problem : ProblemOptions
+        The options of the problem.
+    algorithms, modes : mapping of str to Options
+        What runs, and how it is differentiated, by label.
+    """
+
+    study: str
+    title: str | None = None
+    steps: PositiveInt
+    every: PositiveInt = 1
+    probes: PositiveInt | None = None
+    estimate: bool = False
+    problem: Problem
+    algorithms: dict[str, AnyAlgorithm] = Field(min_length=1)
+    modes: dict[str, AnyMode] = Field(min_length=1)
+
+    def in_words(self) -> dict[str, Any]:
+        """Return the settings as nested dictionaries of what was given."""
+        return self.model_dump(exclude_unset=True) | {"problem": self.problem.model_dump()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a file and a caller set, and where: the place that a message names.
+
+    Attributes
+    ----------
+    changes : mapping
+        What the caller set, as nested dictionaries. It takes precedence over the file.
+    content : mapping
+        The content of the file, as nested dictionaries.
+    file : Path, optional
+        The file.
+    text : str
+        The text of the file.
+    """
+
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    content: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    file: Path | None = None
+    text: str = ""
+
+    def sets(self, *keys: str) -> bool:
+        """Whether the caller or the file sets the value at a path."""
+        return _holds(self.changes, keys) or _holds(self.content, keys)
+
+    def where(self, keys: Keys) -> str:
+        """Return the name of a setting, with the line of the file that sets it."""
+        name = f"`{'.'.join(_quoted(str(key)) for key in keys)}`"
+        if self.file is None or _holds(self.changes, keys):
+            return name
+        line = line_of(self.text, keys)
+        return f"{name} in {self.file}" + (f", line {line}," if line else "")
+
+    def merged(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the defaults with what the file and then the caller set.
+
+        Options of the problem are merged one by one; a table of algorithms or modes replaces
+        the previous one. `steps` and `every` take precedence over those that a previous layer
+        gave to single algorithms.
+        """
+        merged = copy.deepcopy(dict(defaults))
+        for layer in (self.content, self.changes):
+            for key in {"steps", "every"} & layer.keys():
+                for options in _tables(merged["algorithms"]):
+                    options.pop(key, None)
+            problem = layer.get("problem")
+            if isinstance(problem, Mapping) and isinstance(merged["problem"], Mapping):
+                layer = {**layer, "problem": {**merged["problem"], **problem}}
+            merged.update(copy.deepcopy(layer))
+        return merged
+
+
+def read_file(path: Path, changes: Mapping[str, Any]) -> Source:
+    """Read a TOML file of settings.
+
+    Parameters
+    ----------
+    path : Path
+        The file; docs/studies.md describes its keys.
+    changes : mapping
+        What the caller sets instead of the file.
+
+    Returns
+    -------
+    Source
+        With at least the key ``study``.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read or parsed, or does not name a study.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        source = Source(changes, tomllib.loads(text), path, text)
+    except OSError as error:
+        raise ValueError(f"`{path}` cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"`{path}` is not a TOML file: {error}.") from error
+    if not isinstance(source.content.get("study"), str):
+        problem = "must be a string" if "study" in source.content else "is missing"
+        raise ValueError(
+            f"{source.where(['study'])} {problem}: it names the built-in study to start from."
+        )
+    return source
+
+
+def validated(model: type[Model], content: Mapping[str, Any], source: Source) -> Model:
+    """Return `content` as a model.
+
+    Raises
+    ------
+    ValueError
+        If a key is unknown or missing, or a value has the wrong type or is out of range. The
+        message names the key path, the line of the file, and the nearest allowed word.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        # One mistake is reported; pydantic lists every alternative of a union on its own.
+        errors = [(_path(content, e), e) for e in error.errors(include_url=False)]
+        first = errors[0][0]
+        raise ValueError(
+            f"{source.where(first)} {_described([e for path, e in errors if path == first])}"
+        ) from None
+
+
+def line_of(text: str, keys: Keys) -> int | None:
+    """Return the line of a TOML text at which the value at a path begins, or None.
+
+    The TOML parser of Python gives no positions. We parse growing parts of the text until the
+    path appears; the statement that sets it begins after the previous part that can be parsed.
+    """
+    lines, first = text.split("\n"), 1
+    for number in range(1, len(lines) + 1):
+        try:
+            content = tomllib.loads("\n".join(lines[:number]))
+        except tomllib.TOMLDecodeError:
+            continue
+        if _holds(content, keys):
+            return first
+        first = number + 1
+    return line_of(text, keys[:-1]) if len(keys) > 1 else None
+
+
+def _holds(content: Any, keys: Keys) -> bool:
+    for key in keys:
+        if not isinstance(content, Mapping) or key not in content:
+            return False
+        content = content[key]
+    return True
+
+
+def _quoted(key: str) -> str:
+    """Return a key as TOML writes it."""
+    return key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key, ensure_ascii=False)
+
+
+def _tables(value: Any) -> list[dict[str, Any]]:
+    """Return the tables in a table of tables; other entries are reported by the validation."""
+    entries = value.values() if isinstance(value, dict) else ()
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def _path(content: Any, error: Mapping[str, Any]) -> tuple[str | int, ...]:
+    """Return the path of an error; pydantic adds the names of a union's members to it."""
+    path = []
+    for key in error["loc"]:
+        if isinstance(content, Mapping) and key in content:
+            path.append(key)
+            content = content[key]
+    if error["type"] == "missing":
+        path.append(error["loc"][-1])
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path.append("type")
+    if error["type"] == "unknown_key":
+        path.append(error["ctx"]["key"])
+    return tuple(path)
+
+
+def _described(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is wrong with one value, and what to do; more than one error for a union."""
+    error = errors[0]
+    context = error.get("ctx", {})
+    if error["type"] == "unknown_key":
+        return context["text"]
+    if error["type"] in ("missing", "union_tag_not_found"):
+        return "is missing."
+    if error["type"] == "union_tag_invalid":
+        known = re.findall(r"'(\w+)'", context["expected_tags"])
+        return f"must not be {context['tag']!r}. {suggestion(context['tag'], known)}"
+    if error["type"] == "value_error":
+        return f"is not valid: {context['error']}"
+    if error["type"] == "too_short":
+        return f"must have at least {context['min_length']} entry."
+    allowed = " or ".join(
+        EXPECTED.get(e["type"]) or e["msg"].removeprefix("Input should be ") for e in errors
+    )
+    text = f"must be {allowed}, not {error['input']!r}."
+    words = re.findall(r"'(\w+)'", allowed)
+    meant = nearest(error["input"], words) if isinstance(error["input"], str) else None
+    return f"{text} Did you mean {meant!r}?" if meant else text

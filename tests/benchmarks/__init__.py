@@ -1,0 +1,1 @@
+"""Tests of the benchmarks: their answers, their judgement and their reports; no times."""

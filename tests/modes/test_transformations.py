@@ -1,0 +1,90 @@
+"""Second derivatives through every mode inside JAX's transformations and loops.
+
+Before JAX 0.12, a scan that is differentiated twice drops the rule of a `jax.custom_jvp` function
+whose inputs depend on the loop. The values stay right; second derivatives are silently wrong.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix as optx
+import pytest
+
+import iterdiff as itd
+from tests.helpers import compiled
+
+STOP = itd.ResidualBelow(rtol=1e-13, max_steps=200)
+PROBLEM = itd.Minimization(lambda x, theta: (1 + theta**2) * x**2 / 2 - theta * x)
+
+
+def closed_form(theta):
+    return theta / (1 + theta**2)
+
+
+def solved(mode, stop=STOP):
+    run = PROBLEM, itd.GradientDescent(0.6), jnp.array(0.0)
+    return lambda theta: itd.solve(*run, theta, stop=stop, mode=mode).x
+
+
+def by_optimistix(theta):
+    solver = optx.Newton(rtol=1e-12, atol=1e-12)
+    adjoint = itd.adapters.as_optimistix_adjoint(itd.Implicit())
+    return optx.root_find(PROBLEM.residual, solver, jnp.array(0.0), theta, adjoint=adjoint).value
+
+
+@itd.implicit(PROBLEM)
+def wrapped(x0, theta):
+    del x0
+    return closed_form(theta)
+
+
+SOLUTIONS = {
+    "implicit": solved(itd.Implicit()),
+    "unrolled": solved(itd.Unrolled()),
+    "late": solved(itd.Unrolled(last=100), itd.Steps(150)),
+    "checked implicit": solved(itd.Checked(itd.Implicit(), on_failure="nan")),
+    "checked unrolled": solved(itd.Checked(itd.Unrolled(), on_failure="nan")),
+    "decorator": lambda theta: wrapped(jnp.array(0.0), theta),
+    "optimistix adjoint": by_optimistix,
+}
+
+
+def in_a_scan_carry(f, theta):
+    return jax.lax.scan(lambda carry, _: (f(carry), None), theta, None, 2)[0]
+
+
+def in_a_scan_closure(f, theta):
+    return jax.lax.scan(lambda total, u: (total + f(u * theta), None), 0.0, jnp.ones(2))[0]
+
+
+REVERSIBLE = {
+    "plain": lambda f, theta: f(theta),
+    "jit": lambda f, theta: jax.jit(f)(theta),
+    "vmap": lambda f, theta: jnp.mean(jax.vmap(f)(theta * jnp.arange(1.0, 3.0))),
+    "map": lambda f, theta: jnp.mean(jax.lax.map(f, theta * jnp.arange(1.0, 3.0))),
+    "scan carry": in_a_scan_carry,
+    "scan closure": in_a_scan_closure,
+    "cond": lambda f, theta: jax.lax.cond(theta > 0, f, lambda t: t, theta),
+    "checkpoint": lambda f, theta: jax.checkpoint(f)(theta),
+}
+FORWARD_ONLY = {
+    "while": lambda f, theta: jax.lax.while_loop(lambda c: c > 0.4, f, theta),
+}
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_second_derivatives(name):
+    def all_of(f, theta):
+        reverse = [jax.hessian(lambda t, g=g: g(f, t))(theta) for g in REVERSIBLE.values()]
+        forward = [
+            jax.jacfwd(jax.jacfwd(lambda t, g=g: g(f, t)))(theta)
+            for g in (*REVERSIBLE.values(), *FORWARD_ONLY.values())
+        ]
+        return reverse + forward
+
+    theta = jnp.array(0.7)
+    found = compiled(lambda theta: all_of(SOLUTIONS[name], theta))(theta)
+    expected = all_of(closed_form, theta)
+    labels = [*REVERSIBLE, *REVERSIBLE, *FORWARD_ONLY]
+    for label, value, truth in zip(labels, found, expected, strict=True):
+        np.testing.assert_allclose(value, truth, rtol=1e-7, err_msg=f"{name} in {label}")

@@ -1,0 +1,148 @@
+"""Views of a dataset: numbers of a curve, report, figures, and the page."""
+
+import io
+import json
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray
+from rich.console import Console
+
+from iterdiff.study.views.explorer import page, step_sizes
+from iterdiff.study.views.plots import figures, save_figures
+from iterdiff.study.views.report import print_report, save_report
+from iterdiff.study.views.summary import converged
+from iterdiff.study.views.verdicts import BoundCheck, Diverged, LateStart, verdicts
+
+HOSTILE = ("[/b] x", "[red]GD", "cost $5_{ and $", "<!--<script>", "</script>", "@DATA ${x}", ":x:")
+
+
+@pytest.fixture
+def made_up():
+    """A dataset of two algorithms with numbers that are hard to draw, made by hand."""
+    t = np.arange(41)
+    falling = 0.5 ** t.astype(float)
+    hump = (1 + t) * 0.8**t
+    broken = np.where(t < 30, 2.0**t, np.inf)
+    ended = np.where(t <= 20, 0.1**t, np.nan)
+    jacobian = np.array([[hump, falling], [broken, ended]])
+    late = np.array([[hump[:21], falling[:21]], [np.full(21, np.inf), 0 * falling[:21]]])
+    late[:, 0, 11:] = np.nan
+    return xarray.Dataset(
+        {
+            "iterate_error": (("algorithm", "iteration"), np.array([falling, 0 * falling])),
+            "jacobian_error": (("algorithm", "mode", "iteration"), jacobian),
+            "jacobian_error_estimate": (("algorithm", "mode", "iteration"), np.nan * jacobian),
+            "estimate_trusted": (("algorithm", "mode", "iteration"), jacobian < -np.inf),
+            "reference_norm": ("algorithm", np.array([1.0, 0.0])),
+            "late_start_error": (("algorithm", "total", "start"), late),
+            "late_start_predicted": ("algorithm", np.array([3.0, np.nan])),
+            "steps": ("algorithm", np.array([40, 40])),
+            "every": ("algorithm", np.array([1, 1])),
+            "status": ("algorithm", ["finite throughout", "diverged: not finite from 30 on"]),
+        },
+        coords={
+            "algorithm": ["good", "bad"],
+            "mode": ["unrolled", "implicit"],
+            "iteration": t,
+            "total": [10, 20],
+            "start": t[:21],
+        },
+        attrs={"title": "made up", "axis": "algorithm", "study": "none"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ([1, 3, 2, 0.5, 1e-9], {"peak": 3, "peak_iteration": 2, "burn_in_end": 4, "small_from": 8}),
+        ([1, 0.5, 0.2, 0.1, 0.1], {"peak": 1, "burn_in_end": 0, "small_from": None}),
+        ([0, 1, 2, 3, 4], {"start": 1, "start_iteration": 2, "burn_in_end": None}),
+        ([1, 2, np.nan, 1, 1], {"peak": np.inf, "peak_iteration": 4, "burn_in_end": 4}),
+        ([0, 0, 0, 0, 0], {"start": 0, "peak": 0, "burn_in_end": 0, "small_from": 0}),
+    ],
+)
+def test_numbers_of_a_curve(errors, expected):
+    found = converged(np.arange(0, 10, 2), np.array(errors, float), 1.0)
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+def test_verdicts_are_data(made_up):
+    good, bad = verdicts(made_up)
+    assert good.verdicts[0].found.burn_in_end == 11 and good.verdicts[0].steps == 40
+    # From iteration 1 on the unrolled error is above the implicit one.
+    assert good.verdicts[2].first == 1
+    # Powers of 1/2 fall until the last start; the prediction is 3.
+    late = LateStart(20, 20, 0.5**20, 1.0, predicted=3, predicted_error=0.125)
+    assert good.verdicts[3] == late
+    assert bad.verdicts[0] == Diverged("diverged: not finite from 30 on")
+    assert isinstance(bad.verdicts[-1], LateStart) and bad.verdicts[-1].predicted is None
+
+
+def test_broken_bound_is_reported(made_up):
+    twice = xarray.DataArray([0.5, 2.0], dims="mode") * made_up.jacobian_error
+    made_up["bound"] = twice.where(np.isfinite(made_up.jacobian_error), 1.0)
+    checks = [v for v in verdicts(made_up)[0].verdicts if isinstance(v, BoundCheck)]
+    assert [(check.mode, check.holds) for check in checks] == [
+        ("unrolled", False),
+        ("implicit", True),
+    ]
+    np.testing.assert_allclose([checks[0].largest, checks[1].largest], [2.0, 0.5])
+    assert "NOT" in str(checks[0]) and "NOT" not in str(checks[1])
+
+
+def test_views_of_awkward_numbers(made_up, tmp_path):
+    names = save_figures(made_up, tmp_path, paper=True)
+    assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
+    assert {name.rsplit(".", 1)[1] for name in names} == {"png", "svg", "pdf"}
+    picture = plt.imread(tmp_path / "convergence.png")
+    assert picture.std() > 0.05  # something is drawn
+    save_report(made_up, tmp_path / "report.txt")
+    lines = (tmp_path / "report.txt").read_text(encoding="utf-8").splitlines()
+    assert max(map(len, lines)) <= 100
+    for verdict in (v for case in verdicts(made_up) for v in case.verdicts):
+        assert f"  {verdict}"[:60] in "\n".join(lines)
+
+
+def test_curves_are_cut_where_a_log_scale_ends(made_up):
+    axes = figures(made_up)["convergence"].axes
+    for line in (line for panel in axes for line in panel.lines):
+        heights = np.asarray(line.get_ydata(), float)
+        assert not (heights <= 0).any() and not np.isinf(heights).any()
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_texts_of_a_user_are_shown_literally(made_up, text, tmp_path):
+    made_up = made_up.isel(algorithm=[0]).assign_coords(algorithm=[text], mode=[text, "b"])
+    made_up.attrs["title"] = text
+    file = io.StringIO()
+    print_report(made_up, Console(file=file, width=100))
+    assert file.getvalue().count(text) >= 4  # title, axis, mode, verdicts
+    figure = figures(made_up)["convergence"]
+    figure.savefig(tmp_path / "a.svg")  # raises for a formula that cannot be read
+    shown = page(made_up)
+    (content,) = re.findall(r'<script type="application/json" id="data">(.*)</script>', shown)
+    assert not set("<>&") & set(content)
+    assert json.loads(content)["cases"][0]["label"] == text
+    assert shown.count("</script>") == 2 and shown.count("<script") == 2
+
+
+def test_page_holds_every_curve_and_loads_nothing(made_up):
+    text = page(made_up)
+    assert not re.search(r"https?:|src=|@import|url\((?!#)", text)
+    content = json.loads(re.search(r'id="data">(.*)</script>', text)[1])
+    assert [case["label"] for case in content["cases"]] == ["good", "bad"]
+    assert content["cases"][1]["words"] == [str(v) for v in verdicts(made_up)[1].verdicts]
+    unrolled = content["cases"][0]["curves"][0]
+    assert unrolled["name"] == "Jacobian, unrolled" and len(unrolled["points"]) == 41
+    assert unrolled["points"][2] == [2, round(np.log10(3 * 0.64), 4)]
+    # Values that are not finite or zero are left out: the bad case's error is infinite from 30 on.
+    assert len(content["cases"][1]["curves"][0]["points"]) == 30
+
+
+def test_slider_runs_along_step_sizes():
+    study = step_sizes(count=3, steps=5)
+    assert study.axis == "step_size" and [c.label for c in study.cases] == [0.1, 1.045, 1.99]
+    assert [float(c.algorithm.step_size) for c in study.cases] == [0.1, 1.045, 1.99]
