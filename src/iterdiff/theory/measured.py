@@ -44,6 +44,11 @@ def measured_burn_in(errors: ArrayLike) -> MeasuredBurnIn:
     errors : float array of shape (records,)
         Nonnegative errors in the order of iterations. NaN counts as infinite.
 
+    Returns
+    -------
+    MeasuredBurnIn
+        Indices count entries; the ratio is dimensionless.
+
     Raises
     ------
     ValueError
