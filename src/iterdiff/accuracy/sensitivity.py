@@ -88,8 +88,7 @@ class Sensitivity:
         self.x, self.structure, self.solver = x, structure, solver
         self.residual, self.theta = residual, theta
         self.value, self.operator = jax.linearize(lambda y: residual(y, theta), x)
-        shared = factor and solver is None
-        self.factors = factors_of(self.operator, x, structure) if shared else None
+        self.factors = factors_of(self.operator, x, structure, solver) if factor else None
         self._options = {"solver": solver, "throw": throw, "factors": self.factors}
 
     def solve(self, b: PyTree) -> PyTree:

@@ -16,7 +16,9 @@ from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.lax import only_if
 from iterdiff.jaxtools.raise_if import raise_if
 from iterdiff.jaxtools.transformations import transforming
-from iterdiff.linalg.solve import FALLBACK, Structure, inverse, tolerance
+from iterdiff.linalg.dense_or_krylov import Limits
+from iterdiff.linalg.residual_check import RESIDUAL_SLACK, CheckedSolver, default_rtol
+from iterdiff.linalg.solve import Structure, inverse
 from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.problem import Problem
@@ -42,7 +44,7 @@ class _Optimality(Problem):
         return self.function(x, *args, **kwargs)
 
 
-class MatvecSolver(lx.AbstractLinearSolver):
+class MatvecSolver(CheckedSolver):
     """A function ``solve(matvec, b)`` as a linear solver of lineax.
 
     It raises if the relative residual of the answer (Euclidean norms) exceeds `accuracy`; by
@@ -79,7 +81,7 @@ class MatvecSolver(lx.AbstractLinearSolver):
         size = tree.norm(vector)
         accuracy = self.accuracy
         if accuracy is None:
-            accuracy = 100 * tolerance(tree.result_dtype(vector))
+            accuracy = RESIDUAL_SLACK * default_rtol(tree.result_dtype(vector))
         x = raise_if(x, ~(gap <= accuracy * size), [ADVICE])
         return x, lx.RESULTS.successful, {}
 
@@ -105,12 +107,12 @@ def least_norm(matvec: Callable, b: Float[Array, " n"]) -> Float[Array, " n"]:
     still has the right gradient.
     """
     x = inverse(matvec, b, Structure(False, False))(b)
-    if b.size > FALLBACK:
+    if b.size > Limits().dense_max_unknowns:
         return x
 
     def by_singular_values() -> Float[Array, " n"]:
         matrix = jax.vmap(matvec, out_axes=1)(jnp.eye(b.size, dtype=b.dtype))
-        return jnp.linalg.lstsq(matrix, b, rcond=tolerance(b.dtype))[0]
+        return jnp.linalg.lstsq(matrix, b, rcond=default_rtol(b.dtype))[0]
 
     return only_if(~tree.all_finite(x), by_singular_values, x)
 

@@ -1,17 +1,16 @@
 """Krylov methods for linear systems."""
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.algorithms.base import Algorithm, Iterate, State, StatelessAlgorithm
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_count
-from iterdiff.linalg.least_squares import least_squares, safe_length
+from iterdiff.linalg.krylov import CGState, arnoldi, cg_step
+from iterdiff.linalg.least_squares import least_squares
 from iterdiff.problems.linear_system import LinearSystem
 from iterdiff.problems.problem import Problem
 
@@ -23,12 +22,6 @@ class _Conjugate(State):
     remainder: PyTree
     direction: PyTree
     square: Float[Array, ""]
-
-
-def safe_ratio(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
-    """Return ``a / b``, or 0 with derivative 0 if `b` is 0, as at the exact solution."""
-    zero = b == 0
-    return jnp.where(zero, 0.0, a / jnp.where(zero, 1.0, b))
 
 
 class ConjugateGradient(Algorithm):
@@ -63,18 +56,10 @@ class ConjugateGradient(Algorithm):
         return _Conjugate(x0, remainder, remainder, tree.dot(remainder, remainder))
 
     def step(self, problem: LinearSystem, state: _Conjugate, theta: PyTree) -> _Conjugate:
-        """Return the state after one step; the exact solution stays where it is."""
-        image = problem.operator(state.direction, theta)
-        alpha = safe_ratio(state.square, tree.dot(state.direction, image))
-        remainder = tree.axpy(-alpha, image, state.remainder)
-        square = tree.dot(remainder, remainder)
-        beta = safe_ratio(square, state.square)
-        return _Conjugate(
-            tree.axpy(alpha, state.direction, state.x),
-            remainder,
-            tree.axpy(beta, state.direction, remainder),
-            square,
-        )
+        """Return the state after one step; at the solution it stays where it is."""
+        before = CGState(state.x, state.remainder, state.direction, state.square)
+        after, _ = cg_step(lambda v: problem.operator(v, theta), before)
+        return _Conjugate(*after)
 
 
 class GMRES(StatelessAlgorithm):
@@ -132,32 +117,7 @@ class GMRES(StatelessAlgorithm):
 
         remainder = -tree.to_vector(problem.residual(x, theta))
         length = min(self.restart, remainder.size)
-        basis, hessenberg = _arnoldi(matvec, remainder, length)
+        basis, hessenberg = arnoldi(matvec, remainder, length)
         target = basis @ remainder
         weights = least_squares(hessenberg, target, float(jnp.finfo(target.dtype).eps))
         return Iterate(tree.add(x, tree.from_vector(weights @ basis[:length], x)))
-
-
-def _arnoldi(
-    matvec: Callable[[Array], Array], start: Float[Array, " n"], length: int
-) -> tuple[Float[Array, "{length}+1 n"], Float[Array, "{length} {length}+1"]]:
-    """Return the Arnoldi basis, and the images of its first m vectors as coordinates in it.
-
-    If the Krylov space is exhausted, the remaining basis vectors are zero.
-    """
-    rounding = 10 * jnp.finfo(start.dtype).eps
-
-    def extend(basis, k):
-        image = matvec(basis[k])
-        once = basis @ image
-        rest = image - once @ basis
-        again = basis @ rest
-        rest = rest - again @ basis
-        height = safe_length(rest)
-        new = jnp.any(rest != 0) & (height > rounding * safe_length(image))
-        unit = jnp.where(new, rest / height, 0)
-        coordinates = (once + again).at[k + 1].add(jnp.where(new, height, 0))
-        return basis.at[k + 1].set(unit), coordinates
-
-    basis = jnp.zeros((length + 1, start.size), start.dtype).at[0].set(start / safe_length(start))
-    return jax.lax.scan(extend, basis, jnp.arange(length))

@@ -1,4 +1,9 @@
-"""Walk through what a function computes, equation by equation."""
+"""Interpret jaxprs: walk through equations, share common subexpressions, count operations.
+
+Primitives and their parameters are recognised by name, and JAX may rename these in any release.
+What is not recognised is treated as one opaque equation: `shared` then shares less, `flops` counts
+its outputs only, `depends` assumes that every output depends on every input.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,38 +17,41 @@ from jax.extend.core import Literal
 from jaxtyping import PyTree
 
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr"}
-"""Equations that call a function, and the parameter that holds it."""
+"""Primitives that call a function, and the name of the parameter that holds its jaxpr."""
 
 RULES = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
-"""The same, of functions with a derivative of their own."""
+"""The same for functions with a custom derivative rule."""
 
 Run = Callable[[list], list]
-"""Computes an equation's values from its inputs."""
+"""Computes the outputs of an equation from its inputs."""
 
 
 @runtime_checkable
 class Visitor(Protocol):
-    """What is made of constants and of equations.
+    """Interprets constants and equations; the values it passes on may be anything.
 
     Attributes
     ----------
     opened : dict
-        The calls that are walked through, as in `CALLS`.
+        The calls whose inner equations are visited, as in `CALLS`.
     """
 
     opened: dict[str, str]
 
     def given(self, value: Any) -> Any:
-        """Return what stands for a constant."""
+        """Return the interpretation of a constant."""
         ...
 
     def visit(self, run: Run, equation: Any, ins: list) -> list:
-        """Return what stands for the equation's values."""
+        """Return the interpretations of the equation's outputs, given those of its inputs.
+
+        ``run`` computes the outputs from numerical inputs.
+        """
         ...
 
 
 def walk(jaxpr: Any, constants: list, inputs: list, visitor: Visitor) -> list:
-    """Visit the equations of a jaxpr in turn, those of functions that it calls included."""
+    """Visit the equations of a jaxpr in order, and those of the functions that it calls."""
     values = dict(zip(jaxpr.constvars, constants, strict=True))
     values.update(zip(jaxpr.invars, inputs, strict=True))
 
@@ -52,9 +60,8 @@ def walk(jaxpr: Any, constants: list, inputs: list, visitor: Visitor) -> list:
 
     for equation in jaxpr.eqns:
         ins = [value(v) for v in equation.invars]
-        held = visitor.opened.get(equation.primitive.name)
-        if held is not None:
-            inner = equation.params[held]
+        inner = equation.params.get(visitor.opened.get(equation.primitive.name))
+        if inner is not None:
             outs = walk(inner.jaxpr, [visitor.given(c) for c in inner.consts], ins, visitor)
         else:
             outs = visitor.visit(partial(_run, jaxpr, equation), equation, ins)
@@ -63,7 +70,7 @@ def walk(jaxpr: Any, constants: list, inputs: list, visitor: Visitor) -> list:
 
 
 def _run(jaxpr: Any, equation: Any, ins: list) -> list:
-    """Return the values of an equation of a jaxpr."""
+    """Return the outputs of one equation of a jaxpr, given its inputs."""
     pairs = zip(equation.invars, ins, strict=True)
     inputs = {v: value for v, value in pairs if not isinstance(v, Literal)}
     alone = jaxpr.replace(
@@ -73,10 +80,10 @@ def _run(jaxpr: Any, equation: Any, ins: list) -> list:
 
 
 def shared(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """Return `function`, of pytrees of arrays, with what it computes twice computed once.
+    """Return `function`, of pytrees of arrays, with common subexpressions computed once.
 
-    The compiler does so too, but not across what it has moved out of a loop before it looks. The
-    result is not for differentiation: derivatives that functions define for themselves are lost.
+    XLA eliminates common subexpressions too, but not between a loop and what it has hoisted out of
+    that loop. Do not differentiate the result: custom derivative rules are lost.
     """
 
     def call(*args):
@@ -88,7 +95,7 @@ def shared(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
 
 class _Sharing:
-    """Compute, but for what was computed before."""
+    """Evaluates equations, except those that an earlier equation has already evaluated."""
 
     opened = CALLS | RULES
 
@@ -101,11 +108,13 @@ class _Sharing:
         return value
 
     def visit(self, run: Run, equation: Any, ins: list) -> list:
-        """Return the equation's values."""
+        """Return the equation's outputs."""
         key = self._key(equation, ins)
         if key is None:
             return run(ins)
-        if key not in self.seen:  # the inputs are kept, so that no other gets the name of one
+        if (
+            key not in self.seen
+        ):  # keeps the inputs alive, so that no other array gets the id of one
             self.seen[key] = ins, run(ins)
         return self.seen[key][1]
 
@@ -124,7 +133,7 @@ class _Sharing:
 
 
 def _name(value: Any) -> Any:
-    """Return what is equal for equal inputs: of numbers their bytes, of arrays who they are."""
+    """Return a key that is equal for equal inputs: the bytes of a number, the id of an array."""
     if isinstance(value, jax.Array) or np.ndim(value):
         return id(value)
     number = np.asarray(value)
@@ -132,30 +141,35 @@ def _name(value: Any) -> Any:
 
 
 def flops(function: Callable, *examples: PyTree) -> int:
-    """Return the work of ``function(*examples)``; a ``while`` loop counts as one round."""
+    """Return the floating-point operations of ``function(*examples)``.
+
+    Products count 2 m n k, everything else one operation for each output entry, and a ``while``
+    loop as one round. Use the count to compare alternatives; it does not predict run time.
+    """
     return flops_of(jax.make_jaxpr(function)(*examples).jaxpr)
 
 
 def flops_of(jaxpr: Any) -> int:
-    """Return the work of a jaxpr."""
+    """Return the floating-point operations of a jaxpr."""
     return sum(flops_of_equation(equation) for equation in jaxpr.eqns)
 
 
 def flops_of_equation(equation: Any) -> int:
-    """Return the work of one equation of a jaxpr."""
-    if equation.primitive.name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
+    """Return the floating-point operations of one equation."""
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general" and "dimension_numbers" in params:
+        (contracted, _), _ = params["dimension_numbers"]
         shape = equation.invars[0].aval.shape
         return 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
     within = [flops_of(inner) for inner in _inner(equation)]
     if within:
-        rounds = equation.params["length"] if equation.primitive.name == "scan" else 1
+        rounds = params.get("length", 1) if name == "scan" else 1
         return rounds * sum(within)
     return sum(getattr(v.aval, "size", 0) for v in equation.outvars)
 
 
 def depends(jaxpr: Any, inputs: list[bool]) -> list[bool]:
-    """Return which outputs of a jaxpr may depend on those inputs that are marked."""
+    """Return which outputs of a jaxpr may depend on the marked inputs."""
     marked = {v for v, yes in zip(jaxpr.invars, inputs, strict=True) if yes}
 
     def is_marked(v):
@@ -164,14 +178,15 @@ def depends(jaxpr: Any, inputs: list[bool]) -> list[bool]:
     for equation in jaxpr.eqns:
         ins = [is_marked(v) for v in equation.invars]
         outs = [any(ins)] * len(equation.outvars)
-        if equation.primitive.name in ("jit", "pjit"):
-            outs = depends(equation.params["jaxpr"].jaxpr, ins)
+        called = equation.params.get(CALLS.get(equation.primitive.name))
+        if called is not None:
+            outs = depends(called.jaxpr, ins)
         marked.update(v for v, yes in zip(equation.outvars, outs, strict=True) if yes)
     return [is_marked(v) for v in jaxpr.outvars]
 
 
 def does(jaxpr: Any, names: tuple[str, ...]) -> bool:
-    """Return whether one of these primitives occurs in a jaxpr, at any depth."""
+    """Whether one of the named primitives occurs in a jaxpr, at any depth."""
     return any(
         equation.primitive.name in names or any(does(inner, names) for inner in _inner(equation))
         for equation in jaxpr.eqns
@@ -179,7 +194,7 @@ def does(jaxpr: Any, names: tuple[str, ...]) -> bool:
 
 
 def _inner(equation: Any) -> Iterator[Any]:
-    """Yield the jaxprs that an equation is made of."""
+    """Yield the jaxprs among the parameters of an equation."""
     for value in equation.params.values():
         for part in value if isinstance(value, tuple | list) else (value,):
             part = getattr(part, "jaxpr", part)

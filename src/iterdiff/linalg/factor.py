@@ -1,4 +1,4 @@
-"""Factor a matrix once; solve with it, and its transpose, as often as needed."""
+"""Factor a matrix once; solve with it, and with its transpose, as often as needed."""
 
 from typing import NamedTuple
 
@@ -13,21 +13,21 @@ Vector = Float[Array, " n"]
 
 
 class Factors(NamedTuple):
-    """What is left of a square matrix ``A`` by Cholesky's method, QR or LU.
+    """The factors of a square matrix ``A`` by Cholesky, QR or LU.
 
     Attributes
     ----------
-    left, right : array
-        Of a matrix that should be positive definite, `right` is the transpose of a triangular
-        matrix: ``A = left @ right.T``, and `left` is `right` after Cholesky's method, orthogonal
-        after QR. In general both are the array that LAPACK's LU leaves: ``A[order] = L U`` with
-        `L` below the diagonal (ones on it, not stored) and `U` above.
-    order : array of int, or None
-        The rows of ``A`` in the order of the factors, after LU.
+    left, right : array, shape (n, n)
+        If ``A`` should be positive definite: ``A = left @ right.T`` with `right` lower triangular.
+        Then `left` equals `right` after Cholesky, and is orthogonal after QR. Otherwise both are
+        the packed array of LAPACK's LU: ``A[order] = L U``, with `U` in the upper triangle and
+        `L` below the diagonal (its unit diagonal is not stored).
+    order : array of int, shape (n,), or None
+        The row permutation of LU.
     definite : bool or None
-        Whether Cholesky's method came through; None where it was not tried.
-    matrix : array or None
-        ``A``, where it was kept: products with it check answers.
+        Whether Cholesky succeeded; None if it was not tried.
+    matrix : array, shape (n, n), or None
+        ``A``, if it was kept to check answers.
     """
 
     left: Float[Array, "n n"]
@@ -38,23 +38,23 @@ class Factors(NamedTuple):
 
 
 def factor(matrix: Float[Array, "n n"], *, positive_definite: bool, keep: bool) -> Factors:
-    """Return the factors: Cholesky's where it should be definite (QR where it is not), else LU.
+    """Factor a matrix by LU; by Cholesky, or QR if that fails, if it should be positive definite.
 
     Parameters
     ----------
-    matrix : array
-        ``A``; where it should be definite, Cholesky's method does not read its upper triangle.
+    matrix : array, shape (n, n)
+        ``A``. Cholesky reads its lower triangle only.
     positive_definite : bool
-        Whether it should be.
+        Whether it should be positive definite.
     keep : bool
-        Whether the matrix is kept. LU then takes a copy.
+        Whether to keep the matrix; LU then factors a copy.
     """
     kept = matrix if keep else None
     if not positive_definite:
         packed, _, order = jax.lax.linalg.lu(matrix)
         return Factors(packed, packed, order, None, kept)
     lower = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
-    # What is not finite anywhere else makes the last row so.
+    # A value that is not finite in any row makes the last row not finite.
     definite = tree.all_finite(jax.lax.slice_in_dim(lower, -1, None))
 
     def by_qr() -> tuple:
@@ -66,7 +66,10 @@ def factor(matrix: Float[Array, "n n"], *, positive_definite: bool, keep: bool) 
 
 
 def substitute(factors: Factors, b: Vector, *, transpose: bool = False) -> Vector:
-    """Return ``A^{-1} b``, or ``A^{-T} b``, unchecked; what should be definite is symmetric."""
+    """Return ``A^{-1} b``, or ``A^{-T} b``, unchecked.
+
+    A matrix that should be positive definite is taken to be symmetric: `transpose` is ignored.
+    """
     left, right, order, definite, _ = factors
     if definite is not None:
         y = jnp.where(definite, _triangular(left, b, lower=True), b @ left)

@@ -1,9 +1,12 @@
-r"""Krylov methods that give up when they do not get on.
+r"""Krylov methods that stop early when convergence is too slow.
 
-Right-hand sides have norm one, answers start from zero. A method stops when its residual is
-below `rtol`. It goes on, after a trial, only while its progress promises an end in time: k
-products in, with the residual at :math:`\epsilon_k`, the whole is expected to take
-:math:`k \log(\mathrm{rtol}) / \log \epsilon_k` of them.
+Right-hand sides have norm one and iterations start from zero. A method stops when its residual
+falls below `rtol`. After a trial it continues only while its progress predicts that it will finish
+within the budget: if k products left a residual :math:`\epsilon_k`, the whole solve is expected to
+take :math:`k \log(\mathrm{rtol}) / \log \epsilon_k` products.
+
+The steps `cg_step` and `arnoldi_step` also make the iterations of `iterdiff.ConjugateGradient` and
+`iterdiff.GMRES`, which users differentiate through.
 """
 
 from collections.abc import Callable
@@ -11,80 +14,181 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.jaxtools import tree
-
-RESTART = 50
-"""GMRES starts anew after so many products."""
+from iterdiff.linalg.least_squares import safe_length
 
 Vector = Float[Array, " n"]
 Matvec = Callable[[Vector], Vector]
 
 
-class Limits(NamedTuple):
-    """How many products a method may take.
+class Budget(NamedTuple):
+    """How many products a Krylov method may take.
 
     Attributes
     ----------
-    trial : int
-        Whatever comes of them.
-    most : int
-        In all, judged by the progress so far.
+    trial_products : int
+        Number of products it takes regardless of progress.
+    max_products : int
+        Number of products in total, if its progress predicts that they suffice.
     """
 
-    trial: int
-    most: int
+    trial_products: int
+    max_products: int
 
 
-def _promising(
-    residual: Float[Array, ""], count: Int[Array, ""], limits: Limits, rtol: float
+def _worthwhile(
+    residual: Float[Array, ""], count: Int[Array, ""], budget: Budget, rtol: float
 ) -> Bool[Array, ""]:
+    """Whether to continue after `count` products."""
     digits = jnp.log(residual) / jnp.log(jnp.asarray(rtol, residual.dtype))
-    return (count < limits.trial) | (digits * limits.most >= count.astype(digits.dtype))
+    in_trial = count < budget.trial_products
+    return in_trial | (digits * budget.max_products >= count.astype(digits.dtype))
+
+
+# Conjugate gradients
+
+
+class CGState(NamedTuple):
+    """State of conjugate gradients; `x`, `residual` and `direction` are pytrees of one structure.
+
+    Attributes
+    ----------
+    x : pytree
+        The iterate.
+    residual : pytree
+        ``b - A x``.
+    direction : pytree
+        The next search direction.
+    square : array, shape ()
+        Squared norm of the residual.
+    """
+
+    x: PyTree
+    residual: PyTree
+    direction: PyTree
+    square: Float[Array, ""]
+
+
+def safe_ratio(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
+    """Return ``a / b``; where `b` is 0, return 0 with derivative 0."""
+    zero = b == 0
+    return jnp.where(zero, 0.0, a / jnp.where(zero, 1.0, b))
+
+
+def cg_step(
+    operator: Callable[[PyTree], PyTree], state: CGState
+) -> tuple[CGState, Float[Array, ""]]:
+    """Return the state after one step, and the curvature ``p^T A p`` along its direction.
+
+    At the solution the step stays where it is, and its derivative is finite.
+    """
+    x, residual, direction, square = state
+    image = operator(direction)
+    curvature = tree.dot(direction, image)
+    alpha = safe_ratio(square, curvature)
+    residual = tree.axpy(-alpha, image, residual)
+    new_square = tree.dot(residual, residual)
+    beta = safe_ratio(new_square, square)
+    next_direction = tree.axpy(beta, direction, residual)
+    return CGState(tree.axpy(alpha, direction, x), residual, next_direction, new_square), curvature
 
 
 def conjugate_gradients(
-    matvec: Matvec, b: Vector, limits: Limits, rtol: float
+    matvec: Matvec, b: Vector, budget: Budget, rtol: float
 ) -> tuple[Vector, Bool[Array, ""]]:
     """Return the answer of conjugate gradients, and whether its residual fell below `rtol`.
 
-    It also gives up on a direction of negative curvature: the operator is not positive definite.
+    It also stops at a direction of negative curvature: the operator is not positive definite.
     """
     threshold = rtol**2
 
-    def going_on(carry):
-        _, _, _, square, definite, count = carry
-        promising = _promising(jnp.sqrt(square), count, limits, rtol)
-        return (square > threshold) & definite & promising
+    def unfinished(carry):
+        state, definite, count = carry
+        worthwhile = _worthwhile(jnp.sqrt(state.square), count, budget, rtol)
+        return (state.square > threshold) & definite & worthwhile
 
     def step(carry):
-        x, r, p, square, _, count = carry
-        image = matvec(p)
-        curvature = p @ image
-        alpha = square / curvature
-        r = r - alpha * image
-        new = r @ r
-        return x + alpha * p, r, r + (new / square) * p, new, curvature > 0, count + 1
+        state, _, count = carry
+        state, curvature = cg_step(matvec, state)
+        return state, curvature > 0, count + 1
 
-    start = (jnp.zeros_like(b), b, b, b @ b, jnp.array(True), jnp.int32(0))
-    x, _, _, square, definite, _ = jax.lax.while_loop(going_on, step, start)
-    return x, (square <= threshold) & definite
+    start = CGState(jnp.zeros_like(b), b, b, b @ b)
+    carry = jax.lax.while_loop(unfinished, step, (start, jnp.array(True), jnp.int32(0)))
+    state, definite, _ = carry
+    return state.x, (state.square <= threshold) & definite
+
+
+# Arnoldi's method and GMRES
+
+
+def arnoldi_step(
+    matvec: Matvec, basis: Float[Array, "m n"], k: Int[Array, ""] | int
+) -> tuple[Float[Array, "m n"], Float[Array, " m"]]:
+    """Extend an orthonormal Krylov basis by one vector.
+
+    Classical Gram-Schmidt, applied twice. If the image of vector k lies in the span of the basis to
+    rounding, the Krylov space is exhausted and the new vector is zero.
+
+    Parameters
+    ----------
+    matvec : callable
+        The product with a square matrix.
+    basis : array, shape (m, n)
+        The vectors, as rows: rows 0 to k are orthonormal, later ones are zero.
+    k : int
+        Index of the vector to multiply, at most m - 2.
+
+    Returns
+    -------
+    basis : array, shape (m, n)
+        With row k + 1 filled in.
+    coordinates : array, shape (m,)
+        The image of vector k in the new basis: column k of the Hessenberg matrix.
+    """
+    image = matvec(basis[k])
+    first = basis @ image
+    remainder = image - first @ basis
+    second = basis @ remainder
+    remainder = remainder - second @ basis
+    height = tree.norm(remainder)
+    independent = height > 10 * jnp.finfo(basis.dtype).eps * tree.norm(image)
+    new = jnp.where(independent, remainder / jnp.where(independent, height, 1), 0)
+    coordinates = (first + second).at[k + 1].add(jnp.where(independent, height, 0))
+    return basis.at[k + 1].set(new), coordinates
+
+
+def arnoldi(
+    matvec: Matvec, start: Vector, steps: int
+) -> tuple[Float[Array, "{steps}+1 n"], Float[Array, "{steps} {steps}+1"]]:
+    """Return the Krylov basis after `steps` steps, and the transposed Hessenberg matrix.
+
+    Row k of the second array has the coordinates, in the basis, of the image of vector k. Once the
+    Krylov space is exhausted, further vectors and coordinates are zero.
+    """
+
+    def extend(basis, k):
+        return arnoldi_step(matvec, basis, k)
+
+    basis = jnp.zeros((steps + 1, start.size), start.dtype)
+    basis = basis.at[0].set(start / safe_length(start))
+    return jax.lax.scan(extend, basis, jnp.arange(steps))
 
 
 class _Basis(NamedTuple):
-    r"""An orthonormal basis of a Krylov space, and the operator in it.
+    r"""A Krylov basis, and the QR factors of the operator's Hessenberg matrix in it.
 
     Attributes
     ----------
     vectors : array, shape (m + 1, n)
-        The basis, zero where it does not reach yet.
+        The orthonormal basis; rows not yet computed are zero.
     rotations : array, shape (m + 1, m + 1)
-        Orthogonal; makes the operator's Hessenberg matrix triangular.
+        Orthogonal; product of the Givens rotations that make the Hessenberg matrix triangular.
     triangle : array, shape (m, m)
-        What it makes of it.
+        The triangular factor.
     count : int
-        Products taken since the start of this basis.
+        Number of products since the restart.
     """
 
     vectors: Float[Array, "m_plus_1 n"]
@@ -93,28 +197,29 @@ class _Basis(NamedTuple):
     count: Int[Array, ""]
 
 
-def gmres(matvec: Matvec, b: Vector, limits: Limits, rtol: float) -> tuple[Vector, Bool[Array, ""]]:
+def gmres(
+    matvec: Matvec, b: Vector, budget: Budget, rtol: float, restart: int = 50
+) -> tuple[Vector, Bool[Array, ""]]:
     """Return the answer of restarted GMRES, and whether its residual fell below `rtol`.
 
-    The basis is orthogonalised twice (classical Gram-Schmidt); the residual's norm is known after
-    every product.
+    Givens rotations give the norm of the residual after every product.
 
     References
     ----------
     Y. Saad and M. H. Schultz, *GMRES: a generalized minimal residual algorithm*, 1986.
     """
-    size = min(RESTART, b.shape[0])
+    size = min(restart, b.shape[0])
 
-    def going_on(carry):
+    def unfinished(carry):
         _, _, residual, count = carry
-        return (residual > rtol) & _promising(residual, count, limits, rtol)
+        return (residual > rtol) & _worthwhile(residual, count, budget, rtol)
 
     def cycle(carry):
         x, r, length, before = carry
 
-        def unfinished(carry):
+        def cycle_unfinished(carry):
             basis, residual = carry
-            return (basis.count < size) & going_on((x, r, residual, before + basis.count))
+            return (basis.count < size) & unfinished((x, r, residual, before + basis.count))
 
         def extend(carry):
             basis = _extended(matvec, carry[0])
@@ -126,7 +231,7 @@ def gmres(matvec: Matvec, b: Vector, limits: Limits, rtol: float) -> tuple[Vecto
             jnp.eye(size, dtype=b.dtype),
             jnp.int32(0),
         )
-        basis, residual = jax.lax.while_loop(unfinished, extend, (basis, length))
+        basis, residual = jax.lax.while_loop(cycle_unfinished, extend, (basis, length))
         first, last = basis.rotations[:, 0], basis.rotations[basis.count]
         used = jnp.arange(size, dtype=jnp.int32) < basis.count
         rhs = length * jnp.where(used, first[:size], 0.0)
@@ -135,28 +240,19 @@ def gmres(matvec: Matvec, b: Vector, limits: Limits, rtol: float) -> tuple[Vecto
         return x + weights @ basis.vectors[:size], r, residual, before + basis.count
 
     start = (jnp.zeros_like(b), b, tree.norm(b), jnp.int32(0))
-    x, _, residual, _ = jax.lax.while_loop(going_on, cycle, start)
+    x, _, residual, _ = jax.lax.while_loop(unfinished, cycle, start)
     return x, (residual <= rtol) & tree.all_finite(x)
 
 
 def _extended(matvec: Matvec, basis: _Basis) -> _Basis:
+    """Return the basis with one more vector, and the QR factors updated by one rotation."""
     vectors, rotations, triangle, k = basis
-    image = matvec(vectors[k])
-    column = vectors @ image
-    image = image - column @ vectors
-    again = vectors @ image
-    image = image - again @ vectors
-    length = tree.norm(image)
-    vectors = vectors.at[k + 1].set(image / jnp.where(length > 0, length, 1.0))
-    column = rotations @ (column + again).at[k + 1].set(length)
+    vectors, coordinates = arnoldi_step(matvec, vectors, k)
+    column = rotations @ coordinates
     radius = jnp.hypot(column[k], column[k + 1])
     cosine, sine = column[k] / radius, column[k + 1] / radius
     upper, lower = rotations[k], rotations[k + 1]
     rotations = rotations.at[k].set(cosine * upper + sine * lower)
     rotations = rotations.at[k + 1].set(cosine * lower - sine * upper)
-    return _Basis(
-        vectors,
-        rotations,
-        triangle.at[:, k].set(column.at[k].set(radius).at[k + 1].set(0.0)[:-1]),
-        k + 1,
-    )
+    column = column.at[k].set(radius).at[k + 1].set(0.0)
+    return _Basis(vectors, rotations, triangle.at[:, k].set(column[:-1]), k + 1)

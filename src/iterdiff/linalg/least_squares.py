@@ -1,4 +1,4 @@
-"""Small least-squares problems whose columns may vanish or depend on each other."""
+"""Small least-squares problems whose columns may be zero or linearly dependent."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 
 def safe_length(v: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
-    """Return Euclidean lengths along the last axis; 1, with derivative 0, for zero vectors."""
+    """Return Euclidean norms along the last axis; 1, with derivative 0, for zero vectors."""
     square = jnp.sum(v * v, axis=-1)
     return jnp.sqrt(jnp.where(square == 0, 1.0, square))
 
@@ -14,18 +14,18 @@ def safe_length(v: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
 def least_squares(
     columns: Float[Array, "k n"], b: Float[Array, " n"], damping: float
 ) -> Float[Array, " k"]:
-    r"""Return the minimiser of a damped least-squares problem by QR.
+    r"""Return the minimiser of a damped least-squares problem, by QR.
 
-    The columns are scaled to unit length first (zero columns stay zero); then
-    :math:`\|C^\top g - b\|^2 + \delta^2 \|g\|^2` is minimised over :math:`g`. The damping keeps
-    the stacked matrix at full rank, so that value and derivative are finite whatever the columns
-    are; the weight of a zero column is zero.
+    The columns are first scaled to unit length (zero columns stay zero). Then
+    :math:`\|C^\top g - b\|^2 + \delta^2 \|g\|^2` is minimised over :math:`g`. The damping gives the
+    stacked matrix full rank, so value and derivative are finite for all columns. The weight of a
+    zero column is zero.
 
     Parameters
     ----------
-    columns : array of shape (k, n)
+    columns : array, shape (k, n)
         The columns of the matrix, as rows.
-    b : array of shape (n,)
+    b : array, shape (n,)
         The right-hand side.
     damping : float
         :math:`\delta`, positive, relative to columns of unit length.

@@ -1,4 +1,8 @@
-"""What a few products with a linear map tell of it: spectral radius, symmetry, definiteness."""
+"""Spectral radius, symmetry and definiteness of a linear map, estimated from a few products.
+
+Only the products are compiled. Arnoldi's method runs on the host, in float64: compiling
+`iterdiff.linalg.krylov.arnoldi` would take four times as long as the whole estimate.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,8 +15,8 @@ from iterdiff.jaxtools import tree
 
 Vector = Float[np.ndarray, " n"]
 
-HUGE = 1e150
-"""What grows beyond this, or is not a number, is infinite here: its square may overflow."""
+FINITE_MAX_MAGNITUDE = 1e150
+"""Larger entries count as infinite: their squares may overflow."""
 
 
 class Spectrum(NamedTuple):
@@ -21,10 +25,9 @@ class Spectrum(NamedTuple):
     Attributes
     ----------
     values : complex array
-        Approximate eigenvalues; the extreme ones come out first, as the Krylov space grows.
+        Ritz values: approximate eigenvalues, of which the extreme ones converge first.
     exact : bool
-        Whether the Krylov space is the whole space (or invariant), so that these are
-        eigenvalues.
+        Whether these are eigenvalues, because the Krylov space is invariant or the whole space.
     asymmetry : float
         ``|<u, A v> - <v, A u>|`` over ``||u|| ||A v|| + ||v|| ||A u||``, the largest of three
         pairs of random vectors; zero to rounding for a symmetric map.
@@ -36,14 +39,12 @@ class Spectrum(NamedTuple):
 
     @property
     def radius(self) -> float:
-        """The largest modulus: the spectral radius, from below unless `exact`."""
+        """The largest modulus: the spectral radius, or a lower bound of it unless `exact`."""
         return float(np.max(np.abs(self.values)))
 
 
 def probe(apply: Callable[[PyTree], PyTree], like: PyTree, products: int = 40) -> Spectrum:
-    """Probe a linear map by at most `products` products, and six more for its symmetry.
-
-    Arnoldi's method with full reorthogonalisation, from a random vector.
+    """Estimate the spectrum of a linear map by Arnoldi's method from a random vector.
 
     Parameters
     ----------
@@ -52,49 +53,50 @@ def probe(apply: Callable[[PyTree], PyTree], like: PyTree, products: int = 40) -
     like : pytree of real floating arrays
         Gives structure, shapes and dtypes.
     products : int
-        The largest dimension of the Krylov space.
+        The largest dimension of the Krylov space, and so the number of products. Six more measure
+        the asymmetry.
     """
-
-    def flat(vector):
-        return tree.to_vector(apply(tree.from_vector(vector, like)))
-
-    push = jax.jit(flat)
-    size = tree.size(like)
-    dtype = tree.result_dtype(like)
-    rng = np.random.default_rng(0)
+    size, dtype = tree.size(like), tree.result_dtype(like)
+    matvec = jax.jit(lambda v: tree.to_vector(apply(tree.from_vector(v, like))))
 
     def product(v: Vector) -> Vector:
-        return np.asarray(push(v.astype(dtype)), float)
+        return np.asarray(matvec(v.astype(dtype)), float)
 
-    values, exact = _arnoldi(product, rng.standard_normal(size), min(products, size))
+    rng = np.random.default_rng(0)
+    values, exact = _ritz_values(product, rng.standard_normal(size), min(products, size))
     return Spectrum(values, exact, max(_asymmetry(product, rng, size) for _ in range(3)))
 
 
-def _arnoldi(product: Callable[[Vector], Vector], start: Vector, most: int):
-    basis = [start / np.linalg.norm(start)]
-    hessenberg = np.zeros((most + 1, most))
-    for j in range(most):
-        image = product(basis[j])
-        if not np.all(np.abs(image) < HUGE):
+def _ritz_values(
+    product: Callable[[Vector], Vector], start: Vector, steps: int
+) -> tuple[np.ndarray, bool]:
+    """Return the Ritz values after `steps` products, and whether these are eigenvalues.
+
+    Classical Gram-Schmidt, applied twice.
+    """
+    basis, hessenberg = np.zeros((steps + 1, start.size)), np.zeros((steps + 1, steps))
+    basis[0] = start / np.linalg.norm(start)
+    for k in range(steps):
+        image = remainder = product(basis[k])
+        if not np.all(np.abs(image) < FINITE_MAX_MAGNITUDE):
             return np.array([np.inf]), False
-        scale = np.linalg.norm(image)
         for _ in range(2):
-            for i, v in enumerate(basis):
-                overlap = float(v @ image)
-                hessenberg[i, j] += overlap
-                image = image - overlap * v
-        rest = float(np.linalg.norm(image))
-        if rest <= 1e-10 * max(scale, 1e-300) or j + 1 == start.size:
-            return np.linalg.eigvals(hessenberg[: j + 1, : j + 1]), True
-        hessenberg[j + 1, j] = rest
-        basis.append(image / rest)
-    return np.linalg.eigvals(hessenberg[:most, :most]), False
+            overlaps = basis @ remainder
+            hessenberg[:, k] += overlaps
+            remainder = remainder - overlaps @ basis
+        height = float(np.linalg.norm(remainder))
+        if height <= 1e-10 * max(np.linalg.norm(image), 1e-300) or k + 1 == start.size:
+            return np.linalg.eigvals(hessenberg[: k + 1, : k + 1]), True
+        hessenberg[k + 1, k] = height
+        basis[k + 1] = remainder / height
+    return np.linalg.eigvals(hessenberg[:steps]), False
 
 
 def _asymmetry(product: Callable[[Vector], Vector], rng: np.random.Generator, size: int) -> float:
     u, v = rng.standard_normal((2, size))
-    au, av = product(u), product(v)
-    if not np.all(np.abs([au, av]) < HUGE):
+    image_u, image_v = product(u), product(v)
+    if not np.all(np.abs([image_u, image_v]) < FINITE_MAX_MAGNITUDE):
         return np.inf
-    weight = np.linalg.norm(u) * np.linalg.norm(av) + np.linalg.norm(v) * np.linalg.norm(au)
-    return float(abs(u @ av - v @ au) / max(weight, 1e-300))
+    weight = np.linalg.norm(u) * np.linalg.norm(image_v)
+    weight += np.linalg.norm(v) * np.linalg.norm(image_u)
+    return float(abs(u @ image_v - v @ image_u) / max(weight, 1e-300))
