@@ -30,8 +30,16 @@ def run(code: str, folder: Path) -> dict:
 
 def test_contributing_shows_a_skeleton_of_each_kind():
     headings = [heading for heading, _ in blocks("CONTRIBUTING.md")]
-    assert headings == ["Adding an algorithm", "Adding a mode", "Adding an adapter"]
-    assert all("assert" in code for _, code in blocks("CONTRIBUTING.md"))
+    assert headings == [
+        "Adding an algorithm",
+        "Adding a mode",
+        "Adding a problem or a stopping rule",
+        "Adding an adapter",
+    ]
+    for _, code in blocks("CONTRIBUTING.md"):
+        assert "assert" in code
+        ours = re.findall(r"^(?:from|import) (iterdiff[.\w]*)", code, re.MULTILINE)
+        assert set(ours) <= {"iterdiff", "iterdiff.extend"}
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,8 @@ def measure(steps: int = STEPS) -> xr.Dataset:
 
 def burn_in(error: np.ndarray) -> tuple[int, int]:
     """Return the iteration of the peak, and the last one whose error exceeds the starting value."""
-    return int(np.argmax(error)), int(np.flatnonzero(error > error[0])[-1])
+    found = itd.theory.measured_burn_in(error)
+    return found.peak_index, found.length - 1
 
 
 def draw(trace: xr.Dataset) -> plt.Figure:

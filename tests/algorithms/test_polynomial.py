@@ -1,5 +1,8 @@
-"""Chebyshev and Sobolev: their polynomials, burn-in, cost, stability and manners."""
+"""Chebyshev and Sobolev: their polynomials, burn-in, speed, stability and bad arguments."""
 
+import functools
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,13 +11,13 @@ import pytest
 import iterdiff as itd
 from iterdiff import theory
 from iterdiff.algorithms.polynomial import Chebyshev, Sobolev
-from tests.theory import runs
 
 DIAGONAL = itd.LinearSystem(
     lambda x, theta: theta * x, lambda theta: 0 * theta, positive_definite=True
 )
 
 
+@eqx.filter_jit
 def residual_polynomials(algorithm, eigenvalues, steps):
     """Return P_t and P_t' at the eigenvalues by running the algorithm on a diagonal system."""
 
@@ -26,7 +29,7 @@ def residual_polynomials(algorithm, eigenvalues, steps):
 
         return jax.lax.scan(advance, state, None, length=steps + 1)[1]
 
-    return jax.jit(lambda z: jax.jvp(iterates, (z,), (jnp.ones_like(z),)))(eigenvalues)
+    return jax.jvp(iterates, (eigenvalues,), (jnp.ones_like(eigenvalues),))
 
 
 @pytest.mark.parametrize(
@@ -59,70 +62,104 @@ def test_chebyshev_runs_its_polynomials():
     np.testing.assert_allclose(derivative / slope, expected.derivative / slope, atol=1e-9)
 
 
-KINDS, KAPPAS = ("ridge", "flat", "mixed"), (1e-2, 1e-3)
+# Jacobian errors on quadratics, from the polynomials that the algorithms run. In the eigenbasis
+# of H, with divided differences P[.,.] and the errors e_0, E_0 of iterate and Jacobian at x0:
+#     E_t = P_t(H) E_0 + (P_t[l_i, l_j] dH_ij) e_0.
+# tests/theory holds this identity against unrolled Jacobians.
+
+KINDS = ("ridge", "flat", "mixed")
+SIZE, SEEDS, LONGEST = 40, 10, 420
+# The docstring of Sobolev quotes what two draws of 40 problems of sizes 40 and 100 gave.
 
 
-def scenarios(seed, n=100, p=3):
-    """Yield quadratics from x0 = 0: ridge-like, with a flat Jacobian, not commuting; by kappa.
+def jacobian_error(kind, spectrum, value, slope, rng):
+    """Return ||E_t|| / ||E_0|| for a random quadratic, from P_t and P_t' at its spectrum.
 
-    They are those of a separate check, drawn in its order from its seeds.
+    "ridge": the derivative of the gradient at x0 vanishes; "flat": H and dH commute, and E_0 is
+    independent of dH; "mixed": H and dH do not commute.
     """
-    rng, zero = np.random.default_rng(100 + seed), np.zeros(n)
-    for kappa in KAPPAS:
-        spectrum = np.sort(np.concatenate([[kappa, 1.0], rng.uniform(kappa, 1, n - 2)]))
-        for kind in KINDS:
-            solution, root = rng.normal(size=n), np.sqrt(spectrum)
-            if kind == "ridge":  # the derivative of the starting gradient vanishes
-                S, B = np.stack([(k == 0) * np.eye(n) for k in range(p)]), np.zeros((n, p))
-            elif kind == "flat":
-                S = np.stack([np.diag(spectrum * rng.uniform(-1, 1, n)) for _ in range(p)])
-                J = np.stack([rng.normal(size=n) for _ in range(p)], axis=1)
-                B = -spectrum[:, None] * J - np.einsum("kij,j->ik", S, solution)
-            else:
-                M = np.stack([rng.normal(size=(n, n)) for _ in range(p)])
-                S = root[:, None] * (M + M.transpose(0, 2, 1)) / 2 / np.sqrt(n) * root
-                B = np.stack([rng.normal(size=n) for _ in range(p)], axis=1)
-            fields = (np.diag(spectrum), S, -spectrum * solution, B, zero, np.zeros((n, p)))
-            yield runs.Quadratic(*map(np.asarray, (*fields, kappa, 1.0)))
+    e0, root = rng.normal(size=SIZE), np.sqrt(spectrum)
+    if kind == "ridge":  # dH e_0 + H E_0 = 0
+        E0 = rng.normal(size=SIZE)
+        dH = np.diag(-spectrum * E0 / e0)
+    elif kind == "flat":
+        E0 = rng.normal(size=SIZE)
+        dH = np.diag(spectrum * rng.uniform(-1, 1, SIZE))
+    else:
+        raw = rng.normal(size=(SIZE, SIZE))
+        dH = root[:, None] * (raw + raw.T) / 2 / np.sqrt(SIZE) * root
+        E0 = (rng.normal(size=SIZE) - dH @ e0) / spectrum
+    gap = spectrum[:, None] - spectrum + np.eye(SIZE)
+    divided = (value[:, :, None] - value[:, None]) / gap + slope[:, :, None] * np.eye(SIZE)
+    errors = np.linalg.norm(value * E0 + (divided * dH) @ e0, axis=1)
+    return errors / np.linalg.norm(E0)
 
 
-@pytest.fixture(scope="module")
-def relative_errors():
-    """Return ||E_t|| / ||E_0|| by (method, kind, conditioning): ten seeds each."""
-    cases = [(kind, kappa) for kappa in KAPPAS for kind in KINDS]
-    problems = [problem for seed in range(10) for problem in scenarios(seed)]
-    batch = runs.Quadratic(*(jnp.asarray(np.stack(f)) for f in zip(*problems, strict=True)))
-    out = {}
-    for method in ("chebyshev", "sobolev"):
-        errors = runs.jacobian_errors(method, batch, 420)
-        rows = (errors / errors[:, :1]).reshape(10, len(cases), -1)
-        out |= {(method, *case): rows[:, i] for i, case in enumerate(cases)}
-    return out
+@functools.cache
+def on_random_spectra(kappa):
+    """Return spectra, and P_t and P_t' on them for Chebyshev and Sobolev, by spectrum."""
+    spectra = np.random.default_rng(round(1 / kappa)).uniform(kappa, 1, (SEEDS, SIZE))
+    spectra[:, 0], spectra[:, -1] = kappa, 1.0
+    polynomials = []
+    for algorithm in (Chebyshev(kappa, 1.0), Sobolev(kappa, 1.0)):
+        pair = residual_polynomials(algorithm, jnp.asarray(spectra.ravel()), LONGEST)
+        by_step = (np.asarray(part).reshape(-1, SEEDS, SIZE) for part in pair)
+        polynomials.append([np.moveaxis(part, 1, 0) for part in by_step])
+    return spectra, polynomials
 
 
-def test_sobolev_has_no_burn_in(relative_errors):
-    for (method, kind, kappa), curves in relative_errors.items():
-        if method == "sobolev":
-            assert curves.max() <= 1.05, (kind, kappa)
-        elif kind == "flat":  # ... on problems that do give Chebyshev one
-            assert curves.max(axis=1).min() > 1.5
+@functools.cache
+def curves(kind, kappa):
+    """Return the error curves of Chebyshev and of Sobolev, shape (2, seeds, steps + 1)."""
+    spectra, polynomials = on_random_spectra(kappa)
+    out = []
+    for value, slope in polynomials:
+        rng = np.random.default_rng(KINDS.index(kind))  # the same problems for both
+        tasks = zip(spectra, value, slope, strict=True)
+        out.append([jacobian_error(kind, *task, rng) for task in tasks])
+    return np.array(out)
 
 
-def test_sobolev_needs_no_more_iterations_than_chebyshev(relative_errors):
-    """Median, least and largest of the ratios to 1e-6, as they were found independently."""
-    found = {"ridge": (0.97, 0.87, 0.99), "flat": (0.75, 0.69, 0.86), "mixed": (0.81, 0.67, 0.97)}
-    first = {key: np.argmax(curves < 1e-6, axis=1) for key, curves in relative_errors.items()}
-    assert all(steps.min() > 0 for steps in first.values()), "not converged"
-    for kind, expected in found.items():
-        ratios = [first["sobolev", kind, k] / first["chebyshev", kind, k] for k in KAPPAS]
-        shown = np.median(ratios), np.min(ratios), np.max(ratios)
-        np.testing.assert_allclose(shown, expected, atol=0.00501, err_msg=kind)
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_kappa = pytest.mark.parametrize("kappa", [1e-2, 1e-3])
 
 
-def test_sobolev_is_worse_at_first_where_chebyshev_has_no_burn_in(relative_errors):
-    """A limit that the docstring states."""
-    ours, theirs = (relative_errors[method, "mixed", 1e-3] for method in ("sobolev", "chebyshev"))
-    assert np.median(ours[:, 50] / theirs[:, 50]) > 2
+@every_kappa
+def test_sobolev_never_amplifies_the_initial_jacobian_error(kappa):
+    # the worst case of |P_t - lambda P_t'| over the spectra; Chebyshev's exceeds its start
+    spectra, polynomials = on_random_spectra(kappa)
+    chebyshev, sobolev = (
+        np.abs(value - spectra[:, None] * slope).max() for value, slope in polynomials
+    )
+    assert sobolev <= 1 + 1e-9
+    assert chebyshev > 0.4 / kappa
+
+
+@every_kappa
+@every_kind
+def test_sobolev_has_hardly_any_burn_in(kind, kappa):
+    chebyshev, sobolev = curves(kind, kappa)
+    assert sobolev.max() <= (1 + 1e-9 if kind == "ridge" else 1.25)
+    assert np.mean(sobolev.max(axis=1) > 1 + 1e-9) <= 0.1
+    if kind != "mixed":  # Chebyshev has one on the same problems
+        assert np.median(chebyshev.max(axis=1)) > 3
+
+
+@every_kappa
+@every_kind
+def test_sobolev_needs_fewer_iterations_than_chebyshev(kind, kappa):
+    chebyshev, sobolev = (np.argmax(errors < 1e-6, axis=1) for errors in curves(kind, kappa))
+    assert min(chebyshev.min(), sobolev.min()) > 0, "not converged"
+    ratios = sobolev / chebyshev
+    assert 0.65 < np.median(ratios) < 0.9  # about what the docstring states
+    assert 0.6 < ratios.min() and ratios.max() < 1.02
+
+
+def test_sobolev_is_worse_at_first_where_chebyshev_has_no_burn_in():
+    # a limit that the docstring states, for the first 4 sqrt(L / l) iterations
+    chebyshev, sobolev = curves("mixed", 1e-3)
+    worst = (sobolev / chebyshev)[:, :127].max(axis=1)
+    assert 4 < np.median(worst) < 13
 
 
 @pytest.mark.parametrize("algorithm", [Chebyshev(1e-3, 1.0), Sobolev(1e-3, 1.0)])
@@ -141,8 +178,8 @@ def test_stable_to_thousands_of_steps(algorithm):
     x, slope = jax.jit(lambda s: jax.jvp(iterates, (s,), (jnp.ones(()),)))(jnp.ones(()))
     assert jnp.abs(x[1000:] - solution[None]).max() < 1e-11
     assert jnp.abs(slope[1000:]).max() < 1e-10
-    # Without the right-hand side's rounding the polynomial goes on falling at its rate, up to
-    # a power of t.
+    # Without the rounding of the right-hand side, the polynomial keeps falling at its rate, up
+    # to a power of t.
     value, _ = residual_polynomials(algorithm, z, 4000)
     size = np.abs(value).max(axis=1)
     assert (size[4000] / size[3000]) ** 1e-3 == pytest.approx(
@@ -150,8 +187,14 @@ def test_stable_to_thousands_of_steps(algorithm):
     )
 
 
-@pytest.mark.parametrize("algorithm", [Chebyshev(0.5, 3.0), Sobolev(0.5, 3.0)])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("algorithm", "dtype"),
+    [
+        (Chebyshev(0.5, 3.0), "float64"),
+        (Sobolev(0.5, 3.0), "float64"),
+        (Sobolev(0.5, 3.0), "float32"),
+    ],
+)
 def test_trees_dtypes_and_derivatives_at_the_solution(algorithm, dtype):
     problem = itd.Minimization(
         lambda x, theta: jnp.sum((x["a"] - theta) ** 2) / 2 + (x["b"][0] - theta[0]) ** 2
@@ -164,7 +207,7 @@ def test_trees_dtypes_and_derivatives_at_the_solution(algorithm, dtype):
         step = lambda state, _: (algorithm.step(problem, state, theta), None)  # noqa: E731
         return jax.lax.scan(step, state, None, length=steps)[0].x
 
-    # From the exact solution everything stays there, and the derivative arrives too.
+    # The iterate stays at the exact solution, and its derivative converges too.
     def from_the_solution(start):
         there = {"a": start, "b": (start[0],)}
         return jax.jacfwd(lambda theta: run(theta, there, 40)["a"])(theta)

@@ -1,8 +1,8 @@
-"""A zoo of problems whose solution *and* its derivative are known in closed form.
+"""Problems whose solution *and* its derivative are known in closed form.
 
-Every family of problems is here, with array-valued and pytree-valued unknowns and parameters.
-The Jacobians are written by hand; ``test_problem_zoo.py`` holds them against the solution and
-against the implicit function theorem, so that other tests may take them for the truth.
+They cover every family of problems, with arrays and pytrees as unknowns and parameters. The
+Jacobians are written by hand. ``test_cases.py`` checks them against the solution and the implicit
+function theorem, so that other tests can compare with them.
 
 >>> case = build("sqrt", "float64")
 >>> [suited.name for suited in case.algorithms]
@@ -41,13 +41,26 @@ BUILDERS = {
 }
 NAMES = tuple(BUILDERS)
 
+IN_FLOAT32 = (
+    "matrix_quadratic",
+    "sqrt",
+    "cubic_scalar",
+    "spd_system",
+    "affine_contraction",
+    "lasso",
+)
+"""The cases to test in float32 too: together they have every family and every algorithm."""
+
+BUILT = [(name, "float64") for name in NAMES] + [(name, "float32") for name in IN_FLOAT32]
+"""Each case in float64, and those of `IN_FLOAT32` in float32 too: arguments of `build`."""
+
 
 @functools.cache
 def build(name: str, dtype: str = "float64") -> Case:
-    """Return the case of this name with all leaves of this dtype."""
+    """Return the case of this name, with all leaves in this dtype."""
     return BUILDERS[name](dtype)
 
 
 def suited(dtype: str = "float64") -> list[tuple[str, int]]:
-    """Return every pair of a case's name and the index of an algorithm that solves it."""
+    """Return all pairs of a case's name and the index of an algorithm that solves it."""
     return [(name, index) for name in NAMES for index in range(len(build(name, dtype).algorithms))]

@@ -1,4 +1,4 @@
-"""What a case is, and what the cases are made with."""
+"""The class of a case, and helpers to build one."""
 
 import dataclasses
 import functools
@@ -15,15 +15,15 @@ import iterdiff as itd
 
 @dataclasses.dataclass(frozen=True)
 class Suited:
-    """An algorithm that solves a case, and how long it takes.
+    """An algorithm that solves a case, and the number of steps it needs.
 
     Attributes
     ----------
     algorithm : iterdiff.Algorithm
         The algorithm.
     steps : int
-        So many steps bring the iterate to within rounding of the solution, and the unrolled
-        Jacobian too, where ``algorithm.differentiable`` and it has no ``caveat``.
+        After this many steps the iterate agrees with the solution to rounding. So does the
+        unrolled Jacobian, if the algorithm is ``differentiable`` and has no ``caveat``.
     """
 
     algorithm: itd.Algorithm
@@ -40,7 +40,7 @@ class Suited:
         return itd.Steps(self.steps)
 
     def adaptive(self, dtype: str) -> itd.ResidualBelow:
-        """Return a stopping rule that looks at the residual, as tight as `dtype` bears."""
+        """Return a stopping rule for the residual, with tolerances near rounding."""
         tight = dtype == "float64"
         rtol, atol = (1e-12, 1e-14) if tight else (1e-5, 1e-6)
         return itd.ResidualBelow(rtol=rtol, atol=atol, max_steps=10 * self.steps)
@@ -48,22 +48,23 @@ class Suited:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A problem with its known answer.
+    """A problem with its known solution.
 
     Attributes
     ----------
     name : str
-        For test ids.
+        Name in test ids.
     problem : iterdiff.Problem
-        What is solved.
+        The problem.
     x0, theta : pytree
-        Where to start, and the parameters to differentiate in.
+        Start, and the parameters to differentiate with respect to.
     solution : callable
         ``solution(theta)`` is ``x*(theta)``, in closed form, differentiable by JAX.
     jacobian : callable
-        ``jacobian(theta)`` is its derivative as ``jax.jacobian(solution)`` lays it out, by hand.
+        ``jacobian(theta)`` is its derivative, by hand, in the layout of
+        ``jax.jacobian(solution)``.
     algorithms : tuple of Suited
-        What solves it.
+        Algorithms that solve it.
     """
 
     name: str
@@ -91,9 +92,10 @@ def push(jacobian: PyTree, tangent: PyTree, x: PyTree) -> PyTree:
 
 
 def draw(seed: int, *shape: int) -> np.ndarray:
-    """Return a normal sample that is the same wherever it is asked for."""
+    """Return a normal sample that depends only on the seed."""
     return np.random.default_rng(seed).normal(size=shape)
 
 
 def make(dtype: str) -> Callable[[Any], jax.Array]:
+    """Return a function that makes arrays of this dtype."""
     return lambda value: jnp.asarray(value, dtype)

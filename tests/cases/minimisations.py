@@ -192,9 +192,9 @@ def lasso(dtype: str) -> Case:
 
 
 def nonnegative_tree(dtype: str) -> Case:
-    """``sum(d p^2 / 2 - b p)`` over ``p >= 0``, beside a free block that it pulls on.
+    """``sum(d p^2 / 2 - b p) + (free - mean(p))^2 / 2`` over ``p >= 0`` and an unbounded ``free``.
 
-    ``p* = max(b, 0) / d`` and ``free* = mean(p*)``: the free block follows at no cost.
+    ``p* = max(b, 0) / d`` and ``free* = mean(p*)``, which makes the second term zero.
     """
     array = make(dtype)
 

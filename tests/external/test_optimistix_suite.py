@@ -1,7 +1,7 @@
 """optimistix's own derivative tests, with our implicit mode in place of its `ImplicitAdjoint`.
 
 ``ITERDIFF_OPTIMISTIX_TESTS=/path/to/optimistix`` names a checkout whose ``tests`` run unmodified
-(they need diffrax). The tests that need only the installed package are in ``test_adapters.py``.
+(they need diffrax). The tests that need only the installed package are in ``tests/adapters/``.
 """
 
 import os

@@ -1,4 +1,6 @@
-"""Wrong calls: one error that names the argument and the way out."""
+"""Wrong calls: one error, at once, that names the argument."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +9,12 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
-from tests.helpers import compiled
+from iterdiff.problems.checks import check_untraced
 
 
 @pytest.fixture(autouse=True)
 def without_type_checks(monkeypatch):
-    """Let wrong arguments reach the library: its users do not run under beartype."""
+    """Let wrong arguments reach the library, since its users do not run under beartype."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
@@ -48,46 +50,48 @@ class Reshaping(itd.Algorithm):
         return itd.Iterate(changed[self.how]())
 
 
+def check_message(message, argument):
+    """Check that a message names the argument, in at most two sentences."""
+    assert argument in message
+    assert len(re.findall(r"[.?!] +[A-Z]", message)) <= 1, message
+
+
 NAN = np.array([1.0, np.nan])
-WRONG = {
+WRONG = {  # arguments of solve, the exception, what its message names
     # x0
-    "x0 integer": (dict(x0=jnp.zeros(2, int)), TypeError, ["`x0`", "int64", "jnp.asarray"]),
-    "x0 Python int": (dict(x0=3), TypeError, ["`x0`", "floating"]),
-    "x0 complex": (dict(x0=jnp.zeros(2, complex)), TypeError, ["`x0`", "complex", "two parts"]),
-    "x0 boolean": (dict(x0=jnp.zeros(2, bool)), TypeError, ["`x0`", "bool"]),
-    "x0 empty tree": (dict(x0={}), ValueError, ["`x0`", "pass an array"]),
-    "x0 None": (dict(x0=None), ValueError, ["`x0`", "pass an array"]),
-    "x0 empty array": (dict(x0=jnp.zeros(0)), ValueError, ["`x0`", "pass an array"]),
-    "x0 string": (dict(x0="start"), TypeError, ["`x0`", "real floating array"]),
-    "x0 NaN": (dict(x0=jnp.asarray(NAN)), ValueError, ["`x0`", "NaN"]),
-    "x0 NaN leaf": (dict(x0={"a": X0, "b": NAN}), ValueError, ["`x0`['b']", "NaN"]),
-    "x0 infinite": (dict(x0=jnp.array([1.0, jnp.inf])), ValueError, ["`x0`", "infinity"]),
-    "x0 one wrong leaf": (dict(x0={"a": X0, "b": 1}), TypeError, ["`x0`['b']"]),
+    "x0 integer": (dict(x0=jnp.zeros(2, int)), TypeError, "`x0`"),
+    "x0 Python int": (dict(x0=3), TypeError, "`x0`"),
+    "x0 complex": (dict(x0=jnp.zeros(2, complex)), TypeError, "`x0`"),
+    "x0 boolean": (dict(x0=jnp.zeros(2, bool)), TypeError, "`x0`"),
+    "x0 empty tree": (dict(x0={}), ValueError, "`x0`"),
+    "x0 None": (dict(x0=None), ValueError, "`x0`"),
+    "x0 empty array": (dict(x0=jnp.zeros(0)), ValueError, "`x0`"),
+    "x0 string": (dict(x0="start"), TypeError, "`x0`"),
+    "x0 NaN": (dict(x0=jnp.asarray(NAN)), ValueError, "`x0`"),
+    "x0 NaN leaf": (dict(x0={"a": X0, "b": NAN}), ValueError, "`x0`['b']"),
+    "x0 infinite": (dict(x0=jnp.array([1.0, jnp.inf])), ValueError, "`x0`"),
+    "x0 one wrong leaf": (dict(x0={"a": X0, "b": 1}), TypeError, "`x0`['b']"),
     # theta
-    "theta complex": (
-        dict(theta=jnp.ones(2, complex)),
-        TypeError,
-        ["`theta`", "complex", "real and imaginary parts as two leaves"],
-    ),
-    "theta integer": (dict(theta=jnp.ones(2, int)), ValueError, ["`theta`", "floating arrays"]),
-    "theta None": (dict(theta=None), ValueError, ["`theta`", "no floating leaf"]),
-    "theta NaN": (dict(theta=jnp.asarray(NAN)), ValueError, ["`theta`", "NaN"]),
-    "theta NaN leaf": (dict(theta=(THETA, jnp.nan)), ValueError, ["`theta`[1]", "NaN"]),
+    "theta complex": (dict(theta=jnp.ones(2, complex)), TypeError, "`theta`"),
+    "theta integer": (dict(theta=jnp.ones(2, int)), ValueError, "`theta`"),
+    "theta None": (dict(theta=None), ValueError, "`theta`"),
+    "theta NaN": (dict(theta=jnp.asarray(NAN)), ValueError, "`theta`"),
+    "theta NaN leaf": (dict(theta=(THETA, jnp.nan)), ValueError, "`theta`[1]"),
     # the residual and x0
     "residual structure of a root finding": (
         dict(problem=itd.RootFinding(lambda x, theta: (x, x)), algorithm=itd.Newton()),
         ValueError,
-        ["`problem`", "RootFinding", "structure of `x0`"],
+        "`problem`: the residual",
     ),
     "residual shape": (
         dict(problem=itd.RootFinding(lambda x, theta: jnp.sum(x)), algorithm=itd.Newton()),
         ValueError,
-        ["`problem`", "shapes of `x0`", "(2,)", "()"],
+        "`problem`: the residual",
     ),
     "residual dtype": (
         dict(problem=itd.RootFinding(lambda x, theta: x.astype("float32")), algorithm=itd.Newton()),
         ValueError,
-        ["`problem`", "float32", "one precision"],
+        "`problem`: the residual",
     ),
     "right-hand side structure": (
         dict(
@@ -95,7 +99,7 @@ WRONG = {
             algorithm=itd.Richardson(0.1),
         ),
         ValueError,
-        ["`problem`", "the right-hand side of LinearSystem", "structure of `x0`"],
+        "`problem`: the right-hand side",
     ),
     "right-hand side that would broadcast": (
         dict(
@@ -103,12 +107,12 @@ WRONG = {
             algorithm=itd.Richardson(0.1),
         ),
         ValueError,
-        ["`problem`", "the right-hand side of LinearSystem", "shapes of `x0`", "(2,)", "()"],
+        "`problem`: the right-hand side",
     ),
     "update structure": (
         dict(problem=itd.FixedPoint(lambda x, theta: (x,)), algorithm=itd.Picard()),
         ValueError,
-        ["`problem`", "the update of FixedPoint", "structure of `x0`"],
+        "`problem`: the update",
     ),
     "prox shape": (
         dict(
@@ -116,63 +120,51 @@ WRONG = {
             algorithm=itd.ProximalGradient(0.1),
         ),
         ValueError,
-        ["`problem`", "the prox of CompositeMinimization", "shapes of `x0`"],
+        "`problem`: the prox",
     ),
     "objective a vector": (
         dict(problem=itd.Minimization(lambda x, theta: x - theta)),
         TypeError,
-        ["`problem`", "the objective of Minimization", "one real floating number", "(2,)", "sum"],
+        "`problem`: the objective",
     ),
     "objective an integer": (
         dict(problem=itd.Minimization(lambda x, theta: jnp.sum(x > 0))),
         TypeError,
-        ["`problem`", "the objective of Minimization", "int64"],
+        "`problem`: the objective",
     ),
     "objective nothing": (
         dict(problem=itd.Minimization(lambda x, theta: None)),
         TypeError,
-        ["`problem`", "the objective of Minimization", "None"],
+        "`problem`: the objective",
     ),
     # steps that do not keep the state
-    "step shape": (dict(algorithm=Reshaping("shape")), ValueError, ["`step`", "[2]", "[2, 2]"]),
-    "step dtype": (dict(algorithm=Reshaping("dtype")), ValueError, ["`step`", "float32"]),
-    "step structure": (dict(algorithm=Reshaping("structure")), ValueError, ["`step`", "structure"]),
+    "step shape": (dict(algorithm=Reshaping("shape")), ValueError, "`step`"),
+    "step dtype": (dict(algorithm=Reshaping("dtype")), ValueError, "`step`"),
+    "step structure": (dict(algorithm=Reshaping("structure")), ValueError, "`step`"),
     # modes and rules
-    "last above the steps": (
-        dict(mode=itd.Unrolled(last=4)),
-        ValueError,
-        ["`last` = 4", "3 steps", "lower it"],
-    ),
+    "last above the steps": (dict(mode=itd.Unrolled(last=4)), ValueError, "`last`"),
     "last above the most steps": (
         dict(mode=itd.Unrolled(last=9), stop=itd.ResidualBelow(max_steps=8)),
         ValueError,
-        ["`last` = 9", "8 steps"],
+        "`last`",
     ),
     "last with a rule for derivatives": (
         dict(mode=itd.Unrolled(last=2), stop=itd.DerivativeErrorBelow(1e-2)),
         ValueError,
-        ["`last`", "Leave `last` out"],
+        "`last`",
     ),
-    "stop a number": (dict(stop=100), TypeError, ["`stop`", "iterdiff.Steps(100)"]),
-    "stop a class": (dict(stop=itd.Steps), TypeError, ["`stop`", "iterdiff.Steps(100)"]),
-    "mode a string": (dict(mode="implicit"), TypeError, ["`mode`", "iterdiff.Implicit()"]),
-    "mode a class": (dict(mode=itd.Implicit), TypeError, ["`mode`", "iterdiff.Implicit()"]),
+    "stop a number": (dict(stop=100), TypeError, "`stop`"),
+    "stop a class": (dict(stop=itd.Steps), TypeError, "`stop`"),
+    "mode a string": (dict(mode="implicit"), TypeError, "`mode`"),
+    "mode a class": (dict(mode=itd.Implicit), TypeError, "`mode`"),
     # problems and algorithms
-    "problem a function": (
-        dict(problem=lambda x, theta: x),
-        TypeError,
-        ["`problem`", "iterdiff.Minimization(function)"],
-    ),
-    "algorithm a class": (
-        dict(algorithm=itd.GradientDescent),
-        TypeError,
-        ["`algorithm`", "instance", "@iterdiff.implicit"],
-    ),
-    "algorithm a string": (dict(algorithm="newton"), TypeError, ["`algorithm`", "adapters"]),
+    "problem a function": (dict(problem=lambda x, theta: x), TypeError, "`problem`"),
+    "algorithm a class": (dict(algorithm=itd.GradientDescent), TypeError, "`algorithm`"),
+    "algorithm a string": (dict(algorithm="newton"), TypeError, "`algorithm`"),
     "descent on a root finding": (
         dict(problem=itd.RootFinding(lambda x, theta: x - theta)),
         ValueError,
-        ["`algorithm`", "GradientDescent cannot solve a RootFinding", "it solves Minimization"],
+        "`algorithm`",
     ),
     "Newton on a nonsmooth problem": (
         dict(
@@ -180,14 +172,14 @@ WRONG = {
             algorithm=itd.Newton(),
         ),
         ValueError,
-        ["`algorithm`", "Newton cannot solve a CompositeMinimization"],
+        "`algorithm`",
     ),
     "Bisection of several unknowns": (
         dict(
             problem=itd.RootFinding(lambda x, theta: x - theta), algorithm=itd.Bisection(0.0, 2.0)
         ),
         ValueError,
-        ["`x0`", "jax.vmap"],
+        "`x0`",
     ),
     "Bisection unrolled": (
         dict(
@@ -198,103 +190,104 @@ WRONG = {
             mode=itd.Unrolled(),
         ),
         ValueError,
-        ["`mode`", "Bisection", "iterdiff.Implicit()"],
+        "`mode`",
     ),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_call_of_solve(name):
-    arguments, kind, words = WRONG[name]
+    arguments, kind, argument = WRONG[name]
     with pytest.raises(kind) as info:
         solve(**arguments)
     assert info.type is kind
-    for word in words:
-        assert word in str(info.value)
+    check_message(str(info.value), argument)
 
 
-MADE_WRONG = {
-    "step of zero": (lambda: itd.GradientDescent(0.0), ValueError, ["`step_size`", "0"]),
-    "negative step": (lambda: itd.Richardson(-0.1), ValueError, ["`step_size`", "-0.1"]),
-    "step NaN": (lambda: itd.HeavyBall(jnp.nan, 0.1), ValueError, ["`step_size`"]),
-    "step of a proximal gradient": (lambda: itd.ProximalGradient(0), ValueError, ["`step_size`"]),
-    "step of FISTA": (lambda: itd.FISTA(-1), ValueError, ["`step_size`"]),
-    "step of Nesterov": (lambda: itd.Nesterov(0.0, 0.1), ValueError, ["`step_size`"]),
-    "step infinite": (lambda: itd.GradientDescent(jnp.inf), ValueError, ["`step_size`", "finite"]),
-    "step no number": (lambda: itd.GradientDescent("1/L"), TypeError, ["step size", "'1/L'"]),
-    "step complex": (lambda: itd.Richardson(1j), TypeError, ["real number", "1j"]),
-    "step an array": (lambda: itd.GradientDescent(jnp.ones(2)), ValueError, ["scalar", "(2,)"]),
-    "damping": (lambda: itd.Picard(0.0), ValueError, ["`damping`"]),
-    "damping of Jacobi": (lambda: itd.Jacobi(-1.0), ValueError, ["`damping`"]),
-    "damping of Anderson": (lambda: itd.Anderson(3, 0.0), ValueError, ["`damping`"]),
-    "depth": (lambda: itd.Anderson(0), ValueError, ["`depth`", "at least 1"]),
-    "depth a float": (lambda: itd.Anderson(2.0), TypeError, ["`depth`", "int"]),
-    "restart": (lambda: itd.GMRES(0), ValueError, ["`restart`", "at least 1"]),
-    "relaxation": (lambda: itd.SOR(2.0), ValueError, ["`relaxation`", "below 2"]),
-    "spectrum": (lambda: itd.Chebyshev(2.0, 1.0), ValueError, ["`smallest`", "`largest`"]),
-    "no steps": (lambda: itd.Steps(0), ValueError, ["`n`", "at least 1"]),
-    "steps a float": (lambda: itd.Steps(10.0), TypeError, ["`n`", "float"]),
-    "steps a bool": (lambda: itd.Steps(True), TypeError, ["`n`", "bool"]),
-    "rtol": (lambda: itd.ResidualBelow(-1e-3), ValueError, ["`rtol`", "negative"]),
-    "rtol NaN": (lambda: itd.ResidualBelow(float("nan")), ValueError, ["`rtol`"]),
-    "atol": (lambda: itd.ResidualBelow(1e-3, -1.0), ValueError, ["`atol`", "negative"]),
-    "no tolerance": (lambda: itd.ResidualBelow(0.0, 0.0), ValueError, ["zero", "`Steps`"]),
-    "max_steps": (lambda: itd.ResidualBelow(max_steps=0), ValueError, ["`max_steps`"]),
-    "derivative rtol": (lambda: itd.DerivativeErrorBelow(0.0), ValueError, ["`rtol`", "positive"]),
+MADE_WRONG = {  # what to call, the exception, what its message names
+    "step of zero": (lambda: itd.GradientDescent(0.0), ValueError, "`step_size`"),
+    "negative step": (lambda: itd.Richardson(-0.1), ValueError, "`step_size`"),
+    "step NaN": (lambda: itd.HeavyBall(jnp.nan, 0.1), ValueError, "`step_size`"),
+    "step of a proximal gradient": (lambda: itd.ProximalGradient(0), ValueError, "`step_size`"),
+    "step of FISTA": (lambda: itd.FISTA(-1), ValueError, "`step_size`"),
+    "step of Nesterov": (lambda: itd.Nesterov(0.0, 0.1), ValueError, "`step_size`"),
+    "step infinite": (lambda: itd.GradientDescent(jnp.inf), ValueError, "`step_size`"),
+    "step no number": (lambda: itd.GradientDescent("1/L"), TypeError, "'1/L'"),
+    "step complex": (lambda: itd.Richardson(1j), TypeError, "1j"),
+    "step an array": (lambda: itd.GradientDescent(jnp.ones(2)), ValueError, "(2,)"),
+    "damping": (lambda: itd.Picard(0.0), ValueError, "`damping`"),
+    "damping of Jacobi": (lambda: itd.Jacobi(-1.0), ValueError, "`damping`"),
+    "damping of Anderson": (lambda: itd.Anderson(3, 0.0), ValueError, "`damping`"),
+    "depth": (lambda: itd.Anderson(0), ValueError, "`depth`"),
+    "depth a float": (lambda: itd.Anderson(2.0), TypeError, "`depth`"),
+    "restart": (lambda: itd.GMRES(0), ValueError, "`restart`"),
+    "restart a float": (lambda: itd.GMRES(2.0), TypeError, "`restart`"),
+    "momentum": (lambda: itd.HeavyBall(0.1, 1.0), ValueError, "`momentum`"),
+    "momentum of Nesterov": (lambda: itd.Nesterov(0.1, -1.0), ValueError, "`momentum`"),
+    "relaxation": (lambda: itd.SOR(2.0), ValueError, "`relaxation`"),
+    "spectrum": (lambda: itd.Chebyshev(2.0, 1.0), ValueError, "`smallest`"),
+    "no steps": (lambda: itd.Steps(0), ValueError, "`n`"),
+    "steps a float": (lambda: itd.Steps(10.0), TypeError, "`n`"),
+    "steps a bool": (lambda: itd.Steps(True), TypeError, "`n`"),
+    "rtol": (lambda: itd.ResidualBelow(-1e-3), ValueError, "`rtol`"),
+    "rtol NaN": (lambda: itd.ResidualBelow(float("nan")), ValueError, "`rtol`"),
+    "atol": (lambda: itd.ResidualBelow(1e-3, -1.0), ValueError, "`atol`"),
+    "no tolerance": (lambda: itd.ResidualBelow(0.0, 0.0), ValueError, "`rtol`"),
+    "max_steps": (lambda: itd.ResidualBelow(max_steps=0), ValueError, "`max_steps`"),
+    "derivative rtol": (lambda: itd.DerivativeErrorBelow(0.0), ValueError, "`rtol`"),
     "derivative atol": (
         lambda: itd.DerivativeErrorBelow(0.1, atol=-1.0),
         ValueError,
-        ["`atol`", "negative"],
+        "`atol`",
     ),
-    "every": (lambda: itd.DerivativeErrorBelow(0.1, every=0), ValueError, ["`every`"]),
-    "last": (lambda: itd.Unrolled(last=0), ValueError, ["`last`", "at least 1"]),
-    "last a float": (lambda: itd.Unrolled(last=1.0), TypeError, ["`last`", "int"]),
-    "checkpoint": (lambda: itd.Unrolled(checkpoint="all"), ValueError, ["`checkpoint`", "'sqrt'"]),
-    "refine": (lambda: itd.Implicit(refine=-1), ValueError, ["`refine`", "negative"]),
-    "refine a float": (lambda: itd.Implicit(refine=0.5), TypeError, ["`refine`", "int"]),
-    "linear solver": (lambda: itd.Implicit("cg"), TypeError, ["`linear_solver`", "lineax.CG"]),
+    "every": (lambda: itd.DerivativeErrorBelow(0.1, every=0), ValueError, "`every`"),
+    "last": (lambda: itd.Unrolled(last=0), ValueError, "`last`"),
+    "last a float": (lambda: itd.Unrolled(last=1.0), TypeError, "`last`"),
+    "checkpoint": (lambda: itd.Unrolled(checkpoint="all"), ValueError, "`checkpoint`"),
+    "refine": (lambda: itd.Implicit(refine=-1), ValueError, "`refine`"),
+    "refine a float": (lambda: itd.Implicit(refine=0.5), TypeError, "`refine`"),
+    "linear solver": (lambda: itd.Implicit("cg"), TypeError, "`linear_solver`"),
     "checked twice": (
         lambda: itd.Checked(itd.Checked(itd.Implicit())),
         TypeError,
-        ["`mode`", "not checked yet"],
+        "`mode`",
     ),
-    "checked nothing": (lambda: itd.Checked("implicit"), TypeError, ["`mode`"]),
-    "checked rtol": (lambda: itd.Checked(itd.Implicit(), 0.0), ValueError, ["`rtol`", "positive"]),
+    "checked nothing": (lambda: itd.Checked("implicit"), TypeError, "`mode`"),
+    "checked rtol": (lambda: itd.Checked(itd.Implicit(), 0.0), ValueError, "`rtol`"),
     "checked action": (
         lambda: itd.Checked(itd.Implicit(), on_failure="ignore"),
         ValueError,
-        ["`on_failure`", "'warn'", "'raise'", "'nan'"],
+        "`on_failure`",
     ),
     "residual step": (
         lambda: itd.CompositeMinimization(jnp.sum, lambda x, *_: x, residual_step=0.0),
         ValueError,
-        ["`residual_step`", "positive"],
+        "`residual_step`",
     ),
-    "objective": (lambda: itd.Minimization(3.0), TypeError, ["`objective`", "function"]),
-    "root of a string": (lambda: itd.RootFinding("x - 1"), TypeError, ["`function`", "'x - 1'"]),
-    "update": (lambda: itd.FixedPoint(None), TypeError, ["`update`", "function"]),
-    "prox": (lambda: itd.CompositeMinimization(jnp.sum, 0.1), TypeError, ["`prox`", "function"]),
-    "right-hand side": (lambda: itd.LinearSystem(np.eye(2), X0), TypeError, ["`rhs`", "function"]),
+    "objective": (lambda: itd.Minimization(3.0), TypeError, "`objective`"),
+    "root of a string": (lambda: itd.RootFinding("x - 1"), TypeError, "`function`"),
+    "update": (lambda: itd.FixedPoint(None), TypeError, "`update`"),
+    "prox": (lambda: itd.CompositeMinimization(jnp.sum, 0.1), TypeError, "`prox`"),
+    "right-hand side": (lambda: itd.LinearSystem(np.eye(2), X0), TypeError, "`rhs`"),
     "operator not square": (
         lambda: itd.LinearSystem(np.ones((2, 3)), lambda theta: theta),
         ValueError,
-        ["`operator`", "square matrix"],
+        "`operator`",
     ),
     "operator a string": (
         lambda: itd.LinearSystem("A", lambda theta: theta),
         ValueError,
-        ["`operator`", "square matrix"],
+        "`operator`",
     ),
 }
 
 
 @pytest.mark.parametrize("name", MADE_WRONG)
 def test_a_thing_made_wrong(name):
-    make, kind, words = MADE_WRONG[name]
+    make, kind, argument = MADE_WRONG[name]
     with pytest.raises(kind) as info:
         make()
-    for word in words:
-        assert word in str(info.value)
+    check_message(str(info.value), argument)
 
 
 A = 2 * np.eye(3)
@@ -320,8 +313,9 @@ SIZES = {
 def test_a_start_of_another_size_than_the_problem(name, x0):
     problem = SIZES[name]
     algorithm = itd.Newton() if name != "smooth part" else itd.ProximalGradient(0.1)
-    with pytest.raises(ValueError, match="`problem`: .*`x0`"):
+    with pytest.raises(ValueError, match="`problem`") as info:
         solve(problem=problem, algorithm=algorithm, x0=x0, theta=jnp.ones(3))
+    check_message(str(info.value), "`x0`")
 
 
 def test_a_function_that_jax_cannot_trace_is_left_to_jax():
@@ -331,42 +325,25 @@ def test_a_function_that_jax_cannot_trace_is_left_to_jax():
 
 
 def test_a_traced_step_size_is_let_through():
-    # its value is not known; a run that diverges says so
+    # its value is unknown; the status of the run tells if it diverges
     def final(step):
         return solve(algorithm=itd.GradientDescent(step), throw=False).x
 
     assert jnp.all(jnp.isfinite(jax.jit(final)(-1.0)))
 
 
-# What is no error: integer leaves of theta are data
+def test_functions_that_return_data_need_known_values():
+    def closing_over(value):
+        problem = itd.Minimization(lambda x, theta: value * jnp.sum((x - theta) ** 2))
+        check_untraced("measure", problem, DESCENT, X0, THETA)
+        return value
+
+    assert closing_over(1.0) == 1.0
+    with pytest.raises(TypeError, match="`measure`.*`problem`"):
+        jax.jit(closing_over)(1.0)
 
 
-def test_integer_leaves_are_data_without_derivative():
-    def objective(x, theta):
-        return jnp.sum((x - theta["p"][theta["index"]]) ** 2) * theta["weight"].astype(float)
-
-    theta = {"p": jnp.array([3.0, 5.0]), "index": jnp.array([1, 0, 1]), "weight": jnp.array(2)}
-    problem = itd.Minimization(objective)
-
-    @compiled
-    def slopes(theta):
-        def total(theta, mode):
-            task = (problem, itd.GradientDescent(0.125), jnp.zeros(3), theta)
-            stop = itd.Steps(60)
-            return jnp.sum(itd.solve(*task, stop=stop, mode=mode).x)
-
-        return [
-            jax.grad(total, allow_int=True)(theta, mode)
-            for mode in (itd.Implicit(), itd.Unrolled())
-        ]
-
-    for slope in slopes(theta):
-        np.testing.assert_allclose(slope["p"], [1.0, 2.0], rtol=1e-10)
-        assert slope["index"].dtype == jax.dtypes.float0
-        assert slope["weight"].dtype == jax.dtypes.float0
-
-
-# The decorator and the estimate check what they are given, too
+# The decorator and the estimate check their arguments too
 
 
 def test_the_decorator_checks_its_arguments():
@@ -381,18 +358,17 @@ def test_the_decorator_checks_its_arguments():
 
 
 ESTIMATES = {
-    "two keywords": (dict(tangent=THETA, cotangent=X0), "at most one of `tangent`"),
-    "tangent structure": (dict(tangent=(THETA,)), "`tangent` must have the structure of `theta`"),
-    "tangent shape": (dict(tangent=jnp.ones(3)), "`tangent` must have the shapes of `theta`"),
-    "cotangent structure": (dict(cotangent={"a": X0}), "`cotangent` must have the structure"),
-    "derivative shape": (dict(derivative=jnp.ones(3)), "`derivative` must have leaves of shapes"),
+    "two keywords": (dict(tangent=THETA, cotangent=X0), "`tangent`"),
+    "tangent structure": (dict(tangent=(THETA,)), "`tangent`"),
+    "tangent shape": (dict(tangent=jnp.ones(3)), "`tangent`"),
+    "cotangent structure": (dict(cotangent={"a": X0}), "`cotangent`"),
+    "derivative shape": (dict(derivative=jnp.ones(3)), "`derivative`"),
 }
 
 
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_a_wrong_call_of_derivative_error(name):
-    arguments, words = ESTIMATES[name]
-    derivative = arguments.get("derivative", X0)
-    options = {k: v for k, v in arguments.items() if k != "derivative"}
-    with pytest.raises(ValueError, match=words):
-        itd.derivative_error(QUADRATIC, X0, THETA, derivative, **options)
+    arguments, argument = ESTIMATES[name]
+    with pytest.raises(ValueError) as info:
+        itd.derivative_error(QUADRATIC, X0, THETA, **{"derivative": X0, **arguments})
+    check_message(str(info.value), argument)

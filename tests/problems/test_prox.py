@@ -12,7 +12,7 @@ from tests.helpers import compiled
 
 
 def nearest(operator):
-    """Return the problem whose solution is the operator of step 1 at theta."""
+    """Return the problem whose solution is ``operator(theta, 1)``."""
     return itd.CompositeMinimization(
         lambda x, theta: jnp.sum((x - theta) ** 2) / 2,
         lambda x, step_size, theta: operator(x, step_size),
@@ -53,13 +53,13 @@ CASES = {
         np.array([[0.5, -0.5, 0.0], [-0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]),
     ),
 }
-# A theta at which one coordinate is about to change sides.
+# A theta at which one coordinate is about to enter or leave the support, and which it is.
 WEAK = {
     "lasso": ([3.0, 1.0, 0.5], [False, True, False]),
     "elastic_net": ([3.0, -1.0, 0.5], [False, True, False]),
     "nonnegative": ([3.0, 0.0, 0.5], [False, True, False]),
     "box": ([1.0, -2.0, 0.5], [True, False, False]),
-    "simplex": ([0.8, 0.5, 0.15], [True, True, True]),  # the others give what it takes
+    "simplex": ([0.8, 0.5, 0.15], [True, True, True]),  # the others change with it
 }
 
 
@@ -88,7 +88,7 @@ def test_solution_derivative_and_kinks(name):
     assert run(jnp.array(weak_theta))[1].tolist() == weak
 
 
-def test_a_one_sided_derivative_does_not_pass_unsaid():
+def test_checked_flags_a_one_sided_derivative():
     problem = nearest(CASES["lasso"][0])
     mode = itd.Checked(itd.Implicit(), on_failure="nan")
     stop = itd.Steps(60)
@@ -109,10 +109,10 @@ def test_a_one_sided_derivative_does_not_pass_unsaid():
     pushed, estimate = run(jnp.array([3.0, 1.0, 0.5]))
     assert np.all(np.isnan(pushed))
     assert not estimate.trusted
-    assert estimate.reason.startswith("One-sided: a coordinate is weakly active")
+    assert estimate.reason_code == ONE_SIDED
 
 
-def test_a_kink_counts_within_the_tolerance_alone():
+def test_a_kink_counts_only_within_the_tolerance():
     problem = nearest(CASES["lasso"][0])
     theta = jnp.array([3.0, 1.001, 0.5])
     x = CASES["lasso"][0](theta, 1.0)
@@ -149,12 +149,12 @@ def test_pytrees_and_precisions():
     assert prox.simplex(x["a"], 2.0).tolist() == [2.0, 0.0]
 
 
-def test_the_simplex_is_met_from_anywhere(getkey):
+def test_projection_onto_the_simplex_from_random_points(getkey):
     points = 3 * jax.random.normal(getkey(), (20, 7))
     out = np.asarray(jax.jit(jax.vmap(prox.simplex))(points))
     points = np.asarray(points)
     assert np.all(out >= 0)
     assert np.max(np.abs(out.sum(1) - 1)) < 1e-12
-    # the variational inequality that characterises a projection, at the corners
+    # the variational inequality that characterises a projection, at the vertices
     gap = np.einsum("ij,ij->i", points - out, out)[:, None] - (points - out)
     assert np.min(gap) > -1e-12

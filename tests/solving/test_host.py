@@ -2,9 +2,11 @@
 
 import ctypes
 import ctypes.util
+import re
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import scipy.optimize
@@ -17,12 +19,12 @@ quartic = itd.Minimization(
 )
 value_and_gradient = jax.jit(jax.value_and_grad(quartic.objective))
 THETA = jnp.array([0.5, 1.0, 1.5])
-calls = []
+traced = []  # whether `by_scipy` received a tracer, call by call
 
 
 @itd.implicit(quartic)
 def by_scipy(x0, theta, method="L-BFGS-B"):
-    calls.append(type(theta).__name__)
+    traced.append(isinstance(theta, jax.core.Tracer))
     options = {"gtol": 1e-9, "ftol": 1e-15}
     return scipy.optimize.minimize(
         value_and_gradient, x0, args=(theta,), jac=True, method=method, options=options
@@ -56,7 +58,7 @@ def test_eagerly_jitted_batched_and_differentiated():
     batch = jnp.stack([THETA, THETA + 1])
     batched = compiled(jax.vmap(jax.grad(lambda theta: solution(theta).sum())))(batch)
     assert jnp.max(jnp.abs(batched[0] - jnp.diagonal(truth))) < 1e-12
-    assert not any("Tracer" in name for name in calls[1:2])  # the eager call saw numbers
+    assert traced[:2] == [False, False]  # an eager call, also under jacfwd, sees numbers
 
 
 def test_other_scipy_solvers_by_name():
@@ -102,7 +104,12 @@ def test_a_c_library_and_a_program_with_files(tmp_path):
     for solver in (by_c, by_files):
         value, slope = jax.jit(jax.value_and_grad(lambda t, solver=solver: solver(1.0, t)))(8.0)
         assert abs(value - 2) < 1e-12 and abs(slope - 1 / 12) < 1e-12
-    assert len(ran) == 1  # told that it is not traceable, nobody tries
+    assert len(ran) == 1  # declared untraceable, it is not called to find out
+
+
+def primitives(function, *args):
+    """Return the names of the primitives at the top level of a function's jaxpr."""
+    return {equation.primitive.name for equation in jax.make_jaxpr(function)(*args).eqns}
 
 
 def test_a_traceable_solver_is_traced():
@@ -111,10 +118,15 @@ def test_a_traceable_solver_is_traced():
         assert isinstance(theta, jax.core.Tracer)
         return itd.solve(quartic, itd.Newton(), x0, theta, stop=itd.Steps(30)).x
 
-    text = str(jax.make_jaxpr(lambda theta: by_newton(jnp.zeros(3), theta))(THETA))
-    assert "_on_host" not in text
-    told = itd.implicit(quartic, traceable=False)(lambda x0, theta: theta)
-    assert "_on_host" in str(jax.make_jaxpr(told)(THETA, THETA))
+    assert "pure_callback" not in primitives(lambda theta: by_newton(jnp.zeros(3), theta), THETA)
+    declared = itd.implicit(quartic, traceable=False)(lambda x0, theta: theta)
+    assert "pure_callback" in primitives(declared, THETA, THETA)
+
+
+def test_a_solver_declared_traceable_shows_why_it_is_not():
+    by_numpy = itd.implicit(quartic, traceable=True)(lambda x0, theta: np.asarray(theta))
+    with pytest.raises(jax.errors.TracerArrayConversionError):
+        jax.jit(by_numpy)(THETA, THETA)
 
 
 # Failures
@@ -129,11 +141,12 @@ def failing(**options):
 
 
 def test_a_solver_that_reports_failure_is_quoted():
-    with pytest.raises(itd.SolverFailed, match="Maximum number of iterations") as caught:
+    with pytest.raises(itd.SolverFailed) as caught:
         failing()(jnp.zeros(3), THETA)
     assert caught.value.status == itd.Status.SOLVER_FAILED
-    assert "Maximum number of iterations" in caught.value.foreign_message
-    with pytest.raises(RuntimeError, match="Maximum number of iterations"):
+    message = caught.value.foreign_message  # SciPy's own words
+    assert message and message in str(caught.value)
+    with pytest.raises(RuntimeError, match=re.escape(message)):
         jax.block_until_ready(jax.jit(failing())(jnp.zeros(3), THETA))
     assert jnp.all(jnp.isnan(failing(throw=False)(jnp.zeros(3), THETA)))
 
@@ -143,8 +156,8 @@ plain = itd.Minimization(lambda x, theta: jnp.sum((x - theta) ** 2))  # one Hess
 OUTSIDE = {
     "NumPy": (root_of, lambda x0, theta: np.asarray(theta) * np.nan),
     "JAX": (root_of, lambda x0, theta: jnp.sqrt(theta - 9.0)),
-    "no word about x": (plain, lambda x0, theta: jnp.sqrt(theta - 9.0)),
-    "SciPy, content": (
+    "a residual without x": (plain, lambda x0, theta: jnp.sqrt(theta - 9.0)),
+    "SciPy, success": (
         plain,
         lambda x0, theta: scipy.optimize.OptimizeResult(x=np.full(3, np.inf), success=True),
     ),
@@ -155,10 +168,12 @@ OUTSIDE = {
 def test_an_answer_that_is_not_finite_is_a_failure(name):
     problem, function = OUTSIDE[name]
     x0, solver = jnp.ones(3), itd.implicit(problem)(function)
-    with pytest.raises(itd.SolverFailed, match="an answer that is not finite"):
+    with pytest.raises(itd.SolverFailed, match="`<lambda>`.*not finite") as caught:
         solver(x0, THETA)
+    assert caught.value.status == itd.Status.SOLVER_FAILED
+    assert caught.value.foreign_message == ""
     for call in (solver, jax.grad(lambda x0, t: solver(x0, t).sum(), argnums=1)):
-        with pytest.raises(RuntimeError, match="an answer that is not finite"):
+        with pytest.raises(RuntimeError, match="`<lambda>`.*not finite"):
             jax.block_until_ready(jax.jit(call)(x0, THETA))
 
     lenient = itd.implicit(problem, throw=False)(function)
@@ -182,7 +197,7 @@ def test_one_member_of_a_batch_that_is_not_finite():
     assert jnp.isfinite(slopes[0]) and jnp.isnan(slopes[1])
 
 
-def test_what_a_solver_raises_is_passed_on():
+def test_exceptions_of_the_solver_pass_through():
     @itd.implicit(quartic)
     def broken(x0, theta):
         raise LookupError("no licence for this solver")
@@ -193,17 +208,18 @@ def test_what_a_solver_raises_is_passed_on():
         jax.block_until_ready(jax.jit(broken)(jnp.zeros(3), THETA))
 
 
-def test_a_mode_that_needs_steps_and_no_problem_are_refused_at_once():
+def test_the_decorator_checks_mode_and_problem_at_once(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
     for mode in (itd.Unrolled(), itd.OneStep(), itd.Checked(itd.Unrolled())):
-        with pytest.raises(ValueError, match=r"offers its answer alone. Modes that work: iterdiff"):
+        with pytest.raises(ValueError, match=r"`mode`.*Unrolled.*iterdiff.Implicit\(\)"):
             itd.implicit(quartic, mode=mode)
-    with pytest.raises(TypeError, match="mode"):
+    with pytest.raises(TypeError, match="`mode`"):
         itd.implicit(quartic, mode="implicit")
-    with pytest.raises(TypeError, match="problem"):
+    with pytest.raises(TypeError, match="`problem`"):
         itd.implicit(lambda x0, theta: x0)
 
 
-def test_a_checked_answer_that_is_no_solution_does_not_pass():
+def test_checked_flags_an_answer_that_is_not_a_solution():
     mode = itd.Checked(itd.Implicit(), rtol=1e-3, on_failure="nan")
     cube = itd.implicit(itd.RootFinding(lambda x, theta: x**3 - theta), mode=mode)
     exact = cube(lambda x0, theta: np.cbrt(np.asarray(theta)))
@@ -218,20 +234,26 @@ def test_a_checked_answer_that_is_no_solution_does_not_pass():
     assert np.isnan(wrong)
 
 
-def test_answers_of_another_shape_and_hidden_tracers_are_refused():
-    wrong = itd.implicit(quartic)(lambda x0, theta: np.zeros(4))
-    with pytest.raises(ValueError, match=r"shape \(3,\) it returned shape \(4,\)"):
-        wrong(jnp.zeros(3), THETA)
-    with pytest.raises(TypeError, match="must return real numbers"):
-        itd.implicit(quartic)(lambda x0, theta: np.zeros(3) + 1j)(jnp.zeros(3), THETA)
-    other = itd.implicit(quartic)(lambda x0, theta: {"x": x0})
-    with pytest.raises(ValueError, match="structure of `x0`"):
-        other(jnp.zeros(3), THETA)
+WRONG_ANSWERS = {
+    "shape": (lambda x0, theta: np.zeros(4), ValueError),
+    "structure": (lambda x0, theta: {"x": x0}, ValueError),
+    "complex": (lambda x0, theta: np.zeros(3) + 1j, TypeError),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ANSWERS)
+def test_an_answer_must_be_like_x0(name):
+    function, kind = WRONG_ANSWERS[name]
+    with pytest.raises(kind, match="`<lambda>`"):
+        itd.implicit(quartic)(function)(jnp.zeros(3), THETA)
+
+
+def test_a_hidden_tracer_is_found():
 
     @jax.jit
     def closing_over(theta):
         hidden = itd.implicit(quartic)(lambda x0, other: np.asarray(theta))
         return hidden(jnp.zeros(3), theta)
 
-    with pytest.raises(RuntimeError, match="closes over a value that JAX is tracing"):
+    with pytest.raises(RuntimeError, match="TypeError: `<lambda>` closes over"):
         jax.block_until_ready(closing_over(THETA))

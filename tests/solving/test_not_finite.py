@@ -1,4 +1,4 @@
-"""NaN that no check sees beforehand: in traced parameters, and in data."""
+"""NaN that no check can find beforehand: in traced parameters, and in data."""
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,22 @@ MODES = {
 }
 
 
+FIXED, ADAPTIVE = itd.Steps(3), itd.ResidualBelow(rtol=1e-6)
+
+
 @pytest.mark.parametrize(
-    "stop", [itd.Steps(3), itd.ResidualBelow(rtol=1e-6)], ids=["steps", "residual"]
+    ("mode", "stop"),
+    [
+        ("implicit", FIXED),
+        ("implicit", ADAPTIVE),
+        ("unrolled", FIXED),
+        ("unrolled", ADAPTIVE),
+        ("last steps", ADAPTIVE),
+        ("checked", FIXED),
+    ],
 )
-@pytest.mark.parametrize("mode", MODES)
 def test_nan_in_a_traced_theta_has_no_derivative(mode, stop):
-    # the Hessian is finite, and so is what a linear solve with it returns
+    # the Hessian is finite, and so is the answer of a linear solve with it
     def solution(theta):
         task = (QUADRATIC, DESCENT, X0, theta)
         return itd.solve(*task, stop=stop, mode=MODES[mode], throw=False)
@@ -45,7 +55,7 @@ def test_nan_in_a_traced_theta_has_no_derivative(mode, stop):
         assert jnp.all(jnp.isnan(jacobian[1]))
 
 
-def test_data_with_nan_are_named_by_trace():
+def test_trace_rejects_data_with_nan():
     problem = itd.Minimization(lambda x, theta: jnp.sum((x - theta * jnp.asarray(NAN)) ** 2))
-    with pytest.raises(ValueError, match="Look for NaN or infinity in.*the data"):
+    with pytest.raises(ValueError, match="`problem`.*data"):
         itd.trace(problem, DESCENT, X0, THETA, steps=2, modes={})

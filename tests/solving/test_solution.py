@@ -1,4 +1,4 @@
-"""What a solution looks like when it is printed."""
+"""How a solution prints, and what its message says."""
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,19 @@ def solved(theta, steps=100):
 
 
 def test_values_where_they_are_known():
+    solution = solved(THETA)
     expected = (
         "Solution(x={'a': f64[2]}, steps=100, status=STEPS_DONE, residual_norm=0, "
         "weakly_active=1 of 2)"
     )
-    assert repr(solved(THETA)) == str(solved(THETA)) == expected
+    assert repr(solution) == str(solution) == expected
+    assert solution.message == itd.Status.STEPS_DONE.advice
+
+
+def test_a_smooth_problem_has_no_kinks_to_print():
+    problem = itd.FixedPoint(lambda x, theta: x / 2 + theta)
+    solution = itd.solve(problem, itd.Picard(), 0.0, 1.0, stop=itd.Steps(60))
+    assert repr(solution) == "Solution(x=f64[], steps=60, status=STEPS_DONE, residual_norm=0)"
 
 
 def test_types_where_they_are_traced():

@@ -9,8 +9,8 @@ import iterdiff as itd
 from iterdiff import theory
 from tests.theory import runs
 
-STEPS, LONG = 80, 3000
-TIMES = np.arange(STEPS + 1)
+TIMES = np.arange(runs.STEPS + 1)
+LONG = 3000
 POINTS = 512
 
 FACTORS = {
@@ -22,71 +22,82 @@ FACTORS = {
     "heavy-ball": lambda lo, hi: theory.heavy_ball_factors(TIMES, lo, hi),
     "nesterov": lambda lo, hi: theory.nesterov_factors(TIMES, lo, hi, points=POINTS),
     "chebyshev": lambda lo, hi: theory.chebyshev_factors(TIMES, lo, hi),
-    "sobolev": lambda lo, hi: theory.sobolev_factors(STEPS, lo, hi, points=POINTS),
-}
-BOUNDS = {
-    "gradient-1/L": lambda lo, hi, E, G: theory.gradient_descent_bound(TIMES, lo, hi, 1 / hi, E, G),
-    "gradient-2/(L+l)": lambda lo, hi, E, G: theory.gradient_descent_bound(
-        TIMES, lo, hi, 2 / (lo + hi), E, G
-    ),
-    "gradient-1.7/L": lambda lo, hi, E, G: theory.gradient_descent_bound(
-        TIMES, lo, hi, 1.7 / hi, E, G
-    ),
-    "heavy-ball": lambda lo, hi, E, G: theory.heavy_ball_bound(TIMES, lo, hi, E, G),
-    "nesterov": lambda lo, hi, E, G: theory.nesterov_bound(TIMES, lo, hi, E, G),
-    "chebyshev": lambda lo, hi, E, G: theory.chebyshev_bound(TIMES, lo, hi, E, G),
-    "sobolev": lambda lo, hi, E, G: theory.sobolev_bound(STEPS, lo, hi, E, G),
+    "sobolev": lambda lo, hi: theory.sobolev_factors(runs.STEPS, lo, hi, points=POINTS),
 }
 
 
+@pytest.fixture(scope="module")
+def factors():
+    """Return the factors of every method on the spectra that were measured, from one program."""
+    program = jax.jit(jax.vmap(lambda lo, hi: {m: f(lo, hi) for m, f in FACTORS.items()}))
+    batch = runs.measured(commuting=True).batch  # the other batch has the same spectra
+    return program(batch.smallest, batch.largest)
+
+
+@pytest.mark.parametrize("commuting", [True, False])
 @pytest.mark.parametrize("method", FACTORS)
-def test_bounds_hold_along_every_measured_curve(method):
-    factors = None
-    for commuting in (True, False):
-        batch = runs.random_quadratics(50, 8, 2, commuting=commuting, seed=7)
-        if factors is None:  # both batches have the same spectra
-            factors = jax.jit(jax.vmap(FACTORS[method]))(batch.smallest, batch.largest)
-        measured = runs.jacobian_errors(method, batch, STEPS)
-        facts = runs.facts(batch)
-        E, G, dH, e0 = (
-            np.linalg.norm(part.reshape(50, 1, -1), axis=2)
-            for part in (
-                facts.initial_error,
-                facts.gradient_derivative,
-                batch.S,
-                facts.initial_iterate_error,
-            )
+def test_bounds_hold_along_every_measured_curve(method, commuting, factors):
+    measured = runs.measured(commuting=commuting)
+    errors, facts = measured.errors(method), measured.facts
+    E, G, dH, e0 = (
+        np.linalg.norm(part.reshape(runs.COUNT, 1, -1), axis=2)
+        for part in (
+            facts.initial_error,
+            facts.gradient_derivative,
+            measured.batch.S,
+            facts.initial_iterate_error,
         )
-        # Rounding leaves an error of this size in what is measured.
-        truth = np.linalg.norm(facts.jacobian, axis=(1, 2))[:, None]
-        floor = 1e-12 * (truth + measured.max(axis=1, keepdims=True))
-        bound = np.asarray(theory.noncommuting_bound(factors, E, dH, e0))
-        assert (measured <= bound * (1 + 1e-9) + floor).all()
-        if commuting:
-            bound = np.asarray(theory.jacobian_bound(factors, E, G))
-            assert (measured <= bound * (1 + 1e-9) + floor).all()
-            assert np.max(measured / bound) > 0.3, "a bound so loose that it says nothing"
+    )
+    # Rounding leaves an error of this size in what is measured.
+    truth = np.linalg.norm(facts.jacobian, axis=(1, 2))[:, None]
+    floor = 1e-12 * (truth + errors.max(axis=1, keepdims=True))
+    bound = np.asarray(theory.noncommuting_bound(factors[method], E, dH, e0))
+    assert (errors <= bound * (1 + 1e-9) + floor).all()
+    if commuting:
+        bound = np.asarray(theory.jacobian_bound(factors[method], E, G))
+        assert (errors <= bound * (1 + 1e-9) + floor).all()
+        assert np.max(errors / bound) > 0.3, "the bound is too loose to be useful"
 
 
-# Where the bound claims to be attained: the eigenvalue, and the shares of both parts.
-TIGHT = [
-    ("gradient-1/L", ["smallest"], 1.0, 2.0),
-    ("gradient-2/(L+l)", ["largest"], 1.0, 2.0),
-    ("gradient-1.7/L", ["smallest", "largest"], 1.0, 0.5),
-    ("heavy-ball", ["largest"], 1.0, 2.0),
-    ("chebyshev", ["largest"], 1.0, 2.0),
-    ("nesterov", ["smallest"], 0.0, 1.0),
-]
+# Where the bound claims to be attained: the eigenvalue, and the shares of both terms.
+SPECTRUM = 0.03, 1.2
+ATTAINED = {
+    "gradient-1/L": (["smallest"], 1.0, 2.0),
+    "gradient-2/(L+l)": (["largest"], 1.0, 2.0),
+    "gradient-1.7/L": (["smallest", "largest"], 1.0, 0.5),
+    "heavy-ball": (["largest"], 1.0, 2.0),
+    "chebyshev": (["largest"], 1.0, 2.0),
+    "nesterov": (["smallest"], 0.0, 1.0),
+}
 
 
-@pytest.mark.parametrize("method, at, error, G", TIGHT)
-def test_bounds_are_attained_on_the_worst_spectrum(method, at, error, G):
-    low, high = 0.03, 1.2
+def gradient_bound(h):
+    return lambda E, G: theory.gradient_descent_bound(TIMES, *SPECTRUM, h, E, G)
+
+
+BOUNDS = {
+    "gradient-1/L": gradient_bound(1 / SPECTRUM[1]),
+    "gradient-2/(L+l)": gradient_bound(2 / sum(SPECTRUM)),
+    "gradient-1.7/L": gradient_bound(1.7 / SPECTRUM[1]),
+    "heavy-ball": lambda E, G: theory.heavy_ball_bound(TIMES, *SPECTRUM, E, G),
+    "nesterov": lambda E, G: theory.nesterov_bound(TIMES, *SPECTRUM, E, G),
+    "chebyshev": lambda E, G: theory.chebyshev_bound(TIMES, *SPECTRUM, E, G),
+}
+
+
+@pytest.fixture(scope="module")
+def bounds():
+    """Return the bounds where they claim to be attained, from one program."""
+    return jax.jit(lambda: {m: BOUNDS[m](E, G) for m, (_, E, G) in ATTAINED.items()})()
+
+
+@pytest.mark.parametrize("method", ATTAINED)
+def test_bounds_are_attained_on_the_worst_spectrum(method, bounds):
+    ends, error, G = ATTAINED[method]
     curves = [
-        runs.jacobian_errors(method, runs.worst_case(low, high, end, error, G), LONG)[0, TIMES]
-        for end in at
+        runs.one_mode_errors(method, SPECTRUM, at, runs.STEPS, error=error, G=G) for at in ends
     ]
-    bound = np.asarray(jax.jit(BOUNDS[method])(low, high, error, G))
+    bound = np.asarray(bounds[method])
     np.testing.assert_allclose(np.max(curves, axis=0), bound, rtol=1e-8, atol=1e-14 * bound.max())
 
 
@@ -108,54 +119,76 @@ def test_burn_in_of_gradient_descent_is_predicted():
         assert (abs(found - expected) <= np.maximum(1.0, 0.02 * expected)).all(), name
 
 
-MOMENTUM = {
-    "heavy-ball": (theory.heavy_ball_burn_in, "largest"),
-    "nesterov": (theory.nesterov_burn_in, "smallest"),
-    "chebyshev": (theory.chebyshev_burn_in, "largest"),
+# The burn-in that theory predicts, the conditioning, the worst eigenvalue, and the size of E_0.
+BURN_INS = {
+    "heavy-ball": (theory.heavy_ball_burn_in, 1e-4, "largest", 300.0),
+    "nesterov": (theory.nesterov_burn_in, 1e-4, "smallest", 300.0),
+    "chebyshev": (theory.chebyshev_burn_in, 1e-4, "largest", 1.0),
     "gradient-1/L": (
         lambda lo, hi, E, G: theory.gradient_descent_burn_in(lo, hi, 1 / hi, E, G),
-        "smallest",
+        *(1e-2, "smallest", 3.0),
     ),
 }
 
 
-@pytest.mark.parametrize("method", MOMENTUM)
-def test_burn_in_is_predicted_on_quadratics(method):
-    predict, at = MOMENTUM[method]
-    slow = method == "gradient-1/L"
-    low, high, G = 1e-2 if slow else 1e-4, 1.0, 3.0
-    error = 0.01 * G / low if method != "chebyshev" else 1.0
+@pytest.fixture(scope="module")
+def burn_ins():
+    """Return the predicted burn-ins, from one program."""
+    return jax.jit(lambda G: {m: f(low, 1.0, E, G) for m, (f, low, _, E) in BURN_INS.items()})(3.0)
+
+
+def assert_predicted(found, expected, rtol):
+    for name in ("peak_iteration", "peak", "length"):
+        pair = getattr(found, name), getattr(expected, name)
+        np.testing.assert_allclose(*pair, rtol=rtol, err_msg=name)
+
+
+@pytest.mark.parametrize("method", BURN_INS)
+def test_burn_in_is_predicted_on_quadratics(method, burn_ins):
+    _, low, at, error = BURN_INS[method]
     measured = theory.burn_in(
-        runs.jacobian_errors(method, runs.worst_case(low, high, at, error, G), LONG)[0]
+        runs.one_mode_errors(method, (low, 1.0), at, LONG, error=error, G=3.0)
     )
-    predicted = jax.jit(predict)(low, high, error, G)
     assert 10 < measured.length < LONG
-    np.testing.assert_allclose(predicted.peak, measured.peak, rtol=0.02)
-    for name in ("peak_iteration", "length"):
-        np.testing.assert_allclose(
-            getattr(predicted, name), getattr(measured, name), rtol=0.02, err_msg=name
-        )
+    assert_predicted(burn_ins[method], measured, rtol=0.02)
 
 
 def test_damped_start_of_heavy_ball_lowers_its_peak():
-    low, high = 1e-4, 1.0
+    arguments = 1e-4, 1.0, 1.0, 3.0
+
+    @jax.jit
+    def both():
+        out = []
+        for damped in (False, True):
+            curve = theory.heavy_ball_bound(np.arange(LONG), *arguments, damped_start=damped)
+            predicted = theory.heavy_ball_burn_in(*arguments, damped_start=damped)
+            out.append((theory.burn_in(curve), predicted))
+        return out
+
     peaks = {}
-    for damped in (False, True):
-
-        @jax.jit
-        def both(error, G, damped=damped):
-            curve = theory.heavy_ball_bound(
-                np.arange(LONG), low, high, error, G, damped_start=damped
-            )
-            predicted = theory.heavy_ball_burn_in(low, high, error, G, damped_start=damped)
-            return theory.burn_in(curve), predicted
-
-        measured, predicted = both(1.0, 3.0)
-        for found, expected in zip(predicted, measured, strict=True):
-            np.testing.assert_allclose(found, expected, rtol=0.03)
+    for damped, (measured, predicted) in zip((False, True), both(), strict=True):
+        assert_predicted(predicted, measured, rtol=0.03)
         peaks[damped] = measured.peak
     # (L/l)^(3/2) against L/l.
     assert peaks[False] > 40 * peaks[True]
+
+
+def test_burn_in_without_an_end_or_a_start():
+    @jax.jit
+    @jax.vmap
+    def burn_ins(error):
+        return (
+            theory.heavy_ball_burn_in(0.1, 1.0, error, 1.0),
+            theory.nesterov_burn_in(0.1, 1.0, error, 1.0),
+            theory.chebyshev_burn_in(0.1, 1.0, error, 1.0),
+        )
+
+    # From an error of zero the burn-in never ends.
+    found = burn_ins(jnp.array([0.0, 1e3]))
+    assert all(jnp.isinf(burn_in.length[0]) for burn_in in found)
+    assert all(burn_in.peak_iteration[0] > 0 for burn_in in found)
+    # Nesterov's method, whose bound grows with the gradient term only, has none from a large one.
+    assert [float(value[1]) for value in found[1]] == [0.0, 1e3, 0.0]
 
 
 def test_peak_of_one_mode():
@@ -164,9 +197,10 @@ def test_peak_of_one_mode():
     np.testing.assert_allclose(theory.burn_in_peak(rho), -1 / np.log(rho), rtol=1e-14)
     assert abs(np.argmax(t * rho ** (t - 1.0)) - float(theory.burn_in_peak(rho))) < 1
     # A smaller step delays the peak, and does not lower it.
-    peaks = [theory.gradient_descent_burn_in(0.05, 0.05, h, 1e-9, 1.0) for h in (1.0, 0.1)]
-    np.testing.assert_allclose(peaks[1].peak_iteration, 10 * peaks[0].peak_iteration, rtol=0.03)
-    np.testing.assert_allclose(peaks[1].peak, peaks[0].peak, rtol=0.03)
+    step = jnp.array([1.0, 0.1])
+    at, peak, _ = jax.jit(theory.gradient_descent_burn_in)(0.05, 0.05, step, 1e-9, 1.0)
+    np.testing.assert_allclose(at[1], 10 * at[0], rtol=0.03)
+    np.testing.assert_allclose(peak[1], peak[0], rtol=0.03)
 
 
 def test_burn_in_of_a_curve():
@@ -174,20 +208,24 @@ def test_burn_in_of_a_curve():
     assert found.peak_iteration.tolist() == [1, 0]
     assert found.peak.tolist() == [3.0, 1.0]
     assert found.length.tolist() == [4, 0]
+    # Whole numbers and NaN, which counts as infinite.
+    assert [float(v) for v in theory.burn_in(np.array([1, 3, 0]))] == [1.0, 3.0, 2.0]
+    assert float(theory.burn_in(np.array([1.0, np.nan, 0.0])).peak) == np.inf
 
 
 def test_faster_iterates_can_mean_slower_jacobians():
-    low, high, t = 1e-2, 1.0, 50
-    problem = runs.worst_case(low, high, "largest", 1.0, 0.0)
-    # The iterate's error is mostly in the smallest eigenvector, the Jacobian's in the largest.
-    problem = problem._replace(x0=jnp.array([[1.0, 0.02]]), S=problem.S / 0.02)
-    objective, jacobian = {}, {}
+    bounds, t = (1e-2, 1.0), 50
+    jacobian, objective = {}, {}
     for method in ("gradient-1/L", "gradient-2/(L+l)"):
-        x = np.asarray(runs.runner(method, LONG)(problem)[0][0, t])
-        objective[method] = x @ np.asarray(problem.H[0]) @ x / 2
-        jacobian[method] = runs.jacobian_errors(method, problem, LONG)[0]
+        # The error of the iterate is mostly in the smallest eigenvector, that of the Jacobian in
+        # the largest.
+        errors = runs.one_mode_errors(method, bounds, "largest", t, error=1.0, G=0.0)
+        jacobian[method] = errors[t]
+        name, parameters = runs.usual(method, *bounds)
+        value = runs.recurrence(name, np.array(bounds), t, **parameters)[0, t]
+        objective[method] = np.sum(np.array(bounds) * (value * np.array([1.0, 0.02])) ** 2) / 2
     assert objective["gradient-2/(L+l)"] < 0.5 * objective["gradient-1/L"]
-    assert jacobian["gradient-2/(L+l)"][t] > 10 > 1 > jacobian["gradient-1/L"][t]
+    assert jacobian["gradient-2/(L+l)"] > 10 > 1 > jacobian["gradient-1/L"]
 
 
 def test_steps_up_to_sqrt2_have_no_burn_in_where_the_gradient_part_vanishes():
@@ -198,23 +236,20 @@ def test_steps_up_to_sqrt2_have_no_burn_in_where_the_gradient_part_vanishes():
     factors = jax.vmap(lambda h: theory.gradient_descent_factors(TIMES, low, high, h).jacobian)
     for curve, monotone in zip(jax.jit(factors)(steps), (True, True, False), strict=True):
         assert (np.diff(curve).max() <= 1e-14) == monotone
-    # Measured: ridge regression in its regularisation, from x0 = 0.
+    # Measured: ridge regression in its regularisation, from x0 = 0, so that dx_0 = 0.
     rng = np.random.default_rng(5)
     X = rng.normal(size=(30, 2)) * np.array([1.0, 0.1])
-    H = X.T @ X / 30 + 0.01 * np.eye(2)
-    b, zero = -X.T @ rng.normal(size=30) / 30, np.zeros(2)
-    ends = np.linalg.eigvalsh(H)
-    fields = (H, np.eye(2)[None], b, np.zeros((2, 1)), zero, np.zeros((2, 1)), *ends)
-    ridge = runs.Quadratic(*(jnp.asarray(f)[None] for f in fields))
-    assert np.abs(runs.facts(ridge).gradient_derivative).max() < 1e-14
-    errors = runs.jacobian_errors("gradient-1/L", ridge, LONG)[0, TIMES]
+    eigenvalues, Q = np.linalg.eigh(X.T @ X / 30 + 0.01 * np.eye(2))
+    start = Q.T @ (X.T @ rng.normal(size=30) / 30) / -eigenvalues  # x_0 - x* by eigenvectors
+    initial_error = -start / eigenvalues  # -J*, as H J* = -x*
+    assert np.abs(eigenvalues * initial_error + start).max() < 1e-14  # the derivative of a gradient
+    value, slope = runs.recurrence("gradient-descent", eigenvalues, 80, h=1 / eigenvalues[1])
+    errors = np.linalg.norm(value * initial_error + slope * start, axis=1)
     assert np.diff(errors).max() <= 1e-13 * errors[0]
 
 
 def test_burn_in_of_chebyshev_grows_like_t_squared():
-    low, high = 1e-6, 1.0
-    problem = runs.worst_case(low, high, "largest", 1.0, 0.0)
-    errors = runs.jacobian_errors("chebyshev", problem, LONG)[0]
+    errors = runs.one_mode_errors("chebyshev", (1e-6, 1.0), "largest", 80, error=1.0, G=0.0)
     np.testing.assert_allclose(errors[80] / errors[40], 4.0, rtol=0.02)
     np.testing.assert_allclose(errors[40] / errors[20], 4.0, rtol=0.02)
     np.testing.assert_allclose(errors[80], 2 * 80**2, rtol=0.02)
@@ -223,7 +258,7 @@ def test_burn_in_of_chebyshev_grows_like_t_squared():
 def test_e_factors_are_those_that_were_found_independently():
     """The table of a separate numerical check: E-factors of the Sobolev method, in five places."""
     found = {1e-2: [0.970, 4.4e-3, 5.6e-7, 3e-15], 1e-3: [1.0, 0.891, 0.100, 4.2e-4]}
-    worst = jax.jit(lambda low: theory.sobolev_factors(200, low, 1.0).jacobian)
+    worst = jax.jit(lambda low: theory.sobolev_bound(200, low, 1.0, initial_error=1.0, G=0.0))
     for low, expected in found.items():
         factors = np.asarray(worst(low))
         # Up to the margin of the grid of points, 1 / cos(pi t / 4096), it never grows.

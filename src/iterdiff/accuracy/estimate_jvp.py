@@ -17,7 +17,7 @@ from iterdiff.accuracy.sensitivity import Sensitivity, explicit
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.closures import Perturbed, attach_jvp, hoist, with_jvp
 from iterdiff.jaxtools.tree import floating_part
-from iterdiff.problems.problem import Problem, structure_of
+from iterdiff.problems.problem import Problem
 
 Apply = Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]
 """``apply(solution, theta)`` is the derivative in question of the map `solution`."""
@@ -58,7 +58,7 @@ def with_derivative(
         def in_theta(y, floating):
             return residual(y, ((of_problem, eqx.combine(floating, rest)), closed_over))
 
-        return Sensitivity(in_theta, y, floating, structure_of(problem), solver=solver)
+        return Sensitivity(in_theta, y, floating, problem.structure, solver=solver)
 
     def rule(_, perturbed, constants):
         del constants

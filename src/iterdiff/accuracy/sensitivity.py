@@ -30,7 +30,7 @@ from iterdiff.linalg.solve import (
     inverse,
     solve_factored,
 )
-from iterdiff.problems.problem import Problem, structure_of
+from iterdiff.problems.problem import Problem
 
 LOOSE_RTOL = 1e-2
 """Relative error that is allowed to solves that serve only an estimate, relative to what they
@@ -152,7 +152,7 @@ def sensitivity(
     def in_theta(y, floating):
         return residual(y, ((of_problem, eqx.combine(floating, rest)), closed_over))
 
-    return Sensitivity(in_theta, x, floating, structure_of(problem), solver=linear_solver)
+    return Sensitivity(in_theta, x, floating, problem.structure, solver=linear_solver)
 
 
 def explicit(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Callable, Any]:

@@ -1,6 +1,8 @@
-"""Other libraries' solvers as algorithms, our modes for other libraries, and the way from jaxopt.
+"""Solvers of other libraries as algorithms, and our modes for other libraries.
 
-None of the libraries is loaded before it is used. They come with
+`from_optax`, `from_optimistix` and `from_jaxopt` return an `iterdiff.Algorithm`.
+`as_optimistix_adjoint` and `custom_root` bring our derivatives to optimistix and to code written
+for jaxopt. A library is imported when its adapter is first called; install all of them with
 ``pip install 'iterdiff[adapters]'``.
 """
 

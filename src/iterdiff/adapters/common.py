@@ -1,23 +1,30 @@
-"""What the adapters share."""
+"""The state of a solver of another library, and why some steps have no useful derivative."""
 
 from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import State
 
-BRACKETS = (
-    "its iterates are points of brackets, which do not depend differentiably on `theta`; the "
-    "derivative of the steps is zero, whatever that of the solution is."
+BRACKETS_CAVEAT = (
+    "its iterates are points of brackets, so the derivative of its steps is zero, whatever the "
+    "derivative of the solution is."
 )
 
-SIMPLICES = (
-    "it only compares values of the function; its iterates are combinations of the points that it "
-    "started from, the same for all `theta` nearby. The derivative of the steps is zero, whatever "
-    "that of the solution is."
+SIMPLICES_CAVEAT = (
+    "it only compares values of the function, so the derivative of its steps is zero, whatever "
+    "the derivative of the solution is."
 )
 
 
 class ForeignState(State):
-    """The iterate, and what the foreign solver remembers."""
+    """The iterate, and the state of the other library's solver.
+
+    Attributes
+    ----------
+    x : pytree of real floating arrays
+        The iterate.
+    memory : pytree
+        The solver's own state.
+    """
 
     x: PyTree
     memory: PyTree

@@ -1,4 +1,4 @@
-"""jaxopt's decorator ``custom_root``, on our engine."""
+"""A drop-in for jaxopt's decorator ``custom_root``, with our implicit derivative."""
 
 import functools
 import inspect
@@ -15,32 +15,31 @@ from jaxtyping import Array, Float, PyTree
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.lax import only_if
 from iterdiff.jaxtools.raise_if import raise_if
+from iterdiff.jaxtools.transformations import transforming
 from iterdiff.linalg.dense_or_krylov import Limits
 from iterdiff.linalg.residual_check import RESIDUAL_SLACK, CheckedSolver, default_rtol
 from iterdiff.linalg.solve import Structure, inverse
 from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.problem import Problem
-from iterdiff.solving import host
 
-THEIRS = 1e-2
-"""The relative residual that a solver of the caller's own has to meet."""
+USER_SOLVE_MAX_RESIDUAL = 1e-2
+"""Largest relative residual that is accepted from the caller's own `solve`."""
 
 ADVICE = (
-    "The linear solve behind an implicit derivative (by custom_root) failed: its residual stayed "
-    "too large or was not finite. The Jacobian of `optimality_fun` is singular or nearly so at the "
-    "solver's answer, or that answer (or what is propagated through its derivative) is not finite. "
-    "Give custom_root another `solve`, use float64, or an `optimality_fun` whose root is unique."
+    "The linear solve behind the derivative of custom_root failed: the Jacobian of "
+    "`optimality_fun` is singular or nearly so at the solver's answer, or a value is not finite. "
+    "Use float64, another `solve`, or an `optimality_fun` with a unique root."
 )
 
 
 class _Optimality(Problem):
-    """The problem whose residual is an optimality function of several arguments."""
+    """The problem whose residual is an optimality function with several arguments."""
 
     function: Callable[..., PyTree]
 
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
-        """Return the function's value for positional and keyword arguments `theta`."""
+        """Return the function's value; `theta` holds its positional and keyword arguments."""
         args, kwargs = theta
         return self.function(x, *args, **kwargs)
 
@@ -48,16 +47,23 @@ class _Optimality(Problem):
 class MatvecSolver(CheckedSolver):
     """A function ``solve(matvec, b)`` as a linear solver of lineax.
 
-    Its answer is checked: one whose relative residual (Euclidean norms) is above `accuracy` fails.
-    By default that is what our own solves have to meet. A failure raises here, and is not left to
-    the caller, who would advise what a user of `custom_root` cannot pass.
+    It raises if the relative residual of the answer (Euclidean norms) exceeds `accuracy`; by
+    default the limit is that of our own solves. It raises here instead of reporting the failure
+    to `Implicit`, whose message names arguments that `custom_root` does not have.
+
+    Attributes
+    ----------
+    solve : callable
+        ``solve(matvec, b)``, with vectors of shape (n,).
+    accuracy : float, optional
+        The largest relative residual, dimensionless.
     """
 
     solve: Callable[[Callable, PyTree], PyTree]
     accuracy: float | None = None
 
     def init(self, operator: Any, options: dict[str, Any]) -> Any:
-        """Return the operator: there is nothing to prepare."""
+        """Return the operator; nothing is prepared."""
         del options
         return operator
 
@@ -67,7 +73,7 @@ class MatvecSolver(CheckedSolver):
         Raises
         ------
         SolveError
-            If it does not solve the system.
+            If the answer does not solve the system.
         """
         del options
         x = self.solve(state.mv, vector)
@@ -84,7 +90,7 @@ class MatvecSolver(CheckedSolver):
         return state.transpose(), options
 
     def conj(self, state: Any, options: dict[str, Any]) -> Any:
-        """Return the operator: it is real."""
+        """Return the operator, which is real."""
         return state, options
 
     def assume_full_rank(self) -> bool:
@@ -93,10 +99,12 @@ class MatvecSolver(CheckedSolver):
 
 
 def least_norm(matvec: Callable, b: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Solve by our choice of method; a singular system, up to a size, by least squares.
+    """Return the solution of least norm of ``matvec(x) = b``.
 
-    Where the unknowns are not unique (an intercept beside a softmax, say) there is an answer all
-    the same, and a loss that does not see the difference has the gradient that it should.
+    Our own choice of method solves a regular system. If it fails on a system that is small enough
+    to be formed, least squares by singular values replaces it. The unknowns may then not be unique
+    (for example an intercept next to a softmax); a loss that does not depend on the difference
+    still has the right gradient.
     """
     x = inverse(matvec, b, Structure(False, False))(b)
     if b.size > Limits().dense_max_unknowns:
@@ -115,35 +123,37 @@ def custom_root(
     solve: Callable[[Callable, PyTree], PyTree] | None = None,
     reference_signature: Callable | inspect.Signature | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a solver the implicit derivative of a root; a drop-in for jaxopt's decorator.
+    """Give a solver the implicit derivative (IFT) of a root; a drop-in for jaxopt's decorator.
 
-    Unlike jaxopt's it differentiates in forward mode too (and to any order), and a linear solve
-    that fails raises instead of giving a wrong derivative.
+    In contrast to jaxopt's, it also works in forward mode and to any order, and a linear solve
+    that fails raises instead of returning a wrong derivative.
 
     Parameters
     ----------
     optimality_fun : callable
-        ``optimality_fun(sol, *args)``, which vanishes at the solution.
+        ``optimality_fun(sol, *args)``, which is zero at the solution.
     has_aux : bool
-        Whether the solver returns ``(sol, aux)``. What is beside `sol` carries no derivative.
+        Whether the solver returns ``(sol, aux)``; `aux` carries no derivative.
     solve : callable, optional
-        A linear solver ``solve(matvec, b)`` such as jaxopt's, called with vectors of shape (n,);
-        for reverse mode with the transposed ``matvec``. By default our own choice of method;
-        where the Jacobian is singular and the system has solutions, the one of least norm.
+        A linear solver ``solve(matvec, b)`` such as jaxopt's, called with vectors of shape (n,),
+        and in reverse mode with the transposed ``matvec``. By default we choose the method; if the
+        Jacobian is singular and the system has solutions, the result is that of least norm.
     reference_signature : callable or inspect.Signature, optional
-        Its parameters tell which arguments of the solver are which of `optimality_fun`'s; by
-        default those have the same names, or places.
+        Its parameters match the solver's arguments to those of `optimality_fun`. By default
+        arguments match by name, or by position.
 
     Returns
     -------
     callable
-        A decorator of functions ``solver(init, *args, **kwargs)``. Differentiate in all arguments
-        but `init`, in which the derivative is zero.
+        A decorator of functions ``solver(init, *args, **kwargs)``. The result is differentiable
+        in all arguments; the derivative in `init` is zero.
 
     Raises
     ------
     TypeError
-        When the solver is differentiated, if an argument has no place in the signature.
+        When the solver is differentiated, if an argument does not fit the signature.
+    SolveError
+        When the derivative is computed, if its linear solve fails.
 
     Examples
     --------
@@ -155,7 +165,9 @@ def custom_root(
     >>> jax.jacfwd(square_root, argnums=1)(None, 4.0)
     Array(0.25, dtype=float...)
     """
-    chosen = MatvecSolver(least_norm) if solve is None else MatvecSolver(solve, THEIRS)
+    chosen = (
+        MatvecSolver(least_norm) if solve is None else MatvecSolver(solve, USER_SOLVE_MAX_RESIDUAL)
+    )
     mode = Implicit(linear_solver=chosen)
     problem = _Optimality(optimality_fun)
 
@@ -170,7 +182,7 @@ def custom_root(
             inputs = stop_gradient((bound.args, bound.kwargs))
             result = stop_gradient(solver(*inputs[0], **inputs[1]))
             x = _arrays(result[0] if has_aux else result)
-            if host.transforming():
+            if transforming():
                 theta = _parameters(reference, bound)
                 x = _attach(problem, mode, x, _arrays(theta))
             return _first_replaced(result, x) if has_aux else x
@@ -186,30 +198,34 @@ def _attach(problem: Problem, mode: Implicit, x: PyTree, theta: PyTree) -> PyTre
 
 
 def _signature(reference: Any, optimality_fun: Callable) -> inspect.Signature:
+    """Return the signature to which the solver's arguments are bound."""
     if isinstance(reference, inspect.Signature):
         return reference
     if reference is None:
         return inspect.signature(optimality_fun)
+    # jaxopt's composite functions keep the function with the signature in `subfun`.
     return inspect.signature(getattr(reference, "subfun", reference))
 
 
 def _parameters(reference: inspect.Signature, given: inspect.BoundArguments) -> PyTree:
-    """Return the solver's arguments but the first as `reference` takes them."""
+    """Return the solver's arguments except the first, bound to the signature `reference`."""
     try:
         bound = reference.bind(*given.args, **given.kwargs)
     except TypeError as error:
         raise TypeError(
-            f"the solver's arguments do not fit the signature {reference} of `optimality_fun` (or "
-            f"`reference_signature`): {error}."
+            f"`optimality_fun` (or `reference_signature`) has the signature {reference}, which the "
+            f"solver's arguments do not fit: {error}."
         ) from error
     return bound.args[1:], bound.kwargs
 
 
 def _arrays(a: PyTree) -> PyTree:
+    """Return `a` with its numbers and NumPy arrays converted to JAX arrays."""
     number = np.ndarray | np.generic | float
     return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, number) else leaf, a)
 
 
 def _first_replaced(result: Any, x: PyTree) -> Any:
+    """Return the tuple `result`, which may be a named tuple, with `x` as its first item."""
     items = [x, *result[1:]]
     return type(result)(*items) if hasattr(result, "_fields") else type(result)(items)

@@ -1,6 +1,7 @@
-"""Solvers of jaxopt."""
+"""Solvers of jaxopt: minimisers, proximal methods, root finders, fixed points."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from iterdiff.adapters.common import BRACKETS, ForeignState
+from iterdiff.adapters.common import BRACKETS_CAVEAT, ForeignState
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.jaxtools.extras import import_extra
 from iterdiff.problems.linear_system import LinearSystem
@@ -22,20 +23,20 @@ from iterdiff.problems.problem import (
 
 
 class JaxoptAlgorithm(Algorithm):
-    """A solver of jaxopt, given the problem's function; one step is one ``update``."""
+    """A solver of jaxopt with the problem's functions; one step is one ``update``."""
 
     solver: eqx.AbstractVar[Any]
 
     def bound(self, problem: Problem) -> Any:
-        """Return the solver of the problem's own function."""
-        return dataclasses.replace(self.solver, **_functions(problem, self.solver))
+        """Return the solver with the problem's functions in place of its own."""
+        return dataclasses.replace(self.solver, **_solver_fields(problem, self.solver))
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> ForeignState:
         """Return the state at `x0`."""
         solver, arguments = self.bound(problem), _arguments(problem, theta)
         memory = solver.init_state(x0, *arguments)
         after = eqx.filter_eval_shape(solver.update, x0, memory, *arguments)[1]
-        return ForeignState(x0, _like(memory, after))
+        return ForeignState(x0, _with_dtypes_of(after, memory))
 
     def step(self, problem: Problem, state: ForeignState, theta: PyTree) -> ForeignState:
         """Return the state after one update."""
@@ -68,13 +69,13 @@ class JaxoptRootFinder(JaxoptAlgorithm):
 
     @property
     def differentiable(self) -> bool:
-        """Whether the steps are; halving a bracket is not."""
+        """Whether the derivative of the steps approximates the derivative of the solution."""
         return not isinstance(self.solver, import_extra("jaxopt", "adapters").Bisection)
 
     @property
     def caveat(self) -> str:
-        """Why not."""
-        return "" if self.differentiable else BRACKETS
+        """Why the derivative of the steps is of no use; empty if it is."""
+        return "" if self.differentiable else BRACKETS_CAVEAT
 
 
 class JaxoptFixedPoint(JaxoptAlgorithm):
@@ -85,66 +86,73 @@ class JaxoptFixedPoint(JaxoptAlgorithm):
     consistent: ClassVar[bool] = True
 
 
-def _functions(problem: Problem, solver: Any) -> dict[str, Any]:
-    """Return the fields of the solver that say what it solves."""
+def _solver_fields(problem: Problem, solver: Any) -> dict[str, Any]:
+    """Return values for the solver's fields that hold functions of the problem."""
     fields = {field.name for field in dataclasses.fields(solver)}
-    plain = {name: False for name in ("has_aux", "value_and_grad") if name in fields}
-    if isinstance(problem, Minimization):
-        return {"fun": problem.objective, **plain}
-    if isinstance(problem, FixedPoint):
-        return {"fixed_point_fun": problem.update, **plain}
+
+    def first_field(*names: str) -> str:
+        return next(name for name in names if name in fields)
+
+    # Our functions return a value only, without auxiliary output or gradient.
+    values: dict[str, Any] = {name: False for name in fields & {"has_aux", "value_and_grad"}}
     if isinstance(problem, CompositeMinimization):
+        values |= {"fun": problem.smooth, first_field("projection", "prox"): _jaxopt_prox(problem)}
+    elif isinstance(problem, Minimization):
+        values["fun"] = problem.objective
+    elif isinstance(problem, FixedPoint):
+        values["fixed_point_fun"] = problem.update
+    else:
+        values[first_field("fun", "optimality_fun", "residual_fun")] = problem.residual
+    return values
 
-        def prox(x: PyTree, theta: PyTree, scaling: Any = 1.0) -> PyTree:
-            return problem.prox(
-                x, jnp.asarray(scaling, jnp.result_type(*jax.tree.leaves(x))), theta
-            )
 
-        if "projection" in fields:
-            return {"fun": problem.smooth, "projection": prox, **plain}
-        return {"fun": problem.smooth, "prox": prox, **plain}
-    name = next(name for name in ("fun", "optimality_fun", "residual_fun") if name in fields)
-    return {name: problem.residual, **plain}
+def _jaxopt_prox(problem: CompositeMinimization) -> Callable[..., PyTree]:
+    """Return the problem's prox with the arguments in jaxopt's order."""
+
+    def prox(x: PyTree, theta: PyTree, scaling: Any = 1.0) -> PyTree:
+        dtype = jnp.result_type(*jax.tree.leaves(x))
+        return problem.prox(x, jnp.asarray(scaling, dtype), theta)
+
+    return prox
 
 
 def _arguments(problem: Problem, theta: PyTree) -> tuple[PyTree, ...]:
+    """Return the arguments of ``update`` after the state: a composite problem takes two."""
     return (theta, theta) if isinstance(problem, CompositeMinimization) else (theta,)
 
 
-def _like(memory: PyTree, after: PyTree) -> PyTree:
-    """Give the first state the dtypes (and the presence) that later ones have."""
+def _with_dtypes_of(after: PyTree, memory: PyTree) -> PyTree:
+    """Return the first state with the dtypes of the state after one step, `after`."""
 
     def convert(shape: Any, leaf: Any) -> Any:
-        if not isinstance(shape, jax.ShapeDtypeStruct):
-            return leaf
-        if leaf is None:
-            return jnp.zeros(shape.shape, shape.dtype)
-        return jnp.asarray(leaf, shape.dtype)
+        is_array = isinstance(shape, jax.ShapeDtypeStruct)
+        return jnp.asarray(leaf, shape.dtype) if is_array else leaf
 
-    return jax.tree.map(convert, after, memory, is_leaf=lambda leaf: leaf is None)
+    return jax.tree.map(convert, after, memory)
 
 
 def from_jaxopt(solver: Any) -> JaxoptAlgorithm:
     """Return a solver of jaxopt as an algorithm.
 
     Minimisers (``GradientDescent``, ``LBFGS``, ``BFGS``, ``NonlinearCG``, ...) solve a
-    `Minimization`, ``ProximalGradient`` and ``ProjectedGradient`` a `CompositeMinimization`, root
-    finders and least-squares solvers (``Broyden``, ``Bisection``, ``GaussNewton``,
-    ``LevenbergMarquardt``) a `RootFinding` or `LinearSystem`, and ``FixedPointIteration`` and
-    ``AndersonAcceleration`` a `FixedPoint`. Each of our steps is one ``update`` of theirs, at its
-    cost; our rules decide when to stop.
+    `Minimization`; ``ProximalGradient`` and ``ProjectedGradient`` solve a
+    `CompositeMinimization`; root finders and least-squares solvers (``Broyden``, ``Bisection``,
+    ``GaussNewton``, ``LevenbergMarquardt``) solve a `RootFinding` or a `LinearSystem`;
+    ``FixedPointIteration`` and ``AndersonAcceleration`` solve a `FixedPoint`. One of our steps is
+    one ``update`` of the solver, at the same cost. Our stopping rules apply.
 
-    The solver is a template: what it was made to solve (``fun`` and the like) is replaced by the
-    problem's function, so that the two cannot disagree. A solver with a line search (``LBFGS``,
-    ``BFGS``, ...) can be unrolled in reverse mode only if it was made with ``implicit_diff=False``
-    (or ``linesearch_unroll=True``, where it has that); else JAX says "Reverse-mode
-    differentiation does not work for lax.while_loop". The other ways out are ``Implicit()`` and
-    forward mode (``jax.jvp``, ``jax.jacfwd``).
+    The solver is a template: the problem's function replaces its own (``fun`` and the like), so
+    the two cannot disagree.
+
+    Limits: a solver with a line search (``LBFGS``, ``BFGS``, ...) can be unrolled in reverse mode
+    only if it was made with ``implicit_diff=False`` (or ``linesearch_unroll=True``, if it has this
+    option). Otherwise JAX raises "Reverse-mode differentiation does not work for lax.while_loop".
+    ``Implicit()`` and forward mode (``jax.jvp``, ``jax.jacfwd``) always work.
 
     Parameters
     ----------
     solver : solver of jaxopt
-        Such as ``jaxopt.LBFGS(fun)``, with any function.
+        Such as ``jaxopt.LBFGS(fun)``; `fun` is not used and may be None.
 
     Returns
     -------
@@ -156,25 +164,45 @@ def from_jaxopt(solver: Any) -> JaxoptAlgorithm:
     ImportError
         If jaxopt is not installed.
     TypeError
-        If `solver` is none of these.
+        If `solver` is not one of the solvers above.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, jaxopt
+    >>> import iterdiff as itd
+    >>> problem = itd.FixedPoint(lambda x, theta: theta * jnp.cos(x))
+    >>> picard = itd.adapters.from_jaxopt(jaxopt.FixedPointIteration(None))
+    >>> def solution(theta):
+    ...     return itd.solve(problem, picard, jnp.array(0.0), theta, stop=itd.Steps(60)).x
+    >>> jax.grad(solution)(0.5)
+    Array(0.7395, dtype=float...)
     """
     jaxopt = import_extra("jaxopt", "adapters")
     kinds = {
         JaxoptMinimiser: (
-            *(jaxopt.GradientDescent, jaxopt.BFGS, jaxopt.LBFGS, jaxopt.NonlinearCG),
-            *(jaxopt.OptaxSolver, jaxopt.ArmijoSGD, jaxopt.PolyakSGD),
+            jaxopt.GradientDescent,
+            jaxopt.BFGS,
+            jaxopt.LBFGS,
+            jaxopt.NonlinearCG,
+            jaxopt.OptaxSolver,
+            jaxopt.ArmijoSGD,
+            jaxopt.PolyakSGD,
         ),
         JaxoptProximal: (jaxopt.ProximalGradient, jaxopt.ProjectedGradient),
         JaxoptRootFinder: (
-            *(jaxopt.Broyden, jaxopt.Bisection, jaxopt.GaussNewton, jaxopt.LevenbergMarquardt),
+            jaxopt.Broyden,
+            jaxopt.Bisection,
+            jaxopt.GaussNewton,
+            jaxopt.LevenbergMarquardt,
         ),
         JaxoptFixedPoint: (jaxopt.FixedPointIteration, jaxopt.AndersonAcceleration),
     }
-    for algorithm, classes in kinds.items():  # GradientDescent is a ProximalGradient, too
+    # The order matters: jaxopt.GradientDescent is a subclass of jaxopt.ProximalGradient.
+    for algorithm, classes in kinds.items():
         if isinstance(solver, classes):
             return algorithm(solver)
     names = ", ".join(kind.__name__ for classes in kinds.values() for kind in classes)
     raise TypeError(
-        f"`solver` must be a solver of jaxopt that solves one of our problems step by step "
-        f"({names}), not {solver!r}; put @iterdiff.implicit on a function that calls any other."
+        f"`solver` must be one of jaxopt's {names}, not {solver!r}. "
+        "Put @iterdiff.implicit on a function that calls any other solver."
     )

@@ -1,4 +1,4 @@
-"""Optimisers of optax."""
+"""Optimisers of optax, as algorithms for minimisation."""
 
 from typing import Any, ClassVar
 
@@ -42,23 +42,25 @@ def from_optax(transformation: Any) -> OptaxAlgorithm:
     r"""Return an optimiser of optax as an algorithm for `Minimization`.
 
     A step is :math:`u, m \leftarrow \mathrm{update}(\nabla_x f(x, \theta), m, x)` and
-    :math:`x \leftarrow x + u`. It costs one gradient; where the transformation asks for them
-    (line searches), it is also given ``value``, ``grad`` and ``value_fn``.
+    :math:`x \leftarrow x + u`. It costs one gradient. The transformation also receives ``value``,
+    ``grad`` and ``value_fn``, which line searches use.
 
-    What the steps do at an exact solution is the transformation's affair: Adam divides by
-    :math:`\sqrt{v}`, whose derivative is infinite at :math:`v = 0` unless ``eps_root`` is positive.
-    A line search that loops until it is content (``optax.lbfgs``) can be unrolled in forward mode
-    alone; in reverse mode JAX says "Reverse-mode differentiation does not work for
-    lax.while_loop". Then take ``Implicit()``, forward mode (``jax.jvp``, ``jax.jacfwd``) or a
-    transformation without such a loop (``optax.lbfgs(linesearch=None)``, ``optax.sgd``). Steps by
-    the sign of a gradient (``optax.sign_sgd``, ``optax.lion``) have the derivative zero, whatever
-    that of the solution is: ``Implicit()``, too.
+    Limits of unrolling:
+
+    - A line search with a data-dependent loop (``optax.lbfgs``) works in forward mode only. In
+      reverse mode JAX raises "Reverse-mode differentiation does not work for lax.while_loop". Use
+      ``Implicit()``, forward mode (``jax.jvp``, ``jax.jacfwd``) or a transformation without such
+      a loop (``optax.lbfgs(linesearch=None)``, ``optax.sgd``).
+    - Steps along the sign of a gradient (``optax.sign_sgd``, ``optax.lion``) have derivative
+      zero, whatever the derivative of the solution is. Use ``Implicit()``.
+    - Adam divides by :math:`\sqrt{v}`, whose derivative is infinite at :math:`v = 0`. If the run
+      can reach an exact solution, make ``eps_root`` positive.
 
     Parameters
     ----------
     transformation : optax.GradientTransformation
         Such as ``optax.adam(1e-2)``. Its hyper-parameters are constants; to differentiate in
-        them, make it inside the function that is differentiated.
+        them, construct the transformation inside the differentiated function.
 
     Returns
     -------

@@ -1,6 +1,7 @@
-"""Minimisers, root finders, least-squares and fixed-point solvers of optimistix."""
+"""Solvers of optimistix: minimisers, root finders, least squares, fixed points."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from iterdiff.adapters.common import BRACKETS, SIMPLICES, ForeignState
+from iterdiff.adapters.common import BRACKETS_CAVEAT, SIMPLICES_CAVEAT, ForeignState
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.jaxtools.extras import import_extra
 from iterdiff.problems.linear_system import LinearSystem
@@ -18,7 +19,7 @@ NO_TAGS: frozenset[object] = frozenset()
 
 
 class _Function(eqx.Module):
-    """What optimistix calls ``fn``: it returns its value and nothing beside it."""
+    """A function as optimistix calls it: it returns a value and no auxiliary output."""
 
     function: Callable[[PyTree, PyTree], PyTree]
 
@@ -27,24 +28,24 @@ class _Function(eqx.Module):
 
 
 class OptimistixAlgorithm(Algorithm):
-    """A solver of optimistix, driven step by step; its own stopping test is not asked."""
+    """A solver of optimistix, run step by step; its own stopping test is not used."""
 
     solver: eqx.AbstractVar[Any]
     options: eqx.AbstractVar[dict[str, Any]]
 
     @property
     def differentiable(self) -> bool:
-        """Whether the steps are; those that only compare values of the function are not."""
+        """Whether the derivative of the steps approximates the derivative of the solution."""
         return not self.caveat
 
     @property
     def caveat(self) -> str:
-        """Why not."""
-        return why_not_differentiable(self.solver)
+        """Why the derivative of the steps is of no use; empty if it is."""
+        return caveat_of(self.solver)
 
     @property
     def lag(self) -> int:
-        """1 where a step moves to the point that the step before has proposed."""
+        """1 if a step moves to the point that the previous step has proposed, else 0."""
         return lag_of(self.solver)
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> ForeignState:
@@ -89,47 +90,57 @@ class OptimistixFixedPoint(OptimistixAlgorithm):
     consistent: ClassVar[bool] = True
 
 
-def _bracketing() -> tuple[type, ...]:
-    optimistix = import_extra("optimistix", "adapters")
-    return optimistix.Bisection, optimistix.GoldenSearch
+def _optimistix() -> ModuleType:
+    return import_extra("optimistix", "adapters")
 
 
-def unwrapped(solver: Any) -> Any:
-    """Return the solver that takes the steps.
+def _layers(solver: Any) -> Iterator[Any]:
+    """Yield a solver and the solvers that it wraps, outermost first.
 
-    Optimistix wraps one that is to keep its best iterate, or that solves another kind of problem.
+    Optimistix wraps a solver to return its best iterate, or to solve another kind of problem.
     """
-    inner = getattr(solver, "solver", None)
-    wraps = isinstance(inner, import_extra("optimistix", "adapters").AbstractIterativeSolver)
-    return unwrapped(inner) if wraps else solver
+    while isinstance(solver, _optimistix().AbstractIterativeSolver):
+        yield solver
+        solver = getattr(solver, "solver", None)
 
 
-def keeps_the_best(solver: Any) -> bool:
-    """Return whether the answer is the best iterate, not the last one."""
-    optimistix = import_extra("optimistix", "adapters")
+def innermost(solver: Any) -> Any:
+    """Return the solver that takes the steps."""
+    return list(_layers(solver))[-1]
+
+
+def returns_best_iterate(solver: Any) -> bool:
+    """Whether the answer is the best iterate instead of the last one."""
+    optimistix = _optimistix()
     kinds = (
-        *(optimistix.BestSoFarMinimiser, optimistix.BestSoFarLeastSquares),
-        *(optimistix.BestSoFarRootFinder, optimistix.BestSoFarFixedPoint),
+        optimistix.BestSoFarMinimiser,
+        optimistix.BestSoFarLeastSquares,
+        optimistix.BestSoFarRootFinder,
+        optimistix.BestSoFarFixedPoint,
     )
-    inner = getattr(solver, "solver", None)
-    return isinstance(solver, kinds) or (inner is not None and keeps_the_best(inner))
+    return any(isinstance(layer, kinds) for layer in _layers(solver))
 
 
-def why_not_differentiable(solver: Any) -> str:
-    """Return why the derivative of the steps is of no use; empty where it is."""
-    inner = unwrapped(solver)
-    if isinstance(inner, _bracketing()):
-        return BRACKETS
-    return SIMPLICES if isinstance(inner, import_extra("optimistix", "adapters").NelderMead) else ""
+def needs_bracket(solver: Any) -> bool:
+    """Whether the solver starts from a bracket, and its iterates are points of brackets."""
+    return isinstance(innermost(solver), (_optimistix().Bisection, _optimistix().GoldenSearch))
+
+
+def caveat_of(solver: Any) -> str:
+    """Return why the derivative of the steps is of no use; empty if it is."""
+    if needs_bracket(solver):
+        return BRACKETS_CAVEAT
+    return SIMPLICES_CAVEAT if isinstance(innermost(solver), _optimistix().NelderMead) else ""
 
 
 def lag_of(solver: Any) -> int:
     """Return how many steps before the last one the iterate was made, see `Algorithm.lag`.
 
-    Solvers with a search (a line search, a trust region, or a fixed step) propose a point at the
-    end of a step, and the next one goes there or rejects it.
+    A solver with an ``optimistix.AbstractSearch`` (a line search, a trust region, a fixed step)
+    proposes a point at the end of a step; the next step moves there or rejects it.
     """
-    return 1 if hasattr(unwrapped(solver), "search") else 0
+    search = getattr(innermost(solver), "search", None)
+    return int(isinstance(search, _optimistix().AbstractSearch))
 
 
 def _function(problem: Problem) -> _Function:
@@ -144,24 +155,28 @@ def from_optimistix(solver: Any, options: dict[str, Any] | None = None) -> Optim
     """Return a solver of optimistix as an algorithm.
 
     Minimisers (BFGS, LBFGS, nonlinear CG, gradient descent with line searches, ...) solve a
-    `Minimization`; root finders and least-squares solvers (Newton, Chord, Dogleg,
-    Levenberg-Marquardt, ...) a `RootFinding` or `LinearSystem`; fixed-point solvers a
-    `FixedPoint`. Each of our steps is one of theirs, rejected trial steps included; when to stop is
-    decided by our rules, not by the solver's ``rtol`` and ``atol``. A step costs what theirs does.
+    `Minimization`. Root finders and least-squares solvers (Newton, Chord, Dogleg,
+    Levenberg-Marquardt, ...) solve a `RootFinding` or a `LinearSystem`. Fixed-point solvers solve
+    a `FixedPoint`. One of our steps is one step of the solver, at the same cost; rejected trial
+    steps count. Our stopping rules apply, not the solver's ``rtol`` and ``atol``.
 
-    ``Bisection`` and ``GoldenSearch`` need ``options={"lower": ..., "upper": ...}``. They and
-    ``NelderMead``, which compare values of the function and do no more, are not unrolled. Where a
-    step moves to the point that the step before has proposed (solvers with a line search, a trust
-    region or a fixed step), ``Unrolled(last=k)`` differentiates the k proposals that led to the
-    answer; one that the search rejected adds nothing. What a solver does after its last step
-    (``BestSoFarMinimiser`` then picks the best iterate) is left out.
+    ``Bisection`` and ``GoldenSearch`` need ``options={"lower": ..., "upper": ...}``. These two and
+    ``NelderMead`` only compare values of the function, so `Unrolled` refuses them.
+
+    In solvers with a line search, a trust region or a fixed step, a step moves to the point that
+    the previous step has proposed. ``Unrolled(last=k)`` then differentiates the k proposals that
+    led to the answer, and ``OneStep()`` (Jacobian-free backpropagation, JFB) the last one. A
+    proposal that the search rejected contributes nothing.
+
+    Limits: what a solver does after its last step is left out, for example the choice of the best
+    iterate by ``BestSoFarMinimiser``.
 
     Parameters
     ----------
     solver : optimistix.AbstractIterativeSolver
         Such as ``optimistix.BFGS(rtol=1e-8, atol=1e-8)``.
     options : dict, optional
-        What optimistix calls so: settings of one run. Constants, as far as derivatives go.
+        Optimistix's ``options``, the settings of a run. They are not differentiated.
 
     Returns
     -------
@@ -173,9 +188,9 @@ def from_optimistix(solver: Any, options: dict[str, Any] | None = None) -> Optim
     ImportError
         If optimistix is not installed.
     TypeError
-        If `solver` is none of its iterative solvers.
+        If `solver` is not an iterative solver of optimistix.
     ValueError
-        If it needs `options` that are not given.
+        If the solver needs a bracket and `options` has none.
 
     Examples
     --------
@@ -188,19 +203,23 @@ def from_optimistix(solver: Any, options: dict[str, Any] | None = None) -> Optim
     >>> jax.grad(solution)(0.5)
     Array(0.7395, dtype=float...)
     """
-    optimistix = import_extra("optimistix", "adapters")
+    optimistix = _optimistix()
     options = {} if options is None else options
-    if isinstance(unwrapped(solver), _bracketing()) and not {"lower", "upper"} <= set(options):
-        raise ValueError(
-            f"`options` must hold the bracket that {type(unwrapped(solver)).__name__} starts from: "
-            "options={'lower': ..., 'upper': ...}."
-        )
-    if isinstance(solver, optimistix.AbstractMinimiser):
-        return OptimistixMinimiser(solver, options)
-    if isinstance(solver, optimistix.AbstractFixedPointSolver):
-        return OptimistixFixedPoint(solver, options)
-    if isinstance(solver, optimistix.AbstractRootFinder | optimistix.AbstractLeastSquaresSolver):
-        return OptimistixRootFinder(solver, options)
+    algorithms = {
+        optimistix.AbstractMinimiser: OptimistixMinimiser,
+        optimistix.AbstractFixedPointSolver: OptimistixFixedPoint,
+        optimistix.AbstractRootFinder: OptimistixRootFinder,
+        optimistix.AbstractLeastSquaresSolver: OptimistixRootFinder,
+    }
+    for kind, algorithm in algorithms.items():
+        if isinstance(solver, kind):
+            if needs_bracket(solver) and not {"lower", "upper"} <= options.keys():
+                name = type(innermost(solver)).__name__
+                raise ValueError(
+                    f"`options` must hold the bracket from which {name} starts: "
+                    "options={'lower': ..., 'upper': ...}."
+                )
+            return algorithm(solver, options)
     raise TypeError(
         "`solver` must be a minimiser, root finder, least-squares or fixed-point solver of "
         f"optimistix such as optimistix.Newton(1e-8, 1e-8), not {solver!r}."

@@ -1,4 +1,8 @@
-"""Loops that other libraries hand over, with carries of their own, in our two kinds."""
+"""The loops that optimistix asks an adjoint for: one without a derivative, two with one.
+
+Optimistix hands over a condition, a body and a carry. All three loops take steps while the
+condition holds, up to a maximum number. The carry may have leaves that are not arrays.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,83 +16,115 @@ from iterdiff.jaxtools.closures import detach
 from iterdiff.loop.run import arrays_of, select, stop_gradient
 from iterdiff.loop.unroll import Checkpoint, blocks_of, nest
 
+Condition = Callable[[Any], Bool[Array, ""]]
+Body = Callable[[Any], Any]
 
-class Bounded(NamedTuple):
-    """A foreign loop: a condition, a body, and the most rounds."""
 
-    going_on: Callable[[Any], Bool[Array, ""]]
-    body: Callable[[Any], Any]
+class BoundedLoop(NamedTuple):
+    """A loop over foreign carries.
+
+    Attributes
+    ----------
+    condition : callable
+        Whether to take another step from a carry.
+    body : callable
+        Maps a carry to the next one.
+    max_steps : int
+        The largest number of steps.
+    """
+
+    condition: Condition
+    body: Body
     max_steps: int
 
 
-def while_loop(
-    going_on: Callable[[Any], Bool[Array, ""]],
-    body: Callable[[Any], Any],
-    init: Any,
-    *,
-    max_steps: int | None = None,
-) -> Any:
-    """Loop without a reverse-mode derivative, over a carry that may hold what is no array."""
-    dynamic, static = eqx.partition(init, eqx.is_array)
+def while_loop(condition: Condition, body: Body, init: Any, *, max_steps: int | None = None) -> Any:
+    """Return the last carry of a loop that has no reverse-mode derivative.
 
-    def still(carry):
-        count, dynamic = carry
-        more = going_on(eqx.combine(dynamic, static))
-        return more if max_steps is None else more & (count < max_steps)
-
-    def once(carry):
-        count, dynamic = carry
-        return count + 1, _arrays_after(body, dynamic, static)
-
-    return eqx.combine(jax.lax.while_loop(still, once, (jnp.array(0), dynamic))[1], static)
-
-
-def _arrays_after(body: Callable[[Any], Any], dynamic: PyTree, static: PyTree) -> PyTree:
-    """Return what became of the arrays of a carry, also where the body makes a constant of one.
-
-    Such a constant (a flag that says "no longer the first step") need be no array any more once
-    the body has been converted.
+    `iterdiff.loop.run.run_loop` would compute one more step and discard it.
     """
-    old = eqx.combine(dynamic, static)
-    return arrays_of(body(old), old)
+    arrays, static = eqx.partition(init, eqx.is_array)
 
-
-def bounded_while(loop: Bounded, init: Any, checkpoint: Checkpoint, last: int | None) -> Any:
-    """Loop differentiably; with `last`, only the last so many rounds carry the derivative."""
-    if last is not None:
-        init = _all_but(loop, init, last)
-        loop = loop._replace(max_steps=last)
-    dynamic, static = eqx.partition(init, eqx.is_array)
-    start = (jnp.array(0), dynamic)
-
-    def running(carry):
-        return loop.going_on(eqx.combine(carry[1], static)) & (carry[0] < loop.max_steps)
+    def is_running(carry):
+        count, arrays = carry
+        holds = condition(eqx.combine(arrays, static))
+        return holds if max_steps is None else holds & (count < max_steps)
 
     def advance(carry):
-        active = running(carry)
-        count, dynamic = select(active, carry, start)
-        new = _arrays_after(loop.body, dynamic, static)
-        return select(active, (count + 1, new), carry)
+        count, arrays = carry
+        return count + 1, _body_on_arrays(body, arrays, static)
+
+    _, arrays = jax.lax.while_loop(is_running, advance, (jnp.array(0), arrays))
+    return eqx.combine(arrays, static)
+
+
+def differentiable_while_loop(loop: BoundedLoop, init: Any, checkpoint: Checkpoint) -> Any:
+    """Return the last carry of a loop whose steps JAX differentiates, all of them."""
+    arrays, static = eqx.partition(init, eqx.is_array)
+    start = jnp.array(0), arrays
+
+    def is_running(carry):
+        count, arrays = carry
+        return loop.condition(eqx.combine(arrays, static)) & (count < loop.max_steps)
+
+    def advance(carry):
+        # After the last step the body runs on the start, where its derivative is finite.
+        running = is_running(carry)
+        count, arrays = select(running, carry, start)
+        new = count + 1, _body_on_arrays(loop.body, arrays, static)
+        return select(running, new, carry)
 
     blocks = blocks_of(loop.max_steps, checkpoint, counted=False)
     if blocks.recompute_steps:
         advance = jax.checkpoint(advance, prevent_cse=False)
-    return eqx.combine(nest(advance, running, blocks.lengths)(start)[1], static)
+    _, arrays = nest(advance, is_running, blocks.lengths)(start)
+    return eqx.combine(arrays, static)
 
 
-def _all_but(loop: Bounded, init: Any, last: int) -> Any:
-    """Return the carry `last` rounds before the end (the start, if there are fewer)."""
-    dynamic, static = eqx.partition(stop_gradient(init), eqx.is_array)
-    going_on = detach(lambda c: loop.going_on(eqx.combine(c, static)), dynamic)
-    body = detach(lambda c: _arrays_after(loop.body, c, static), dynamic)
-    counted = while_loop(
-        lambda c: going_on(c[1]),
-        lambda c: (c[0] + 1, body(c[1])),
-        (jnp.array(0), dynamic),
+def late_while_loop(loop: BoundedLoop, init: Any, checkpoint: Checkpoint, last: int) -> Any:
+    """Return the last carry of a loop of which JAX differentiates the last `last` steps."""
+    last = min(last, loop.max_steps)
+    start = _carry_before_end(loop, init, last)
+    return differentiable_while_loop(loop._replace(max_steps=last), start, checkpoint)
+
+
+def _carry_before_end(loop: BoundedLoop, init: Any, last: int) -> Any:
+    """Return the carry `last` steps before the end of a run (`init` if there are fewer).
+
+    The run keeps two snapshots, the latest ones at multiples of `last` steps. The earlier one is
+    at most `last` steps before the carry that is wanted.
+    """
+    arrays, static = eqx.partition(stop_gradient(init), eqx.is_array)
+    condition = detach(lambda a: loop.condition(eqx.combine(a, static)), arrays)
+    body = detach(lambda a: _body_on_arrays(loop.body, a, static), arrays)
+
+    def advance(carry):
+        count, arrays, earlier, later = carry
+        earlier, later = select(count % last == 0, (later, arrays), (earlier, later))
+        return count + 1, body(arrays), earlier, later
+
+    zero = jnp.array(0)
+    count, _, earlier, _ = while_loop(
+        lambda carry: condition(carry[1]),
+        advance,
+        (zero, arrays, arrays, arrays),
         max_steps=loop.max_steps,
     )
-    until = counted[0] - last
-    kept = while_loop(
-        lambda c: c[0] < until, lambda c: (c[0] + 1, body(c[1])), (jnp.array(0), dynamic)
+    time_of_earlier = jnp.maximum((count - 1) // last - 1, 0) * last
+    steps = jnp.maximum(count - last, 0) - time_of_earlier
+    _, arrays = while_loop(
+        lambda carry: carry[0] < steps,
+        lambda carry: (carry[0] + 1, body(carry[1])),
+        (zero, earlier),
     )
-    return eqx.combine(kept[1], static)
+    return eqx.combine(arrays, static)
+
+
+def _body_on_arrays(body: Body, arrays: PyTree, static: PyTree) -> PyTree:
+    """Return the arrays of the next carry.
+
+    The body may return a constant in place of an array, such as a flag that says "no longer the
+    first step"; JAX converts it.
+    """
+    old = eqx.combine(arrays, static)
+    return arrays_of(body(old), old)

@@ -1,1 +1,1 @@
-"""Algorithms: how a problem is solved, a family a file."""
+"""How a problem is solved: the contract of an algorithm, and one family of methods per file."""

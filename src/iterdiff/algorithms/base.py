@@ -1,4 +1,4 @@
-"""The contract of an algorithm: a state, and one traceable step."""
+"""The contract of an algorithm: a state and one traceable step."""
 
 import abc
 import contextlib
@@ -18,11 +18,13 @@ UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.NonConcreteBooleanIndexError,
 )
-"""What JAX raises where a function asks for the value of what is being traced."""
+"""Errors that JAX raises if a function needs the value of a traced array."""
 
 
 class State(eqx.Module):
     """What an algorithm carries from step to step.
+
+    Subclass it to carry more than the iterate.
 
     Attributes
     ----------
@@ -34,7 +36,7 @@ class State(eqx.Module):
 
 
 class Iterate(State):
-    """The state of an algorithm that remembers nothing but the iterate."""
+    """The state of an algorithm that carries only the iterate."""
 
     x: PyTree
 
@@ -42,20 +44,20 @@ class Iterate(State):
 class Algorithm(eqx.Module):
     """How a problem is solved: ``init`` makes a state, ``step`` improves it.
 
-    An algorithm holds its hyper-parameters (step sizes and the like) as array leaves, so that
-    one can differentiate in them and `vmap` over them. Both methods are traceable by JAX.
-    A step keeps the structure, shapes and dtypes of the state, and its value *and derivative*
-    are finite at an exact solution too (an iteration that goes on after it has converged, as
-    under ``vmap``, must not turn into 0/0).
+    Subclass it to add an algorithm. JAX must be able to trace both methods. A step keeps the
+    structure, shapes and dtypes of the state. Its value *and its derivative* must be finite at an
+    exact solution, because an iteration may continue after it has converged (under ``vmap``, for
+    example). Store hyper-parameters such as step sizes as array leaves, so that users can
+    differentiate with respect to them and `vmap` over them.
 
     Attributes
     ----------
     accepts : tuple of type
-        The classes of problem that it solves; any other is a ValueError, see `check_fits`.
+        Classes of problem that the algorithm solves. `solve` raises ValueError for any other.
     consistent : bool
-        Whether every fixed point of the step is known to be a root of the problem's residual, as
-        it is where the step only uses the problem's own functions. By default it is not known:
-        `Checked`, `diagnose` and `check_derivative` then test it.
+        Whether every fixed point of the step is known to be a root of the problem's residual.
+        This holds if the step uses only the problem's own functions. The default is False:
+        `Checked`, `diagnose` and `check_derivative` then test it numerically.
     """
 
     accepts: eqx.AbstractClassVar[tuple[type[Problem], ...]]
@@ -63,29 +65,33 @@ class Algorithm(eqx.Module):
 
     @property
     def differentiable(self) -> bool:
-        """Whether the derivative of the steps approximates that of the solution at all.
+        """Whether the derivative of the steps approximates the derivative of the solution.
 
-        Where it does not, the modes that differentiate steps refuse the algorithm.
+        If False, the modes that differentiate steps raise ValueError.
         """
         return True
 
     @property
     def caveat(self) -> str:
-        """What to know before differentiating the steps, or why not to; empty: nothing."""
+        """What users should know before they differentiate the steps; empty if nothing.
+
+        A clause that follows a colon in messages. `Unrolled` warns with it, or raises with it if
+        the algorithm is not `differentiable`.
+        """
         return ""
 
     @property
     def lag(self) -> int:
-        """How many steps before the last one the iterate was made.
+        """Number of steps by which the iterate lags behind the computation that determined it.
 
-        1 where a step moves to the point that the step before has proposed: the derivative of
-        the last step alone is zero, so that the last k steps are the k that made the iterate.
+        1 if a step only moves to the point that the previous step proposed. The derivative of the
+        last step is then zero, and ``Unrolled(last=k)`` goes back one step further.
         """
         return 0
 
     @abc.abstractmethod
     def init(self, problem: Any, x0: PyTree, theta: PyTree) -> State:
-        """Return the state whose iterate is `x0`."""
+        """Return the initial state, whose iterate is `x0`."""
 
     @abc.abstractmethod
     def step(self, problem: Any, state: Any, theta: PyTree) -> State:
@@ -93,49 +99,54 @@ class Algorithm(eqx.Module):
 
 
 class StatelessAlgorithm(Algorithm):
-    """Base of the algorithms whose state is the iterate alone."""
+    """Base class of algorithms that carry only the iterate from step to step.
+
+    The next iterate depends on the current one and on nothing else. Subclasses define ``step``.
+    """
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> Iterate:
-        """Return `x0` as state."""
+        """Return the initial state, which is `x0`."""
         del problem, theta
         return Iterate(x0)
 
 
 def check_fits(problem: Problem, algorithm: Algorithm) -> None:
-    """Refuse an algorithm that cannot solve the problem.
+    """Raise unless `algorithm` can solve `problem`.
 
     Raises
     ------
     TypeError
-        If `problem` is no `Problem` or `algorithm` no `Algorithm`.
+        If `problem` is not a `Problem` or `algorithm` not an `Algorithm`.
     ValueError
         If the algorithm does not accept problems of this class.
     """
     check_problem(problem)
     if not isinstance(algorithm, Algorithm):
         raise TypeError(
-            f"`algorithm` must be an iterdiff.Algorithm instance, not {algorithm!r}; wrap another "
-            "library's solver by iterdiff.adapters, or any solver at all by @iterdiff.implicit."
+            f"`algorithm` must be an iterdiff.Algorithm instance, not {algorithm!r}. Wrap a solver "
+            "of another library with iterdiff.adapters, or any solver with @iterdiff.implicit."
         )
     if not isinstance(problem, algorithm.accepts):
         names = ", ".join(kind.__name__ for kind in algorithm.accepts)
         raise ValueError(
             f"`algorithm`: {type(algorithm).__name__} cannot solve a {type(problem).__name__}; "
-            f"it solves {names}."
+            f"it accepts {names}."
         )
 
 
 @contextlib.contextmanager
 def traceable_step(algorithm: Algorithm) -> Iterator[None]:
-    """Say what to do where JAX cannot trace a step; its error and the traceback stay.
+    """Add advice to the error that JAX raises if it cannot trace a step.
 
-    A problem's own functions have been traced before: what fails is the algorithm.
+    Call `check_residual` first: it traces the problem's own functions, so that an error in this
+    context comes from the algorithm. The error and its traceback stay as they are.
     """
     try:
         yield
     except UNTRACEABLE as error:
         error.add_note(
-            f"The steps of {type(algorithm).__name__} must be traceable by JAX (jax.numpy in place "
-            "of NumPy, jax.lax.cond in place of `if`); @iterdiff.implicit takes any solver at all."
+            f"JAX must be able to trace the steps of {type(algorithm).__name__}: use jax.numpy "
+            "instead of NumPy and jax.lax.cond instead of `if`. For a solver that JAX cannot "
+            "trace, use @iterdiff.implicit."
         )
         raise

@@ -1,4 +1,4 @@
-"""Bracketing: roots of one real unknown between two points of different sign."""
+"""Bracketing: roots of one real unknown between two points of opposite sign."""
 
 from typing import ClassVar
 
@@ -12,14 +12,14 @@ from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import scalar
 from iterdiff.problems.problem import FixedPoint, Problem, RootFinding
 
-BRACKET = (
-    "`lower` and `upper` of Bisection must bracket a root: the residual has the same sign (or is "
-    "not finite) at both. Look for two points with different signs."
+NO_BRACKET = (
+    "`lower` and `upper` of Bisection must bracket a root, but the residual has the same sign at "
+    "both or is not finite. Choose two points where its signs differ."
 )
 
 
 class _Bracket(State):
-    """The iterate, and the bracket with the sign of the residual at its lower end."""
+    """The iterate, the bracket, and the sign of the residual at its lower end."""
 
     x: PyTree
     lower: Float[Array, ""]
@@ -30,26 +30,26 @@ class _Bracket(State):
 class Bisection(Algorithm):
     r"""Bisection of a bracket :math:`[\ell, u]` on which the residual changes sign.
 
-    The residual's sign at the iterate tells which half keeps the root; the next iterate is that
-    half's midpoint. (`x0` is the first point to be looked at; one outside the bracket counts as
-    the nearer end.) The error is at most half the bracket, which halves with every step: rate
-    1/2, whatever the function, as long as it is continuous. One residual a step.
+    The sign of the residual at the iterate tells which half contains the root; the next iterate
+    is the midpoint of that half. The first iterate is `x0`, or the nearer end of the bracket if
+    `x0` lies outside. The error is at most half the width of the bracket, which halves with every
+    step, for every continuous function. Cost: one residual a step.
 
-    One real unknown; ``vmap`` solves many equations at once. It cannot be unrolled: midpoints do
-    not depend differentiably on the parameters. The implicit derivative is that of any root
-    finder.
+    Solves for one real unknown; use ``vmap`` for many separate equations. `Unrolled` refuses it,
+    because midpoints do not depend differentiably on the parameters; `Implicit` works as for any
+    root finder.
 
     Parameters
     ----------
     lower, upper : scalar
-        The bracket, in the units of `x`.
+        Ends of the bracket, in the units of `x`.
 
     Raises
     ------
     ValueError
-        If `x0` has more than one number.
+        When a solve starts, if `x0` holds more than one number.
     RuntimeError
-        When it runs, if the residual has the same sign at both ends.
+        When a solve runs, if the residual has the same sign at both ends.
 
     References
     ----------
@@ -63,36 +63,36 @@ class Bisection(Algorithm):
 
     @property
     def differentiable(self) -> bool:
-        """False."""
+        """False: midpoints do not depend differentiably on the parameters."""
         return False
 
     @property
     def caveat(self) -> str:
-        """Why not."""
+        """Why the steps cannot be differentiated."""
         return (
             "its iterates are midpoints of brackets, which do not depend differentiably on "
-            "`theta`; the derivative of the steps is zero, whatever that of the root is."
+            "`theta`, so that the derivative of the steps is zero."
         )
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> _Bracket:
-        """Return the state at `x0`, with the bracket checked."""
+        """Return the initial state; check the bracket."""
         if tree.size(x0) != 1:
             raise ValueError(
-                f"`x0`: Bisection solves for one real number, not {tree.size(x0)}; use jax.vmap "
-                "for many separate equations, iterdiff.Newton for a system."
+                f"`x0`: Bisection solves for one real number, not {tree.size(x0)}. Use jax.vmap "
+                "for separate equations, or iterdiff.Newton for a system."
             )
         dtype = tree.result_dtype(x0)
         lower, upper = self.lower.astype(dtype), self.upper.astype(dtype)
         at_lower, at_upper = (_sign(problem, end, x0, theta) for end in (lower, upper))
         brackets = at_lower * at_upper <= 0
-        lower = eqx.error_if(lower, ~brackets, BRACKET)
-        # A root at an end is found at once, whatever the sign at the other one.
+        lower = eqx.error_if(lower, ~brackets, NO_BRACKET)
+        # If one end is a root, shrink the bracket to it.
         upper = jnp.where(at_lower == 0, lower, upper)
         lower = jnp.where((at_upper == 0) & (at_lower != 0), upper, lower)
         return _Bracket(x0, lower, upper, at_lower)
 
     def step(self, problem: Problem, state: _Bracket, theta: PyTree) -> _Bracket:
-        """Return the state after one halving."""
+        """Return the state after halving the bracket once."""
         low, high = jnp.minimum(state.lower, state.upper), jnp.maximum(state.lower, state.upper)
         point = jnp.clip(tree.to_vector(state.x)[0], low, high)
         sign = _sign(problem, point, state.x, theta)
@@ -103,5 +103,6 @@ class Bisection(Algorithm):
 
 
 def _sign(problem: Problem, point: Array, like: PyTree, theta: PyTree) -> Float[Array, ""]:
+    """Return the sign of the residual at `point`, without a derivative."""
     x = tree.from_vector(point[None], like)
     return jax.lax.stop_gradient(jnp.sign(tree.to_vector(problem.residual(x, theta))[0]))

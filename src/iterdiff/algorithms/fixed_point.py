@@ -1,4 +1,4 @@
-"""Methods for fixed points."""
+"""Methods for fixed points: plain iteration and Anderson acceleration."""
 
 from typing import ClassVar
 
@@ -16,15 +16,16 @@ from iterdiff.problems.problem import FixedPoint, Problem
 class Picard(StatelessAlgorithm):
     r"""Fixed-point iteration, :math:`x_{t+1} = x_t + \omega (F(x_t, \theta) - x_t)`.
 
-    With damping :math:`\omega = 1` this is :math:`x_{t+1} = F(x_t, \theta)`. It converges from
-    nearby when the spectral radius of
-    :math:`I + \omega (\partial F / \partial x - I)` is below 1, at that rate; the unrolled
-    Jacobian converges at the same rate up to a factor :math:`t`. One evaluation of `F` a step.
+    With damping :math:`\omega = 1` this is :math:`x_{t+1} = F(x_t, \theta)`. The method
+    converges locally if the spectral radius of
+    :math:`I + \omega (\partial F / \partial x - I)` at the fixed point is below 1, with that
+    rate. The unrolled Jacobian converges at the same rate up to a factor :math:`t`. Cost: one
+    evaluation of `F` a step.
 
     Parameters
     ----------
     damping : scalar
-        The factor :math:`\omega`, positive, dimensionless; below 1 it damps oscillation.
+        The factor :math:`\omega`, positive, dimensionless. Values below 1 damp oscillations.
 
     Raises
     ------
@@ -41,7 +42,7 @@ class Picard(StatelessAlgorithm):
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
-        """Refuse damping that is not positive."""
+        """Check that `damping` is positive."""
         check_range("damping", self.damping, 0.0)
 
     def step(self, problem: FixedPoint, state: Iterate, theta: PyTree) -> Iterate:
@@ -51,7 +52,7 @@ class Picard(StatelessAlgorithm):
 
 
 class _Window(State):
-    """The iterate, its step ``F(x) - x``, and the last differences of both."""
+    """The iterate, its step ``F(x) - x``, and the most recent differences of both."""
 
     x: PyTree
     move: Float[Array, " n"]
@@ -62,34 +63,37 @@ class _Window(State):
 class Anderson(Algorithm):
     r"""Anderson acceleration (type II) with a window of `depth` differences.
 
-    With :math:`f_t = F(x_t, \theta) - x_t` and the last differences
-    :math:`\Delta X_t, \Delta F_t` of iterates and of :math:`f` as columns,
+    Let :math:`f_t = F(x_t, \theta) - x_t`, and let the columns of :math:`\Delta X_t` and
+    :math:`\Delta F_t` be the most recent differences of iterates and of :math:`f`. Then
 
     .. math::
 
         \gamma_t = \arg\min_\gamma \|f_t - \Delta F_t \gamma\|, \qquad
         x_{t+1} = x_t + \omega f_t - (\Delta X_t + \omega \Delta F_t) \gamma_t .
 
-    On an affine `F` with a window that is long enough it follows GMRES, and ends in at most n + 1
-    steps; on a contraction it is at least as fast, asymptotically, as `Picard`. The
-    least-squares problem is solved by QR of columns of unit length, damped at the square root of
-    the precision. One evaluation of `F` and :math:`O(n k^2)` operations a step for a window of
-    length k; memory 2 k n.
+    For an affine `F` and a long enough window the method is equivalent to GMRES and ends after at
+    most n + 1 steps. For a contraction it converges asymptotically at least as fast as `Picard`.
+    We solve the least-squares problem by a QR factorisation of normalised columns, damped at the
+    square root of the machine epsilon. Cost: one evaluation of `F` and :math:`O(n k^2)` operations
+    a step for a window of length k. Memory: 2 k n.
 
-    Unrolling it warns: :math:`\gamma_t` becomes a ratio of rounding errors at the solution, and
-    its derivative loses the accuracy that it had, or never gains it.
+    `Unrolled` warns, because :math:`\gamma_t` becomes a ratio of rounding errors near the
+    solution: its derivative loses accuracy as the iterate converges, and may never converge
+    itself.
 
     Parameters
     ----------
     depth : int
-        The length of the window, at least 1.
+        Length of the window, at least 1.
     damping : scalar
         The factor :math:`\omega`, positive, dimensionless.
 
     Raises
     ------
-    TypeError, ValueError
-        If `depth` is no positive int, or `damping` is known and not positive.
+    TypeError
+        If `depth` is not an int.
+    ValueError
+        If `depth` is below 1, or `damping` is known and not positive.
 
     References
     ----------
@@ -103,26 +107,26 @@ class Anderson(Algorithm):
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
-        """Refuse a window without columns, and damping that is not positive."""
+        """Check that `depth` and `damping` are positive."""
         check_count("depth", self.depth)
         check_range("damping", self.damping, 0.0)
 
     @property
     def caveat(self) -> str:
-        """What becomes of the derivative of the weights."""
+        """Why the derivative of the steps may be inaccurate."""
         return (
             "its weights are ratios of differences that vanish at the solution, so that their "
-            "derivative loses accuracy as the iterate gains it, and may never converge."
+            "derivative loses accuracy as the iterate converges, and may never converge itself."
         )
 
     def init(self, problem: FixedPoint, x0: PyTree, theta: PyTree) -> _Window:
-        """Return the state at `x0`, with an empty window."""
+        """Return the initial state, with an empty window."""
         move = _move(problem, x0, theta)
         window = jnp.zeros((self.depth, move.size), move.dtype)
         return _Window(x0, move, window, window)
 
     def step(self, problem: FixedPoint, state: _Window, theta: PyTree) -> _Window:
-        """Return the state after one step; from a fixed point it does not move."""
+        """Return the state after one step; a fixed point stays where it is."""
         damping = self.damping.astype(state.move.dtype)
         rounding = float(jnp.finfo(state.move.dtype).eps) ** 0.5
         weights = least_squares(state.move_differences, state.move, rounding)
@@ -139,4 +143,5 @@ class Anderson(Algorithm):
 
 
 def _move(problem: FixedPoint, x: PyTree, theta: PyTree) -> Float[Array, " n"]:
+    """Return ``F(x, theta) - x`` as one vector."""
     return -tree.to_vector(problem.residual(x, theta))

@@ -16,7 +16,7 @@ from iterdiff.problems.problem import Problem
 
 
 class _Conjugate(State):
-    """Iterate, residual ``b - A x``, search direction, and the residual's squared norm."""
+    """The iterate, the residual ``b - A x``, the search direction, the squared residual norm."""
 
     x: PyTree
     remainder: PyTree
@@ -33,12 +33,13 @@ class ConjugateGradient(Algorithm):
         x_{t+1} = x_t + \alpha_t p_t, \quad r_{t+1} = r_t - \alpha_t A p_t, \quad
         p_{t+1} = r_{t+1} + \frac{r_{t+1}^\top r_{t+1}}{r_t^\top r_t} p_t .
 
-    In exact arithmetic it ends in n steps; the error's energy norm falls at least like
-    :math:`2 ((\sqrt\kappa - 1)/(\sqrt\kappa + 1))^t`, where :math:`\kappa` is the condition
-    number. One operator product a step. Its unrolled derivative goes through
-    :math:`\alpha` and the direction updates: it converges with the iterate, but loses accuracy in
-    steps that go on after convergence, where these are ratios of rounding errors; stop by
-    `ResidualBelow`, or take the implicit mode.
+    In exact arithmetic the method ends after n steps. The energy norm of the error falls at least
+    like :math:`2 ((\sqrt\kappa - 1)/(\sqrt\kappa + 1))^t`, where :math:`\kappa` is the condition
+    number. Cost: one operator product a step.
+
+    The unrolled derivative passes through :math:`\alpha` and the updates of the direction. It
+    converges with the iterate, but loses accuracy in steps after convergence, where both become
+    ratios of rounding errors. Stop by `ResidualBelow`, or use `Implicit`.
 
     References
     ----------
@@ -50,7 +51,7 @@ class ConjugateGradient(Algorithm):
     consistent: ClassVar[bool] = True
 
     def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Conjugate:
-        """Return the state at `x0`; the first direction is the residual."""
+        """Return the initial state, with the residual as search direction."""
         remainder = tree.scale(-1.0, problem.residual(x0, theta))
         return _Conjugate(x0, remainder, remainder, tree.dot(remainder, remainder))
 
@@ -64,31 +65,34 @@ class ConjugateGradient(Algorithm):
 class GMRES(StatelessAlgorithm):
     r"""Restarted GMRES; one step is a whole cycle of `restart` Krylov vectors.
 
-    With :math:`r_t = b - A x_t` and an orthonormal basis :math:`V` of
-    :math:`\mathrm{span}\{r_t, A r_t, \dots, A^{m-1} r_t\}` (Arnoldi's process,
-    :math:`A V = W H`),
+    Let :math:`r_t = b - A x_t`, and let :math:`V` be an orthonormal basis of the Krylov space
+    :math:`\mathrm{span}\{r_t, A r_t, \dots, A^{m-1} r_t\}`, from Arnoldi's process
+    :math:`A V = W H`. Then
 
     .. math::
 
         x_{t+1} = x_t + V \arg\min_y \|r_t - A V y\| .
 
-    For any nonsingular matrix; the residual's norm never grows, and with :math:`m \ge n` one step
-    solves. With m < n it converges when the symmetric part of :math:`A` is positive definite, and
-    may stall otherwise. A step costs m + 1 operator products and :math:`O(n m^2)` operations;
-    memory (m + 1) n. The basis is orthogonalised twice.
+    The residual norm never grows, for any nonsingular matrix. With :math:`m \ge n` one step
+    solves the system. With m < n the method converges if the symmetric part of :math:`A` is
+    positive definite, and may stall otherwise. Cost: m + 1 operator products and
+    :math:`O(n m^2)` operations a step; the basis is orthogonalised twice. Memory: (m + 1) n.
 
-    First derivatives through its steps converge with the iterate; second ones keep fewer digits,
-    since each restart divides by a norm that goes to zero. The implicit mode has no such trouble.
+    First unrolled derivatives converge with the iterate. Second derivatives keep fewer digits,
+    because each restart divides by a norm that tends to zero; `Implicit` does not have this
+    problem.
 
     Parameters
     ----------
     restart : int
-        The vectors m of a cycle, at least 1; no more than n are used.
+        Number m of Krylov vectors in a cycle, at least 1. A cycle uses no more than n.
 
     Raises
     ------
-    TypeError, ValueError
-        If `restart` is no positive int.
+    TypeError
+        If `restart` is not an int.
+    ValueError
+        If `restart` is below 1.
 
     References
     ----------
@@ -101,11 +105,11 @@ class GMRES(StatelessAlgorithm):
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
-        """Refuse a cycle without vectors."""
+        """Check that `restart` is a positive int."""
         check_count("restart", self.restart)
 
     def step(self, problem: LinearSystem, state: Iterate, theta: PyTree) -> Iterate:
-        """Return the state after one cycle; at the solution it stays where it is."""
+        """Return the state after one cycle; the exact solution stays where it is."""
         x = state.x
 
         def matvec(v: Float[Array, " n"]) -> Float[Array, " n"]:

@@ -10,22 +10,26 @@ from iterdiff.algorithms.base import Iterate, StatelessAlgorithm
 from iterdiff.jaxtools import tree
 from iterdiff.linalg.solve import inverse
 from iterdiff.problems.linear_system import LinearSystem
-from iterdiff.problems.problem import FixedPoint, Minimization, Problem, RootFinding, structure_of
+from iterdiff.problems.problem import FixedPoint, Minimization, Problem, RootFinding
+
+SMOOTH_PROBLEMS = (RootFinding, Minimization, LinearSystem, FixedPoint)
+"""Problems whose residual has a Jacobian everywhere, which Newton's method needs."""
 
 
 class Newton(StatelessAlgorithm):
     r"""Newton's method, :math:`x_{t+1} = x_t - A(x_t)^{-1} r(x_t, \theta)`.
 
-    Here :math:`r` is the problem's residual and :math:`A = \partial r / \partial x`. It
-    converges quadratically from near a solution with nonsingular :math:`A`; the unrolled
-    derivative converges quadratically too, one step behind the iterate. From far away it may
-    diverge or cycle. One linear solve a step, by the method that `iterdiff.linear` chooses; a
-    solve that fails ends the run as `Status.DIVERGED`.
+    Here :math:`r` is the problem's residual and :math:`A = \partial r / \partial x`. The method
+    converges quadratically near a solution with nonsingular :math:`A`; from far away it may
+    diverge or cycle. The unrolled derivative converges quadratically too, one step behind the
+    iterate. Cost: one linear solve a step. A failed linear solve ends the run with
+    `Status.DIVERGED`.
 
     Parameters
     ----------
     linear_solver : lineax.AbstractLinearSolver, optional
-        Used for the steps instead.
+        Solves with :math:`A`. By default iterdiff chooses the method by size and structure, as
+        `Implicit` does.
 
     References
     ----------
@@ -34,12 +38,7 @@ class Newton(StatelessAlgorithm):
     """
 
     linear_solver: lx.AbstractLinearSolver | None = None
-    accepts: ClassVar[tuple[type[Problem], ...]] = (
-        RootFinding,
-        Minimization,
-        LinearSystem,
-        FixedPoint,
-    )
+    accepts: ClassVar[tuple[type[Problem], ...]] = SMOOTH_PROBLEMS
     consistent: ClassVar[bool] = True
 
     def step(self, problem: Problem, state: Iterate, theta: PyTree) -> Iterate:
@@ -53,7 +52,7 @@ def newton_step(
     theta: PyTree,
     linear_solver: lx.AbstractLinearSolver | None = None,
 ) -> PyTree:
-    """Return ``x`` after one Newton step on the residual; NaN where the linear solve fails."""
+    """Return `x` after one Newton step on the residual; NaN if the linear solve fails."""
     residual, tangent = jax.linearize(lambda y: problem.residual(y, theta), x)
-    solve = inverse(tangent, x, structure_of(problem), solver=linear_solver)
+    solve = inverse(tangent, x, problem.structure, solver=linear_solver)
     return tree.sub(x, solve(residual))

@@ -1,33 +1,39 @@
-"""First-order methods made from polynomials: they know the bounds of the Hessian's spectrum."""
+"""First-order methods built from polynomials, which need bounds of the Hessian's spectrum."""
 
 from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from iterdiff.algorithms.base import Algorithm, State
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import check_range, scalar
+from iterdiff.jaxtools.arguments import check_range, is_known, scalar
 from iterdiff.problems.linear_system import LinearSystem
 from iterdiff.problems.problem import Minimization, Problem
 
 
 def _check_interval(smallest: Array, largest: Array) -> None:
-    """Refuse bounds of a spectrum that are known and nonpositive, equal or swapped."""
+    """Raise ValueError unless ``0 < smallest < largest``; traced bounds pass.
+
+    Raises
+    ------
+    ValueError
+        If the bounds are known and not positive, or not in order.
+    """
     check_range("smallest", smallest, 0.0)
     check_range("largest", largest, 0.0)
-    gap = largest - smallest
-    try:
-        check_range("largest - smallest", gap, 0.0)
-    except ValueError:
+    if not (is_known(smallest) and is_known(largest)):
+        return
+    if not np.all(np.asarray(smallest) < np.asarray(largest)):
         raise ValueError(
             f"`smallest` must be below `largest`, but {smallest} is not below {largest}."
-        ) from None
+        )
 
 
 class _ChebyshevState(State):
-    """The iterate, the one before it, and the factor of the next step."""
+    """The iterate, the previous one, and the factor of the next step."""
 
     x: PyTree
     previous: PyTree
@@ -45,14 +51,14 @@ class Chebyshev(Algorithm):
         \omega_0 = 1, \quad \omega_1 = \frac{1}{1 - \mu^2/2}, \quad
         \omega_{t+1} = \frac{1}{1 - \mu^2 \omega_t / 4},
 
-    with :math:`\mu = (L - \ell)/(L + \ell)`. On a quadratic with spectrum in
-    :math:`[\ell, L]` no method has a smaller worst-case error after t gradients; the rate is
-    :math:`(\sqrt L - \sqrt\ell)/(\sqrt L + \sqrt\ell)`. The error of its unrolled Jacobian
-    may grow like :math:`t^2` first, to about half of :math:`L/\ell` times its start
-    (`iterdiff.theory.chebyshev_burn_in`); `Sobolev` does not do that. One gradient a step.
+    with :math:`\mu = (L - \ell)/(L + \ell)`. On quadratics with spectrum in :math:`[\ell, L]` no
+    first-order method has a smaller worst-case error after t gradients. The rate is
+    :math:`(\sqrt L - \sqrt\ell)/(\sqrt L + \sqrt\ell)`. The error of the unrolled Jacobian may
+    first grow like :math:`t^2`, to about :math:`L/(2\ell)` times its initial value
+    (`iterdiff.theory.chebyshev_burn_in`); `Sobolev` avoids this. Cost: one gradient a step.
 
-    Outside quadratics it may diverge when an eigenvalue of the Hessian anywhere on the path,
-    not only at the solution, exceeds `largest`. A linear system must be symmetric positive
+    On other objectives the method may diverge if an eigenvalue of the Hessian exceeds `largest`
+    anywhere on the path, not only at the solution. A linear system must be symmetric positive
     definite.
 
     Parameters
@@ -77,11 +83,11 @@ class Chebyshev(Algorithm):
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
-        """Refuse an interval that is empty or not positive."""
+        """Check that ``0 < smallest < largest``."""
         _check_interval(self.smallest, self.largest)
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> _ChebyshevState:
-        """Return the state at `x0`, before any step."""
+        """Return the initial state."""
         del problem, theta
         one = jnp.ones_like(self.smallest + self.largest)
         return _ChebyshevState(x0, x0, one, jnp.zeros((), jnp.int32))
@@ -96,7 +102,7 @@ class Chebyshev(Algorithm):
         x = tree.axpy(-2 * omega / total, gradient, moved)
         contraction = ((self.largest - self.smallest) / total) ** 2
         share = jnp.where(state.steps == 0, contraction / 2, contraction / 4)
-        # Counting stops at one: only the first step is special.
+        # Only the first step is special, so that the count need not exceed one.
         steps = jnp.minimum(state.steps + 1, 1)
         return _ChebyshevState(x, state.x, 1 / (1 - share * omega), steps)
 
@@ -104,10 +110,10 @@ class Chebyshev(Algorithm):
 class _Scalars(eqx.Module):
     """The scalar recurrences of the Sobolev method, after n steps.
 
-    ``ratio`` is g_{n-1}/g_n in 0 for the Gegenbauer polynomials g, and what depends on the
-    value of a polynomial in 0 is kept relative to g_n there, so that nothing overflows.
-    ``w0, w1`` are entries of the banded matrix of the basis, ``u0, u1`` of the banded Cholesky
-    factor of its Gram matrix; ``s`` is S_n(0), ``total`` the sum of squares of S_k(0).
+    ``ratio`` is g_{n-1}(0) / g_n(0) for the Gegenbauer polynomials g. Values of other polynomials
+    at 0 are stored relative to g_n(0), so that nothing overflows. ``w0, w1`` are entries of the
+    banded matrix of the basis, and ``u0, u1`` of the banded Cholesky factor of its Gram matrix.
+    ``s`` is S_n(0), and ``total`` the sum of the squares of S_k(0).
     """
 
     n: Float[Array, ""]
@@ -124,7 +130,7 @@ class _Scalars(eqx.Module):
 
 
 class _SobolevState(State):
-    """The iterate, the Gegenbauer iterates y and the orthogonalised ones z, last one first."""
+    """The iterate, and the last two Gegenbauer and orthogonal iterates y and z, newest first."""
 
     x: PyTree
     y: tuple[PyTree, PyTree]
@@ -133,37 +139,38 @@ class _SobolevState(State):
 
 
 class Sobolev(Algorithm):
-    r"""The first-order method whose polynomial is chosen for the Jacobian's error.
+    r"""The first-order method whose polynomials minimise the error of the unrolled Jacobian.
 
-    On a quadratic :math:`x_t - x^* = P_t(H)(x_0 - x^*)`, and the error of the unrolled Jacobian
-    is governed by :math:`P_t - \lambda P_t'` and :math:`P_t'` (`iterdiff.theory`). This method
-    takes, at every degree, the :math:`P_t` with :math:`P_t(0) = 1` that is smallest in
+    On a quadratic :math:`x_t - x^* = P_t(H)(x_0 - x^*)`, and :math:`P_t - \lambda P_t'` and
+    :math:`P_t'` determine the error of the unrolled Jacobian (`iterdiff.theory`). For every degree
+    this method uses the polynomial :math:`P_t` with :math:`P_t(0) = 1` that minimises
 
     .. math::
 
         \|P\|_B^2 = \int (P - \lambda P')^2 \,d\mu + \eta \int (P')^2 \,d\mu,
 
-    :math:`\mu` being the Gegenbauer weight :math:`(1 - \sigma^2)^{\alpha - 1/2}` on
-    :math:`[\ell, L]`. With the defaults the worst case of :math:`|P_t - \lambda P_t'|` never
-    exceeds its start: where the derivative of the starting gradient vanishes there is no
-    burn-in. On random quadratics in general the error rose by a tenth at most (in 4 of 480),
-    and the Jacobian reached a relative error of 1e-6 in at most the iterations of `Chebyshev`.
+    where :math:`\mu` is the Gegenbauer weight :math:`(1 - \sigma^2)^{\alpha - 1/2}` on
+    :math:`[\ell, L]`. With the default parameters the worst case of :math:`|P_t - \lambda P_t'|`
+    never exceeds its initial value: there is no burn-in if the derivative of the gradient at `x0`
+    vanishes. On 960 random quadratics with :math:`L/\ell` of 100 and 1000, the Jacobian error rose
+    above its initial value in 10, by at most 22 %. It reached a relative error of 1e-6 in 11 to
+    31 % fewer iterations than with `Chebyshev` (medians by kind of problem).
 
-    The optimum is a reproducing kernel in 0. With the basis :math:`R_0 = 1`,
+    The optimal polynomial is a reproducing kernel at 0. In the basis :math:`R_0 = 1`,
     :math:`R_n' = g_{n-1}` (g: orthonormal Gegenbauer polynomials) the Gram matrix has five
-    diagonals, so that orthogonalising is a short recurrence: one gradient a step, taken at an
-    iterate of its own and not at `x`, seven vectors, and numbers that stay of order one for
-    thousands of steps. The first step returns `x0`, since no polynomial of degree one improves
-    :math:`P - \lambda P' = 1`.
+    diagonals, so that orthogonalisation is a short recurrence whose numbers stay of order one for
+    thousands of steps. Cost: one gradient a step, evaluated at an auxiliary iterate, not at `x`.
+    Memory: seven vectors. The first step returns `x0`, since no polynomial of degree one improves
+    on :math:`P - \lambda P' = 1`.
 
-    **Limits.** It needs bounds of the spectrum that hold along the whole path: with
-    the spectrum at the solution alone a nonlinear problem can diverge, and with `smallest` too
-    large it stalls, as Chebyshev does. Where Chebyshev has no burn-in (for example a
-    Hessian whose derivative does not commute with it) this method is worse for the
-    first :math:`4\sqrt{L/\ell}` iterations, by up to a factor of nine. Its gain in
-    iterations to 1e-6 is between 1 and a third, not orders of magnitude. Its iterate is less
-    accurate than Chebyshev's: 5 to 14 times at :math:`t = 2\sqrt{L/\ell}`. The optimality
-    is for quadratics with commuting :math:`H` and :math:`dH`.
+    **Limits.** The bounds of the spectrum must hold along the whole path. With bounds that hold
+    only at the solution, a nonlinear problem can diverge; with `smallest` too large the method
+    stalls, as Chebyshev does. On problems where Chebyshev has no burn-in (for example, if the
+    Hessian does not commute with its derivative) this method is worse for the first
+    :math:`4\sqrt{L/\ell}` iterations: at the worst of them by a factor of 5 to 12 in the median,
+    and up to 33. It never saved more than 38 % of the iterations to 1e-6, and once took 1 % more.
+    Its iterate is 5 to 14 times less accurate than Chebyshev's at :math:`t = 2\sqrt{L/\ell}`.
+    The polynomials are optimal only for quadratics with commuting :math:`H` and :math:`dH`.
 
     Parameters
     ----------
@@ -171,24 +178,25 @@ class Sobolev(Algorithm):
         Bounds :math:`0 < \ell < L` of the spectrum of the Hessian (or of the operator of a
         symmetric positive definite linear system).
     alpha : scalar
-        Exponent of the weight, above -1/2. 1/2 weighs all eigenvalues alike.
+        Exponent of the weight, above -1/2, dimensionless; 1/2 weights all eigenvalues equally.
     eta : scalar, optional
-        Weight of :math:`P'`, positive, in units of the eigenvalue squared; :math:`\ell L` if
-        None.
+        Weight of :math:`P'`, positive, in units of the eigenvalues squared; by default
+        :math:`\ell L`.
     norm : "A" or "B"
-        "A" has :math:`P^2` in place of :math:`(P - \lambda P')^2`.
+        The norm to minimise: "B" is the one above; "A" has :math:`P^2` instead of
+        :math:`(P - \lambda P')^2`.
 
     Raises
     ------
     ValueError
-        If an argument is known and out of range.
+        If a parameter is known and out of range, or `norm` is neither "A" nor "B".
 
     References
     ----------
     D. Scieur, G. Gidel, Q. Bertrand, F. Pedregosa, *The Curse of Unrolling: Rate of
     Differentiating Through Optimization*, NeurIPS 2022, for the idea of a Sobolev-optimal
     method; F. Marcellán, Y. Xu, *On Sobolev orthogonal polynomials*, 2015, for the coherent
-    pairs that make its recurrence short.
+    pairs that make the recurrence short.
     """
 
     smallest: Float[Array, ""] = eqx.field(converter=scalar)
@@ -202,7 +210,7 @@ class Sobolev(Algorithm):
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
-        """Refuse parameters out of range."""
+        """Check the ranges of the parameters."""
         _check_interval(self.smallest, self.largest)
         check_range("alpha", self.alpha, -0.5)
         if self.eta is not None:
@@ -211,7 +219,7 @@ class Sobolev(Algorithm):
             raise ValueError(f'`norm` must be "A" or "B", not {self.norm!r}.')
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> _SobolevState:
-        """Return the state at `x0`, before any step."""
+        """Return the initial state."""
         del problem, theta
         one = jnp.ones((), jnp.result_type(self.smallest, self.largest, self.alpha))
         zero = jnp.zeros_like(one)
@@ -238,17 +246,17 @@ class Sobolev(Algorithm):
         old = state.scalars
         new, u2, b, beta, beta_old = self._advance(old, origin, radius)
         (y, y_old), (z, z_old) = state.y, state.z
-        # Three terms of the Gegenbauer recurrence, relative to its value in 0.
+        # The three-term recurrence of the Gegenbauer polynomials, relative to their value at 0.
         gradient = problem.residual(y, theta)
         moved = tree.axpy(-1 / radius, gradient, tree.scale(origin, y))
         moved = tree.axpy(-beta_old * old.ratio, y_old, moved)
         y_new = tree.scale(new.ratio / beta, moved)
-        # The basis polynomial, made orthogonal to the last two.
+        # Orthogonalise the basis polynomial against the last two.
         both = new.ratio * old.ratio
         z_new = tree.axpy(-new.u1 * new.ratio, z, tree.scale(beta / new.n, y_new))
         z_new = tree.axpy(-both * b, y_old, tree.axpy(-both * u2, z_old, z_new))
         z_new = tree.scale(1 / new.u0, z_new)
-        # The kernel: a weighted mean of all orthogonal iterates so far.
+        # The reproducing kernel: a weighted mean of all orthogonalised iterates so far.
         correction = tree.axpy(-new.s, state.x, z_new)
         x = tree.axpy(new.s / new.total, correction, state.x)
         return _SobolevState(x, (y_new, y), (z_new, z), new)
@@ -256,7 +264,7 @@ class Sobolev(Algorithm):
     def _advance(
         self, old: _Scalars, origin: Array, radius: Array
     ) -> tuple[_Scalars, Array, Array, Array, Array]:
-        """Return the next scalars, and the coefficients that only this step needs."""
+        """Return the next scalars, and the coefficients that only this step uses."""
         n = old.n + 1
         beta, beta_old = _gegenbauer(n, self.alpha), _gegenbauer(old.n, self.alpha)
         a, b = beta / n, _coherence(n, self.alpha)
@@ -294,7 +302,7 @@ def _gegenbauer(n: Float[Array, ""], alpha: Float[Array, ""]) -> Float[Array, ""
 
 
 def _coherence(n: Float[Array, ""], alpha: Float[Array, ""]) -> Float[Array, ""]:
-    """Return the coefficient b of R_n = a g_n - b g_{n-2}, whose derivative is g_{n-1}."""
+    """Return the coefficient b in R_n = a g_n - b g_{n-2}, whose derivative is g_{n-1}."""
     safe = jnp.maximum(n, 3)
     square = (safe - 1) / ((safe + 2 * alpha - 2) * (safe - 2 + alpha) * (safe - 1 + alpha))
     return jnp.where(n >= 3, jnp.sqrt(square) / 2, 0.0)

@@ -1,4 +1,4 @@
-"""Proximal gradient methods for a smooth term plus one known by its proximal operator."""
+"""Proximal gradient methods for a smooth term plus a term given by its proximal operator."""
 
 from typing import ClassVar
 
@@ -15,11 +15,11 @@ from iterdiff.problems.problem import CompositeMinimization, Problem
 class ProximalGradient(StatelessAlgorithm):
     r"""Proximal gradient, :math:`x_{t+1} = \mathrm{prox}_{h g}(x_t - h \nabla f(x_t, \theta))`.
 
-    It converges for :math:`0 < h < 2/L`, `L` the Lipschitz constant of the gradient of the
-    smooth term. Once the active set is identified, the iteration is that of gradient descent
-    on the support, at rate :math:`\max |1 - h \lambda|` over the eigenvalues of the Hessian
-    there, and so is the convergence of the unrolled Jacobian; before, Jacobians of the wrong
-    support are passed through. One gradient and one proximal operator a step.
+    The method converges for :math:`0 < h < 2/L`, where `L` is the Lipschitz constant of the
+    gradient of the smooth term. Once it has identified the support, it is gradient descent on
+    the support, with rate :math:`\max |1 - h \lambda|` over the eigenvalues of the Hessian there;
+    the unrolled Jacobian converges at the same rate. Before, the unrolled Jacobian contains steps
+    with the wrong support. Cost: one gradient and one proximal operator a step.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class ProximalGradient(StatelessAlgorithm):
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
-        """Refuse a step that is not positive."""
+        """Check that `step_size` is positive."""
         check_range("step_size", self.step_size, 0.0)
 
     def step(self, problem: CompositeMinimization, state: Iterate, theta: PyTree) -> Iterate:
@@ -52,7 +52,7 @@ class ProximalGradient(StatelessAlgorithm):
 
 
 class _Accelerated(State):
-    """The iterate, the one before it, and the momentum's counter."""
+    """The iterate, the previous one, and the scalar that determines the momentum."""
 
     x: PyTree
     previous: PyTree
@@ -69,9 +69,10 @@ class FISTA(Algorithm):
         x_{t+1} = \mathrm{prox}_{h g}(y_t - h \nabla f(y_t, \theta)),
 
     from :math:`x_{-1} = x_0` and :math:`\tau_0 = 1`. For convex :math:`f` with an
-    :math:`L`-Lipschitz gradient and :math:`0 < h \le 1/L` the objective's suboptimality is at
-    most :math:`2 \|x_0 - x^*\|^2 / (h (t + 1)^2)`. It is not monotone; with strong convexity it
-    oscillates, and so does its unrolled Jacobian. One gradient and one proximal operator a step.
+    :math:`L`-Lipschitz gradient and :math:`0 < h \le 1/L` the suboptimality of the objective is at
+    most :math:`2 \|x_0 - x^*\|^2 / (h (t + 1)^2)`. The objective need not decrease in every step.
+    For strongly convex problems the iterate oscillates, and so does the unrolled Jacobian. Cost:
+    one gradient and one proximal operator a step.
 
     Parameters
     ----------
@@ -94,11 +95,11 @@ class FISTA(Algorithm):
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
-        """Refuse a step that is not positive."""
+        """Check that `step_size` is positive."""
         check_range("step_size", self.step_size, 0.0)
 
     def init(self, problem: CompositeMinimization, x0: PyTree, theta: PyTree) -> _Accelerated:
-        """Return the state at rest in `x0`."""
+        """Return the initial state, without momentum."""
         del problem, theta
         return _Accelerated(x0, x0, jnp.ones((), tree.result_dtype(x0)))
 

@@ -1,4 +1,4 @@
-"""Newton's method with an old or an approximate Jacobian."""
+"""Quasi-Newton methods: Newton's method with an old or an approximate Jacobian."""
 
 from typing import ClassVar
 
@@ -7,11 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from iterdiff.algorithms.base import Algorithm, State
+from iterdiff.algorithms.newton import SMOOTH_PROBLEMS
 from iterdiff.jaxtools import tree
-from iterdiff.problems.linear_system import LinearSystem
-from iterdiff.problems.problem import FixedPoint, Minimization, Problem, RootFinding
-
-EQUATIONS = (RootFinding, Minimization, LinearSystem, FixedPoint)
+from iterdiff.problems.problem import Problem
 
 
 def residual_vector(problem: Problem, x: PyTree, theta: PyTree) -> Float[Array, " n"]:
@@ -22,7 +20,7 @@ def residual_vector(problem: Problem, x: PyTree, theta: PyTree) -> Float[Array, 
 def factored_jacobian(
     problem: Problem, x: PyTree, theta: PyTree
 ) -> tuple[Float[Array, "n n"], Int[Array, " n"]]:
-    """Return the LU factors of ``d residual / dx`` at `x`, and their pivots."""
+    """Return the LU factors and the pivots of ``d residual / dx`` at `x`."""
     start = tree.to_vector(x)
 
     def of_vector(vector: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -32,7 +30,7 @@ def factored_jacobian(
 
 
 class _Factored(State):
-    """The iterate, and the LU factors of the Jacobian at the start."""
+    """The iterate, and the LU factors of the Jacobian at `x0`."""
 
     x: PyTree
     factors: Float[Array, "n n"]
@@ -42,12 +40,12 @@ class _Factored(State):
 class Chord(Algorithm):
     r"""The chord method, :math:`x_{t+1} = x_t - A(x_0)^{-1} r(x_t, \theta)`.
 
-    Newton's method with the Jacobian :math:`A = \partial r / \partial x` of the start, which is
-    formed and factored once. It converges linearly from nearby, at rate
+    This is Newton's method with the Jacobian :math:`A = \partial r / \partial x` at `x0`, which
+    is formed and factored once. The method converges locally at the linear rate
     :math:`\rho(I - A(x_0)^{-1} A(x^*))`: the nearer the start, the faster. The unrolled derivative
-    converges at the same rate up to a factor :math:`t`. At the start n products with the
-    Jacobian and :math:`O(n^3)` operations; then one residual and :math:`O(n^2)` operations a
-    step. Memory :math:`n^2`. A singular Jacobian ends the run as `Status.DIVERGED`.
+    converges at the same rate up to a factor :math:`t`. Cost: n Jacobian products and
+    :math:`O(n^3)` operations at the start, then one residual and :math:`O(n^2)` operations a
+    step. Memory: :math:`n^2`. A singular Jacobian ends the run with `Status.DIVERGED`.
 
     References
     ----------
@@ -55,11 +53,11 @@ class Chord(Algorithm):
     5.4.1.
     """
 
-    accepts: ClassVar[tuple[type[Problem], ...]] = EQUATIONS
+    accepts: ClassVar[tuple[type[Problem], ...]] = SMOOTH_PROBLEMS
     consistent: ClassVar[bool] = True
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> _Factored:
-        """Return the state at `x0`, with the factored Jacobian there."""
+        """Return the initial state, with the factored Jacobian at `x0`."""
         return _Factored(x0, *factored_jacobian(problem, x0, theta))
 
     def step(self, problem: Problem, state: _Factored, theta: PyTree) -> _Factored:
@@ -87,11 +85,11 @@ class Broyden(Algorithm):
         H_{t+1} = H_t + \frac{(s_t - H_t y_t) s_t^\top H_t}{s_t^\top H_t y_t},
 
     where :math:`r_t = r(x_t, \theta)` and :math:`H_0 = A(x_0)^{-1}`, the inverse of
-    :math:`A = \partial r / \partial x`. It converges superlinearly from near a solution with
-    nonsingular :math:`A`; on a linear problem it is there after one step. The unrolled derivative
-    goes through the updates of :math:`H` and converges too, later than the iterate. One residual
-    and :math:`O(n^2)` operations a step (the Jacobian is formed at the start alone). Memory
-    :math:`n^2`. A step that is lost in rounding leaves :math:`H` as it is.
+    :math:`A = \partial r / \partial x`. The method converges superlinearly near a solution with
+    nonsingular :math:`A`, and in one step on a linear problem. The unrolled derivative passes
+    through the updates of :math:`H`; it converges too, later than the iterate. Cost: the Jacobian
+    is formed once, at `x0`; each step takes one residual and :math:`O(n^2)` operations. Memory:
+    :math:`n^2`. If a step is no larger than rounding, :math:`H` stays unchanged.
 
     References
     ----------
@@ -101,11 +99,11 @@ class Broyden(Algorithm):
     convergence for iterative equation solvers*, 1993.
     """
 
-    accepts: ClassVar[tuple[type[Problem], ...]] = EQUATIONS
+    accepts: ClassVar[tuple[type[Problem], ...]] = SMOOTH_PROBLEMS
     consistent: ClassVar[bool] = True
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> _Secant:
-        """Return the state at `x0`, with the inverse Jacobian there."""
+        """Return the initial state, with the inverse Jacobian at `x0`."""
         factors, pivots = factored_jacobian(problem, x0, theta)
         unit = jnp.eye(factors.shape[0], dtype=factors.dtype)
         inverse = jax.scipy.linalg.lu_solve((factors, pivots), unit)

@@ -17,11 +17,11 @@ from iterdiff.problems.problem import Problem
 class Richardson(StatelessAlgorithm):
     r"""Richardson iteration, :math:`x_{t+1} = x_t + h (b - A x_t)`.
 
-    It converges when every eigenvalue of :math:`A` satisfies :math:`|1 - h \lambda| < 1`, at the
-    rate of the largest of these; for a symmetric positive definite :math:`A` that is
+    The method converges if every eigenvalue of :math:`A` satisfies :math:`|1 - h \lambda| < 1`;
+    its rate is the largest of these values. A symmetric positive definite :math:`A` requires
     :math:`0 < h < 2 / \lambda_{\max}`, and :math:`h = 2 / (\lambda_{\min} + \lambda_{\max})` is
-    fastest. The unrolled Jacobian converges at the same rate up to a factor :math:`t`. One operator
-    product a step.
+    fastest. The unrolled Jacobian converges at the same rate up to a factor :math:`t`. Cost: one
+    operator product a step.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Richardson(StatelessAlgorithm):
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
-        """Refuse a step that is not positive."""
+        """Check that `step_size` is positive."""
         check_range("step_size", self.step_size, 0.0)
 
     def step(self, problem: LinearSystem, state: Iterate, theta: PyTree) -> Iterate:
@@ -62,12 +62,11 @@ class _Diagonal(State):
 class Jacobi(Algorithm):
     r"""Jacobi's method, :math:`x_{t+1} = x_t + \omega D^{-1} (b - A x_t)`, `D` the diagonal.
 
-    It converges for strictly diagonally dominant matrices (with :math:`\omega = 1`), and for
-    symmetric positive definite ones when
-    :math:`0 < \omega < 2 / \lambda_{\max}(D^{-1} A)`; its rate is
-    :math:`\rho(I - \omega D^{-1} A)`, the unrolled Jacobian's too up to a factor :math:`t`. The
-    diagonal is found at the start by n operator products, unless `diagonal` gives it; then one
-    product a step.
+    The method converges for strictly diagonally dominant matrices (with :math:`\omega = 1`), and
+    for symmetric positive definite ones if :math:`0 < \omega < 2 / \lambda_{\max}(D^{-1} A)`. Its
+    rate is :math:`\rho(I - \omega D^{-1} A)`. The unrolled Jacobian converges at the same rate up
+    to a factor :math:`t`. Cost: n operator products at the start to find the diagonal, unless
+    `diagonal` is given, then one product a step.
 
     Parameters
     ----------
@@ -92,11 +91,11 @@ class Jacobi(Algorithm):
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
-        """Refuse damping that is not positive."""
+        """Check that `damping` is positive."""
         check_range("damping", self.damping, 0.0)
 
     def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Diagonal:
-        """Return the state at `x0`, with the diagonal of ``A(theta)``."""
+        """Return the initial state, with the diagonal of ``A(theta)``."""
         if callable(self.diagonal):
             return _Diagonal(x0, self.diagonal(theta))
         units = tree.basis(x0)
@@ -112,7 +111,7 @@ class Jacobi(Algorithm):
 
 
 class _Triangular(State):
-    """The iterate, and the lower triangle that each step solves with."""
+    """The iterate, and the lower triangular matrix of the splitting."""
 
     x: PyTree
     lower: Float[Array, "n n"]
@@ -121,7 +120,7 @@ class _Triangular(State):
 def lower_triangle(
     problem: LinearSystem, x0: PyTree, theta: PyTree, relaxation: Array
 ) -> Float[Array, "n n"]:
-    """Return ``L + D / relaxation``, strict lower triangle and diagonal of the matrix."""
+    """Return ``L + D / relaxation``, with the strict lower triangle L and the diagonal D."""
     images = jax.vmap(lambda v: problem.operator(v, theta))(tree.basis(x0))
     matrix = tree.stack_to_matrix(images).T
     diagonal = jnp.diagonal(matrix) / relaxation.astype(matrix.dtype)
@@ -138,12 +137,12 @@ def sweep(problem: LinearSystem, state: _Triangular, theta: PyTree) -> _Triangul
 class GaussSeidel(Algorithm):
     r"""The Gauss-Seidel method, :math:`x_{t+1} = x_t + (L + D)^{-1} (b - A x_t)`.
 
-    `L` is the strict lower triangle of the matrix and `D` its diagonal: each unknown is updated
-    in turn from the newest values of the others. It converges for symmetric positive definite
-    matrices and for strictly diagonally dominant ones, at rate
-    :math:`\rho(I - (L + D)^{-1} A)`; for consistently ordered matrices (tridiagonal ones, say)
-    that is the square of Jacobi's rate. The triangle is found at the start by n operator products
-    (memory :math:`n^2`); then one product and a triangular solve a step.
+    `L` is the strict lower triangle of the matrix and `D` its diagonal: the method updates each
+    unknown in turn from the newest values of the others. It converges for symmetric positive
+    definite and for strictly diagonally dominant matrices, with rate
+    :math:`\rho(I - (L + D)^{-1} A)`. For consistently ordered matrices (tridiagonal ones, for
+    example) this is the square of Jacobi's rate. Cost: n operator products at the start to find
+    the triangle, then one product and one triangular solve a step. Memory: :math:`n^2`.
 
     References
     ----------
@@ -154,7 +153,7 @@ class GaussSeidel(Algorithm):
     consistent: ClassVar[bool] = True
 
     def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Triangular:
-        """Return the state at `x0`, with the triangle of ``A(theta)``."""
+        """Return the initial state, with the triangle of ``A(theta)``."""
         return _Triangular(x0, lower_triangle(problem, x0, theta, scalar(1.0)))
 
     def step(self, problem: LinearSystem, state: _Triangular, theta: PyTree) -> _Triangular:
@@ -165,12 +164,12 @@ class GaussSeidel(Algorithm):
 class SOR(Algorithm):
     r"""Successive over-relaxation, :math:`x_{t+1} = x_t + (L + D/\omega)^{-1} (b - A x_t)`.
 
-    For :math:`\omega = 1` it is `GaussSeidel`. It converges for symmetric positive definite
-    matrices and :math:`0 < \omega < 2`. For consistently ordered matrices with Jacobi rate
-    :math:`\mu < 1`, :math:`\omega = 2 / (1 + \sqrt{1 - \mu^2})` is best, at rate
-    :math:`\omega - 1`; there the iteration matrix has a Jordan block, so that the error first
-    falls like :math:`t (\omega - 1)^t`, and the unrolled Jacobian's like
-    :math:`t^3 (\omega - 1)^t` at worst. Cost as `GaussSeidel`.
+    For :math:`\omega = 1` this is `GaussSeidel`. The method converges for symmetric positive
+    definite matrices and :math:`0 < \omega < 2`. For consistently ordered matrices with Jacobi
+    rate :math:`\mu < 1`, :math:`\omega = 2 / (1 + \sqrt{1 - \mu^2})` is best, with rate
+    :math:`\omega - 1`. The iteration matrix then has a Jordan block, so that the error falls like
+    :math:`t (\omega - 1)^t`, and the error of the unrolled Jacobian like
+    :math:`t^3 (\omega - 1)^t` in the worst case. Cost and memory are those of `GaussSeidel`.
 
     Parameters
     ----------
@@ -180,7 +179,7 @@ class SOR(Algorithm):
     Raises
     ------
     ValueError
-        If `relaxation` is known and out of range.
+        If `relaxation` is known and not in (0, 2).
 
     References
     ----------
@@ -193,11 +192,11 @@ class SOR(Algorithm):
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
-        """Refuse a relaxation that cannot converge."""
+        """Check that `relaxation` lies in (0, 2)."""
         check_range("relaxation", self.relaxation, 0.0, 2.0)
 
     def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Triangular:
-        """Return the state at `x0`, with the triangle of ``A(theta)``."""
+        """Return the initial state, with the triangle of ``A(theta)``."""
         return _Triangular(x0, lower_triangle(problem, x0, theta, self.relaxation))
 
     def step(self, problem: LinearSystem, state: _Triangular, theta: PyTree) -> _Triangular:

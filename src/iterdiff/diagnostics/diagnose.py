@@ -28,7 +28,7 @@ from iterdiff.modes.implicit import Implicit
 from iterdiff.modes.unrolled import OneStep, Unrolled
 from iterdiff.problems.checks import check_residual, check_theta, check_untraced, check_x0
 from iterdiff.problems.problem import Minimization, Problem
-from iterdiff.theory.measured_burn_in import measured_burn_in
+from iterdiff.theory.measured import measured_burn_in
 
 if TYPE_CHECKING:
     import xarray

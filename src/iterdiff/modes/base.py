@@ -26,6 +26,11 @@ class Mode(eqx.Module):
     For `trace`, it also provides tangents of the iterates, step by step.
     """
 
+    @property
+    def corrects_answer(self) -> bool:
+        """Whether the mode returns another answer than the run found."""
+        return False
+
     @abc.abstractmethod
     def check(self, stop: StoppingRule) -> None:
         """Raise if the mode cannot work with a stopping rule.

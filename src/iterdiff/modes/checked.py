@@ -41,7 +41,7 @@ from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
 from iterdiff.modes.implicit import Implicit
-from iterdiff.problems.problem import CompositeMinimization, Problem, structure_of
+from iterdiff.problems.problem import CompositeMinimization, Problem
 
 OnFailure = Literal["warn", "raise", "nan"]
 
@@ -113,6 +113,11 @@ class Checked(Mode):
             names = ", ".join(repr(name) for name in get_args(OnFailure))
             raise ValueError(f"`on_failure` must be one of {names}, not {self.on_failure!r}.")
 
+    @property
+    def corrects_answer(self) -> bool:
+        """Whether the wrapped mode returns another answer than it was given."""
+        return self.mode.corrects_answer
+
     def check(self, stop: StoppingRule) -> None:
         """Apply the check of the wrapped mode."""
         self.mode.check(stop)
@@ -162,7 +167,7 @@ class Checked(Mode):
         report = jnp.zeros(REPORT_SIZE) if self.report is None else self.report
         inputs = (explicit, tolerances, report)
         place_of_report = len(jax.tree.leaves(inputs)) - 1
-        structure = structure_of(given.problem)
+        structure = given.problem.structure
         # The check computes the default implicit derivative at `x` anyway.
         shared = isinstance(self.mode, Implicit) and self.mode.linear_solver is None
 

@@ -15,7 +15,7 @@ from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
-from iterdiff.problems.problem import Problem, structure_of
+from iterdiff.problems.problem import Problem
 
 
 class Implicit(Mode):
@@ -81,6 +81,11 @@ class Implicit(Mode):
                 "as lineax.CG(rtol=1e-8, atol=1e-8)."
             )
 
+    @property
+    def corrects_answer(self) -> bool:
+        """Whether the mode returns another answer than it was given."""
+        return self.refine > 0
+
     def check(self, stop: StoppingRule) -> None:
         """Accept every stopping rule."""
         del stop
@@ -107,7 +112,7 @@ class Implicit(Mode):
         """
         x = jax.lax.stop_gradient(x)
         residual, inputs = explicit(problem, x, theta)
-        structure, solver = structure_of(problem), self.linear_solver
+        structure, solver = problem.structure, self.linear_solver
         for _ in range(self.refine):
             at = Sensitivity(residual, x, inputs, structure, solver=solver, factor=False)
             x = jax.lax.stop_gradient(tree.sub(x, at.solve(at.value)))

@@ -1,1 +1,1 @@
-"""What is solved: problem families, proximal operators, checks of arguments."""
+"""What is solved: problem families, proximal operators, and checks of user arguments."""

@@ -1,7 +1,7 @@
-"""Checks of what users pass in: a wrong call is one error that names the argument."""
+"""Checks of what users pass in: a wrong call raises one error that names the argument."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,40 +9,46 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import is_known, is_number
 from iterdiff.problems.linear_system import LinearSystem
 from iterdiff.problems.problem import CompositeMinimization, FixedPoint, Minimization, Problem
 
 
 def check_problem(problem: object) -> None:
-    """Refuse what is no problem.
+    """Raise TypeError unless `problem` is a Problem.
 
     Raises
     ------
     TypeError
-        Naming the argument, and the way out.
+        The message shows how to wrap a function.
     """
     if not isinstance(problem, Problem):
         raise TypeError(
-            f"`problem` must be an iterdiff.Problem, not {type(problem).__name__}; wrap a bare "
-            "function, for example as iterdiff.Minimization(function)."
+            f"`problem` must be an iterdiff.Problem, not {type(problem).__name__}. Wrap a function "
+            "in one, for example iterdiff.Minimization(function)."
         )
 
 
 def check_x0(x0: PyTree, name: str = "x0") -> PyTree:
-    """Return `x0` with its leaves as arrays; the messages call it `name`.
+    """Return `x0` with its leaves converted to arrays.
+
+    Parameters
+    ----------
+    x0 : pytree of real floating arrays
+        The point to check.
+    name : str
+        The argument's name in error messages.
 
     Raises
     ------
     TypeError
-        If a leaf is no real floating number or array.
+        If a leaf is not a real floating number or array.
     ValueError
-        If there is no leaf, or one holds NaN or infinity.
+        If there are no numbers, or a known leaf contains NaN or infinity.
     """
     leaves = jax.tree_util.tree_leaves_with_path(x0)
-    if not leaves or tree.size([leaf for _, leaf in leaves if np.ndim(leaf) >= 0]) == 0:
-        raise ValueError(f"`{name}` has no numbers in it; pass an array, or a pytree of arrays.")
+    if not any(np.size(leaf) for _, leaf in leaves):
+        raise ValueError(f"`{name}` contains no numbers; pass an array or a pytree of arrays.")
     for path, leaf in leaves:
         where = f"`{name}`{jax.tree_util.keystr(path)}"
         if not is_number(leaf):
@@ -50,25 +56,25 @@ def check_x0(x0: PyTree, name: str = "x0") -> PyTree:
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"{where} has dtype {dtype}, but iterates are real floating arrays; convert it, "
-                f"for example by jnp.asarray({name}, float) (a complex unknown as its two parts)."
+                f"{where} must be a real floating array, but its dtype is {dtype}. Convert it, for "
+                f"example jnp.asarray({name}, float); pass a complex array as its two parts."
             )
         if is_known(leaf) and not np.all(np.isfinite(np.asarray(leaf))):
-            raise ValueError(f"{where} holds NaN or infinity.")
+            raise ValueError(f"{where} contains NaN or infinity; pass finite numbers.")
     return jax.tree.map(jnp.asarray, x0)
 
 
 def check_theta(theta: PyTree) -> PyTree:
-    """Return `theta` with its numbers as arrays.
+    """Return `theta` with its numbers converted to arrays.
 
     Raises
     ------
     TypeError
         If a leaf is complex.
     ValueError
-        If no leaf is floating, or one holds NaN.
+        If no leaf is floating, or a known leaf contains NaN.
     """
-    floating = False
+    has_floating = False
     for path, leaf in jax.tree_util.tree_leaves_with_path(theta):
         if not is_number(leaf):
             continue
@@ -79,62 +85,85 @@ def check_theta(theta: PyTree) -> PyTree:
                 f"{where} is complex ({dtype}); pass its real and imaginary parts as two leaves."
             )
         if jnp.issubdtype(dtype, jnp.floating):
-            floating = True
+            has_floating = True
             if is_known(leaf) and np.any(np.isnan(np.asarray(leaf))):
-                raise ValueError(f"{where} holds NaN.")
-    if not floating:
+                raise ValueError(f"{where} contains NaN; pass numbers.")
+    if not has_floating:
         raise ValueError(
-            "`theta` has no floating leaf, so there is nothing to differentiate in (integer "
-            "leaves are data); pass parameters as floating arrays."
+            "`theta` has no floating leaf, so there is nothing to differentiate with respect to. "
+            "Pass parameters as floating arrays; integer leaves are data."
         )
     return jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_number(leaf) else leaf, theta)
 
 
+class _Part(NamedTuple):
+    """One of a problem's functions, and the check of what it returns.
+
+    Attributes
+    ----------
+    name : str
+        The function's name in error messages.
+    evaluate : callable
+        ``evaluate(x, theta)`` calls the function.
+    check : callable
+        ``check(name, result, x0)`` raises unless the result is right.
+    """
+
+    name: str
+    evaluate: Callable[[PyTree, PyTree], Any]
+    check: Callable[[str, Any, PyTree], None]
+
+
+def _parts(problem: Problem) -> list[_Part]:
+    """Return the functions of `problem` to check, in the order of their checks.
+
+    We check the terms of a residual one by one: their difference would broadcast silently, or
+    fail with an error from NumPy that does not name the function.
+    """
+    match problem:
+        case Minimization():  # its gradient is like `x0` by construction
+            return [_Part("objective", problem.objective, _check_scalar)]
+        case CompositeMinimization():
+            step = jnp.asarray(problem.residual_step)
+            return [
+                _Part("smooth part", problem.smooth, _check_scalar),
+                _Part("prox", lambda x, t: problem.forward_backward(x, step, t), _check_like_x0),
+            ]
+        case LinearSystem():  # the right-hand side first: it does not depend on `x0`
+            return [
+                _Part("right-hand side", lambda _, theta: problem.rhs(theta), _check_like_x0),
+                _Part("operator", problem.operator, _check_like_x0),
+            ]
+        case FixedPoint():
+            return [_Part("update", problem.update, _check_like_x0)]
+    return [_Part("residual", problem.residual, _check_like_x0)]
+
+
 def check_residual(problem: Problem, x0: PyTree, theta: PyTree) -> None:
-    """Refuse a problem whose functions do not go with `x0`.
+    """Raise unless the functions of `problem` accept `x0` and return what they should.
+
+    The functions are traced, not run.
 
     Raises
     ------
     TypeError
-        If what is to be a scalar objective is none.
+        If an objective does not return one real floating number.
     ValueError
-        Naming what differs from `x0`.
+        If a function cannot be evaluated at `x0`, or its result is not like `x0`.
     """
-    if isinstance(problem, Minimization):
-        _check_scalar("the objective of Minimization", problem.objective, x0, theta)
-    if isinstance(problem, CompositeMinimization):
-        _check_scalar("the smooth part of CompositeMinimization", problem.smooth, x0, theta)
-    for part, function in _alike(problem).items():
-        _check_like(f"the {part} of {type(problem).__name__}", function, x0, theta)
+    for part in _parts(problem):
+        name = f"the {part.name} of {type(problem).__name__}"
+        part.check(name, _shapes_of(name, part.evaluate, x0, theta), x0)
 
 
-def _alike(problem: Problem) -> dict[str, Callable[[PyTree, PyTree], PyTree]]:
-    """Return what has to look like `x0`: the parts of a residual, else itself.
-
-    Differences of these parts would broadcast, or fail with a message of NumPy's. A gradient is
-    like `x0` by itself.
-    """
-    if isinstance(problem, Minimization):
-        return {}
-    if isinstance(problem, LinearSystem):
-        rhs = problem.rhs
-        # The right-hand side first: it can be looked at whatever `x0` is.
-        return {"right-hand side": lambda _, theta: rhs(theta), "operator": problem.operator}
-    if isinstance(problem, FixedPoint):
-        return {"update": problem.update}
-    if isinstance(problem, CompositeMinimization):
-        step = jnp.asarray(problem.residual_step)
-        return {"prox": lambda x, theta: problem.forward_backward(x, step, theta)}
-    return {"residual": problem.residual}
-
-
-def _shapes_of(name: str, function: Any, x0: PyTree, theta: PyTree) -> Any:
-    """Return what `function` returns, as shapes.
+def _shapes_of(name: str, function: Callable, x0: PyTree, theta: PyTree) -> Any:
+    """Return the result of `function` as shapes and dtypes.
 
     Raises
     ------
     ValueError
-        If it raises; not where the cause is that JAX cannot trace it, which JAX explains well.
+        If the function raises TypeError or ValueError. JAX's own tracing errors pass through,
+        since they explain the cause better.
     """
     try:
         return eqx.filter_eval_shape(function, x0, theta)
@@ -143,62 +172,75 @@ def _shapes_of(name: str, function: Any, x0: PyTree, theta: PyTree) -> Any:
     except (TypeError, ValueError) as error:
         shapes, reason = jax.tree.map(jnp.shape, x0), str(error).rstrip(".")
         raise ValueError(
-            f"`problem`: {name} cannot be evaluated at `x0`, of shape {shapes}, and `theta`: "
-            f"{reason}. If that is about sizes, start at an `x0` of the solution's shape."
+            f"`problem`: {name} cannot be evaluated at `theta` and an `x0` of shape {shapes}: "
+            f"{reason}. If sizes do not match, pass an `x0` of the solution's shape."
         ) from error
 
 
-def _check_scalar(name: str, objective: Any, x0: PyTree, theta: PyTree) -> None:
-    result = _shapes_of(name, objective, x0, theta)
+def _check_scalar(name: str, result: Any, x0: PyTree) -> None:
+    """Raise TypeError unless `result` is one real floating number."""
+    del x0
     if not isinstance(result, jax.ShapeDtypeStruct):
-        raise TypeError(f"`problem`: {name} must return one real number, not {result!r}.")
+        raise TypeError(
+            f"`problem`: {name} must return one real floating number, not {result!r}; return a "
+            "scalar array."
+        )
     if result.shape or not jnp.issubdtype(result.dtype, jnp.floating):
         raise TypeError(
             f"`problem`: {name} must return one real floating number, but it returns dtype "
-            f"{result.dtype} and shape {result.shape}; sum over what is a vector."
+            f"{result.dtype} and shape {result.shape}; reduce a vector, for example with jnp.sum."
         )
 
 
-def _check_like(name: str, function: Any, x0: PyTree, theta: PyTree) -> None:
-    result = _shapes_of(name, function, x0, theta)
-    expected = jax.tree.structure(x0)
-    if jax.tree.structure(result) != expected:
+def _check_like_x0(name: str, result: Any, x0: PyTree) -> None:
+    """Raise ValueError unless `result` has the structure, shapes and dtypes of `x0`."""
+    expected, found = jax.tree.structure(x0), jax.tree.structure(result)
+    if found != expected:
         raise ValueError(
-            f"`problem`: {name} must have the structure of `x0`, {expected}, but it has "
-            f"{jax.tree.structure(result)}."
+            f"`problem`: {name} must have the structure of `x0`, {expected}, but it has {found}. "
+            "Change the function or `x0`."
         )
     pairs = zip(jax.tree_util.tree_leaves_with_path(x0), jax.tree.leaves(result), strict=True)
     for (path, leaf), out in pairs:
         where = f"x0{jax.tree_util.keystr(path)}"
         if jnp.shape(leaf) != jnp.shape(out):
             raise ValueError(
-                f"`problem`: {name} must have the shapes of `x0`, but at {where} of shape "
-                f"{jnp.shape(leaf)} it has shape {jnp.shape(out)}. Start at an `x0` of the "
+                f"`problem`: {name} must have the shapes of `x0`, but {where} has shape "
+                f"{jnp.shape(leaf)} and the result {jnp.shape(out)}. Pass an `x0` of the "
                 "solution's shape, or correct the function."
             )
         weak = isinstance(out, int | float) or getattr(out, "weak_type", False)
         if not weak and jnp.result_type(leaf) != jnp.result_type(out):
             raise ValueError(
-                f"`problem`: {name} must have the dtypes of `x0`, but at {where} of dtype "
-                f"{jnp.result_type(leaf)} it has {jnp.result_type(out)}; give `x0`, `theta` and "
-                "the data one precision."
+                f"`problem`: {name} must have the dtypes of `x0`, but {where} has dtype "
+                f"{jnp.result_type(leaf)} and the result {jnp.result_type(out)}. Use one precision "
+                "for `x0`, `theta` and the data."
             )
 
 
 def check_untraced(
     caller: str, problem: Problem, algorithm: PyTree, x0: PyTree, theta: PyTree
 ) -> None:
-    """Refuse traced values, also those that `problem` closes over, where data is returned.
+    """Raise TypeError if an argument, or a value that `problem` closes over, is being traced.
+
+    For functions that return data and therefore cannot run inside a JAX transformation.
+
+    Parameters
+    ----------
+    caller : str
+        The calling function's name in the error message.
+    problem, algorithm, x0, theta
+        As in `solve`.
 
     Raises
     ------
     TypeError
-        If there is one.
+        If a value is being traced.
     """
     closed_over = eqx.filter_make_jaxpr(problem.residual)(x0, theta)[0].consts
     leaves = jax.tree.leaves((problem, algorithm, x0, theta, closed_over))
-    if any(tree.is_traced(leaf) for leaf in leaves):
+    if not all(is_known(leaf) for leaf in leaves):
         raise TypeError(
-            f"`{caller}` measures and returns data; call it outside jit, vmap and grad. (A value "
-            "that is being traced is in `x0` or `theta`, or `problem` or `algorithm` holds it.)"
+            f"`{caller}` returns data; call it outside jit, vmap and grad. JAX is tracing a value "
+            "in `problem`, `algorithm`, `x0` or `theta`."
         )

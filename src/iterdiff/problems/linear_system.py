@@ -1,4 +1,4 @@
-"""Linear systems, with an operator of any kind."""
+"""Linear systems, with a matrix or a matrix-free operator."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,47 +10,51 @@ import numpy as np
 from jaxtyping import PyTree
 
 from iterdiff.jaxtools import tree
-from iterdiff.problems.problem import Problem, _check_callable
+from iterdiff.problems.problem import Problem, check_callable
 
 
 def _as_operand(matrix: Any) -> Any:
-    """Bring a matrix into a form whose product JAX can batch and differentiate.
+    """Convert a matrix to a form whose product with a vector JAX can batch and differentiate.
 
-    Of its own sparse formats JAX batches BCOO and BCSR alone; the others, and SciPy's, become BCOO.
+    JAX batches only two of its own sparse formats, BCOO and BCSR. The others, and SciPy's,
+    become BCOO.
     """
     if isinstance(matrix, np.ndarray):
         return jnp.asarray(matrix)
-    if hasattr(matrix, "tocoo"):
+    if not hasattr(matrix, "tocoo") and not hasattr(matrix, "nse"):
+        return matrix  # dense, a lineax operator, or a function of theta
+    from jax.experimental import sparse  # imported here because it takes 0.1 s
+
+    if hasattr(matrix, "tocoo"):  # SciPy
         matrix = matrix.tocoo()
-    if hasattr(matrix, "row"):
-        places = (matrix.row, matrix.col)
-    elif hasattr(matrix, "indptr") and not hasattr(matrix, "n_batch"):
+        rows, columns = matrix.row, matrix.col
+    elif isinstance(matrix, sparse.COO):
+        rows, columns = matrix.row, matrix.col
+    elif isinstance(matrix, sparse.CSR | sparse.CSC):
         counts = jnp.diff(matrix.indptr)
-        line = jnp.repeat(jnp.arange(counts.size), counts, total_repeat_length=matrix.nse)
-        by_columns = type(matrix).__name__ == "CSC"
-        places = (matrix.indices, line) if by_columns else (line, matrix.indices)
+        expanded = jnp.repeat(jnp.arange(counts.size), counts, total_repeat_length=matrix.nse)
+        by_rows = isinstance(matrix, sparse.CSR)
+        rows, columns = (expanded, matrix.indices) if by_rows else (matrix.indices, expanded)
     else:
         return matrix
-    from jax.experimental import sparse  # here, since it takes a tenth of a second to import
-
-    indices = jnp.stack([jnp.asarray(place, jnp.int32) for place in places], axis=1)
+    indices = jnp.stack([jnp.asarray(rows, jnp.int32), jnp.asarray(columns, jnp.int32)], axis=1)
     return sparse.BCOO((jnp.asarray(matrix.data), indices), shape=matrix.shape)
 
 
 class MatrixOperator(eqx.Module):
-    """A matrix, dense, sparse or lineax's, as the function ``(x, theta) -> A(theta) x``.
+    """A matrix or lineax operator as the function ``(x, theta) -> A(theta) x``.
 
     Parameters
     ----------
     matrix : array, sparse array, lineax operator, or callable
-        What has a product with vectors: an array or a sparse array (of `jax.experimental.sparse`
-        or SciPy) of shape (n, n), a `lineax.AbstractLinearOperator` with equal input and output
-        structures, or a function of `theta` that returns one of these.
+        One of: an array of shape (n, n), dense or sparse (`jax.experimental.sparse` or SciPy); a
+        `lineax.AbstractLinearOperator` with equal input and output structures; a function of
+        `theta` that returns one of these.
 
     Raises
     ------
     ValueError
-        If an array is not square.
+        If the matrix is not square; for a function of `theta`, when it is called.
 
     Examples
     --------
@@ -68,53 +72,58 @@ class MatrixOperator(eqx.Module):
     matrix: Any = eqx.field(converter=_as_operand)
 
     def __check_init__(self):
-        """Refuse what is no square matrix."""
+        """Check that the matrix is square, if it is known already."""
         if not callable(self.matrix):
-            self._check(self.matrix)
-
-    @staticmethod
-    def _check(matrix: Any) -> None:
-        shape = getattr(matrix, "shape", None)
-        if isinstance(matrix, lx.AbstractLinearOperator):
-            if matrix.in_structure() != matrix.out_structure():
-                raise ValueError(
-                    "`operator` must map x to something like x; the lineax one does not."
-                )
-        elif shape is None or len(shape) != 2 or shape[0] != shape[1]:
-            raise ValueError(
-                "`operator` must be a square matrix (an array, a sparse array of jax.experimental."
-                "sparse, a lineax operator), a function of theta that returns one wrapped in "
-                f"iterdiff.MatrixOperator, or a function (x, theta) -> A(theta) x; not {matrix!r}."
-            )
+            _check_square(self.matrix)
 
     def __call__(self, x: PyTree, theta: PyTree) -> PyTree:
         """Return ``A(theta) x``."""
         matrix = self.matrix
         if callable(matrix):
             matrix = _as_operand(matrix(theta))
-            self._check(matrix)
+            _check_square(matrix)
         return matrix.mv(x) if isinstance(matrix, lx.AbstractLinearOperator) else matrix @ x
 
 
+def _check_square(matrix: Any) -> None:
+    """Raise ValueError unless `matrix` maps vectors to vectors of the same structure."""
+    if isinstance(matrix, lx.AbstractLinearOperator):
+        if matrix.in_structure() != matrix.out_structure():
+            raise ValueError(
+                "`operator`: the lineax operator has different input and output structures; give "
+                "one that maps x to a vector like x."
+            )
+        return
+    shape = getattr(matrix, "shape", ())
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise ValueError(
+            "`operator` must be a square matrix, a lineax operator or a function "
+            f"(x, theta) -> A(theta) x, not {matrix!r}. If the matrix depends on theta, wrap the "
+            "function that returns it in iterdiff.MatrixOperator."
+        )
+
+
 class LinearSystem(Problem):
-    """Solve ``A(theta) x = b(theta)`` with a matrix-free operator.
+    """Solve ``A(theta) x = b(theta)``, with a matrix or a matrix-free operator.
 
     The residual is ``A(theta) x - b(theta)``.
 
     Parameters
     ----------
     operator : callable, array, sparse array or lineax operator
-        ``operator(x, theta)`` returns ``A(theta) x``, linear in `x`, like `x`. A matrix that does
-        not depend on `theta` may be given as it is; one that does, as `MatrixOperator`.
+        ``operator(x, theta)`` returns ``A(theta) x``, linear in `x` and like `x`. Pass a matrix
+        directly if it does not depend on `theta`, and in a `MatrixOperator` if it does.
     rhs : callable
         ``rhs(theta)`` returns ``b(theta)``, like `x`.
     symmetric : bool
-        Whether ``A(theta)`` is symmetric (a lineax operator's tags are believed too).
+        Whether ``A(theta)`` is symmetric. The tags of a lineax operator count too.
     positive_definite : bool
         Whether ``A(theta)`` is symmetric positive definite; implies `symmetric`.
 
     Raises
     ------
+    TypeError
+        If `rhs` is not callable.
     ValueError
         If `operator` is neither callable nor a square matrix.
     """
@@ -132,7 +141,7 @@ class LinearSystem(Problem):
         symmetric: bool = False,
         positive_definite: bool = False,
     ):
-        _check_callable(rhs=rhs)
+        check_callable(rhs=rhs)
         if isinstance(operator, lx.AbstractLinearOperator):
             symmetric = symmetric or lx.is_symmetric(operator)
             positive_definite = positive_definite or lx.is_positive_semidefinite(operator)
@@ -143,12 +152,12 @@ class LinearSystem(Problem):
 
     @property
     def symmetric(self) -> bool:
-        """As given."""
+        """Whether ``A(theta)`` was declared symmetric."""
         return self._symmetric
 
     @property
     def positive_definite(self) -> bool:
-        """As given."""
+        """Whether ``A(theta)`` was declared symmetric positive definite."""
         return self._positive_definite
 
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:

@@ -1,14 +1,15 @@
-"""Problems: what is solved, apart from how.
+"""Problems: what to solve, independent of the algorithm.
 
-A problem owns ``residual(x, theta)``, which vanishes at the solution ``x*(theta)``. That
-equation is what implicit differentiation differentiates, and the yardstick of convergence.
-Whatever a user's functions close over is data; what is to be differentiated in belongs in
-`theta` (a traced value that is closed over all the same is noticed and differentiated).
+A problem owns ``residual(x, theta)``, which vanishes at the solution ``x*(theta)``. Implicit
+differentiation differentiates this equation, and stopping rules measure convergence by it.
+Pass every quantity that you differentiate with respect to in `theta`; values that a user's
+function closes over are data. (A closed-over value that JAX is tracing is detected, and the
+derivative includes it.)
 """
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -20,20 +21,31 @@ from iterdiff.linalg.solve import Structure
 
 
 class Problem(eqx.Module):
-    """What is solved: an equation ``residual(x, theta) = 0`` in ``x`` for given ``theta``.
+    """An equation ``residual(x, theta) = 0``, to be solved for ``x`` at given ``theta``.
 
-    Subclass it to state a problem of a kind that the built-in classes do not cover; only
-    `residual` is needed.
+    Subclass it for a kind of problem that the built-in classes do not cover. Only `residual` is
+    required.
 
     Attributes
     ----------
     symmetric : bool
         Whether ``d residual / dx`` is symmetric at the solution.
     positive_definite : bool
-        Whether, being symmetric, it is positive definite there too. The implicit mode
-        starts from this and verifies it: a problem that turns out to be indefinite costs a
-        second factorisation, not a wrong derivative.
+        Whether it is symmetric positive definite at the solution. `Implicit` verifies this
+        claim: if it is false, the derivative costs a second factorisation but stays correct.
+    residual_is_gradient : bool
+        Whether the residual is the gradient of a scalar function, so that ``d residual / dx`` is
+        a Hessian, and its transpose need not be formed.
+    structure : Structure
+        These three, for linear solves.
     """
+
+    residual_is_gradient: ClassVar[bool] = False
+
+    @property
+    def structure(self) -> Structure:
+        """What the problem declares about ``d residual / dx``."""
+        return Structure(self.symmetric, self.positive_definite, self.residual_is_gradient)
 
     @property
     def symmetric(self) -> bool:
@@ -47,47 +59,52 @@ class Problem(eqx.Module):
 
     @abc.abstractmethod
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
-        """Return what vanishes at the solution, in the structure of `x`.
+        """Return the residual, which vanishes at the solution.
 
         Parameters
         ----------
         x : pytree of real floating arrays
-            A point.
+            Point at which to evaluate the residual.
         theta : pytree
-            The parameters; their floating leaves are what one differentiates in.
+            Parameters. Derivatives are taken with respect to the floating leaves.
 
         Returns
         -------
         pytree
-            In the structure, shapes and dtypes of `x`.
+            The residual, with the structure, shapes and dtypes of `x`.
         """
 
 
-def _check_callable(**functions: Any) -> None:
-    """Refuse a function that is none.
+def check_callable(**functions: Any) -> None:
+    """Raise TypeError unless every keyword argument is callable.
 
     Raises
     ------
     TypeError
-        Naming the argument.
+        If one is not; the message names it.
     """
     for name, function in functions.items():
         if not callable(function):
-            raise TypeError(f"`{name}` must be a function, not {function!r}.")
+            raise TypeError(f"`{name}` must be a function, not {function!r}; pass a callable.")
 
 
 class Minimization(Problem):
     r"""Minimise ``objective(x, theta)`` over `x`, without constraints.
 
-    The residual is the gradient, :math:`\nabla_x f(x, \theta)`, and its Jacobian the Hessian:
-    symmetric, and positive definite at a strict minimiser (verified, not trusted: a saddle
-    point is differentiated rightly too).
+    The residual is the gradient :math:`\nabla_x f(x, \theta)`, and its Jacobian is the Hessian:
+    symmetric, and positive definite at a strict minimiser. `Implicit` verifies definiteness, so
+    that the derivative at a saddle point is correct too.
 
     Parameters
     ----------
     objective : callable
-        ``objective(x, theta)`` returns a real floating scalar, twice differentiable near
-        the solution. (Three times for error estimates and `Implicit(refine=1)`.)
+        ``objective(x, theta)`` returns a real floating scalar. It must be twice differentiable
+        near the solution; error estimates and ``Implicit(refine=1)`` need a third derivative.
+
+    Raises
+    ------
+    TypeError
+        If `objective` is not callable.
 
     Examples
     --------
@@ -99,23 +116,24 @@ class Minimization(Problem):
     """
 
     objective: Callable[[PyTree, PyTree], Float[Array, ""]]
+    residual_is_gradient: ClassVar[bool] = True
 
     def __check_init__(self):
-        """Refuse what is no function."""
-        _check_callable(objective=self.objective)
+        """Check that `objective` is callable."""
+        check_callable(objective=self.objective)
 
     @property
     def symmetric(self) -> bool:
-        """True: a Hessian is symmetric."""
+        """True, since a Hessian is symmetric."""
         return True
 
     @property
     def positive_definite(self) -> bool:
-        """True: so it is at a strict minimiser (second-order condition)."""
+        """True, as at every strict minimiser (second-order sufficient condition)."""
         return True
 
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
-        """Return the gradient of the objective in `x`."""
+        """Return the gradient of the objective with respect to `x`."""
         return jax.grad(self.objective)(x, theta)
 
 
@@ -125,15 +143,20 @@ class RootFinding(Problem):
     Parameters
     ----------
     function : callable
-        ``function(x, theta)`` returns a pytree like `x`, differentiable near the solution,
-        with a nonsingular Jacobian in `x` there.
+        ``function(x, theta)`` returns a pytree like `x`. It must be differentiable near the
+        solution, with a nonsingular Jacobian with respect to `x` there.
+
+    Raises
+    ------
+    TypeError
+        If `function` is not callable.
     """
 
     function: Callable[[PyTree, PyTree], PyTree]
 
     def __check_init__(self):
-        """Refuse what is no function."""
-        _check_callable(function=self.function)
+        """Check that `function` is callable."""
+        check_callable(function=self.function)
 
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
         """Return ``function(x, theta)``."""
@@ -143,20 +166,25 @@ class RootFinding(Problem):
 class FixedPoint(Problem):
     """Find `x` with ``x = update(x, theta)``.
 
-    The residual is ``x - update(x, theta)``, with Jacobian ``I - dupdate/dx``.
+    The residual is ``x - update(x, theta)``, whose Jacobian is ``I - d update / dx``.
 
     Parameters
     ----------
     update : callable
-        ``update(x, theta)`` returns a pytree like `x`, differentiable near the fixed point;
-        1 is no eigenvalue of its Jacobian there.
+        ``update(x, theta)`` returns a pytree like `x`. It must be differentiable near the fixed
+        point, and 1 must not be an eigenvalue of its Jacobian there.
+
+    Raises
+    ------
+    TypeError
+        If `update` is not callable.
     """
 
     update: Callable[[PyTree, PyTree], PyTree]
 
     def __check_init__(self):
-        """Refuse what is no function."""
-        _check_callable(update=self.update)
+        """Check that `update` is callable."""
+        check_callable(update=self.update)
 
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
         """Return ``x - update(x, theta)``."""
@@ -164,13 +192,13 @@ class FixedPoint(Problem):
 
 
 class CompositeMinimization(Problem):
-    r"""Minimise ``smooth(x, theta)`` plus a term that is known by its proximal operator.
+    r"""Minimise ``smooth(x, theta)`` plus a term given by its proximal operator.
 
     The residual is the natural map
     :math:`x - \mathrm{prox}_{s g}(x - s \nabla_x f(x, \theta), s, \theta)`, which vanishes at
     the solution for every :math:`s > 0`. Its Jacobian is the identity on the coordinates that
-    the proximal operator holds fixed, and the scaled Hessian on the support, so that implicit
-    differentiation restricts itself to the support.
+    the proximal operator holds fixed and the scaled Hessian on the support, so that implicit
+    differentiation is restricted to the support.
 
     Parameters
     ----------
@@ -180,13 +208,15 @@ class CompositeMinimization(Problem):
         ``prox(x, step_size, theta)`` returns
         ``argmin_z  step_size * g(z, theta) + ||z - x||^2 / 2``, like `x`.
     penalty : callable, optional
-        ``penalty(x, theta)`` returns ``g(x, theta)``. It serves objective values alone.
+        ``penalty(x, theta)`` returns ``g(x, theta)``. Used only to report objective values.
     residual_step : float
-        The ``s`` of the residual, positive. Something near the inverse of the largest
-        eigenvalue of the Hessian of `smooth` conditions the implicit system best.
+        The step ``s`` in the residual, positive. A value near the inverse of the largest
+        eigenvalue of the Hessian of `smooth` gives the best-conditioned implicit system.
 
     Raises
     ------
+    TypeError
+        If `smooth` or `prox` is not callable.
     ValueError
         If `residual_step` is not positive.
     """
@@ -197,10 +227,10 @@ class CompositeMinimization(Problem):
     residual_step: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self):
-        """Refuse what are no functions, and a `residual_step` for which the residual is nothing."""
-        _check_callable(smooth=self.smooth, prox=self.prox)
+        """Check that the functions are callable and that `residual_step` is positive."""
+        check_callable(smooth=self.smooth, prox=self.prox)
         if not self.residual_step > 0:
-            raise ValueError(f"`residual_step` must be positive, not {self.residual_step}.")
+            raise ValueError(f"`residual_step` must be positive, but it is {self.residual_step}.")
 
     def forward_backward(self, x: PyTree, step_size: Float[Array, ""], theta: PyTree) -> PyTree:
         """Return one proximal gradient step, ``prox(x - s grad smooth(x), s, theta)``.
@@ -208,11 +238,11 @@ class CompositeMinimization(Problem):
         Parameters
         ----------
         x : pytree of real floating arrays
-            Where to start.
+            Point to step from.
         step_size : scalar
             The step ``s``, positive.
         theta : pytree
-            The parameters.
+            Parameters.
         """
         gradient = jax.grad(self.smooth)(x, theta)
         step_size = jnp.asarray(step_size, tree.result_dtype(x))
@@ -225,9 +255,9 @@ class CompositeMinimization(Problem):
 
 
 def objective_of(problem: Problem) -> Callable[[PyTree, PyTree], Float[Array, ""]] | None:
-    """Return the scalar that `problem` minimises, or None where it minimises none.
+    """Return the function that `problem` minimises, or None if it is not a minimisation.
 
-    For a `CompositeMinimization` this needs its `penalty`.
+    A `CompositeMinimization` without `penalty` gives None too: its objective is unknown.
     """
     if isinstance(problem, Minimization):
         return problem.objective
@@ -235,9 +265,3 @@ def objective_of(problem: Problem) -> Callable[[PyTree, PyTree], Float[Array, ""
         penalty = problem.penalty
         return lambda x, theta: problem.smooth(x, theta) + penalty(x, theta)
     return None
-
-
-def structure_of(problem: Problem) -> Structure:
-    """Return what the problem knows of ``d residual / dx``."""
-    hessian = isinstance(problem, Minimization)
-    return Structure(problem.symmetric, problem.positive_definite, hessian)

@@ -1,7 +1,7 @@
-r"""Proximal operators and projections, and where a derivative is one-sided.
+r"""Proximal operators and projections, and a detector of one-sided derivatives.
 
-Each function is what `CompositeMinimization` wants of its `prox` for one common term; the
-problem's step size and parameters go into the arguments:
+Each function implements the `prox` of a `CompositeMinimization` for one common penalty. Multiply
+the penalty's parameters by the step size that the problem passes in:
 
 >>> import jax.numpy as jnp
 >>> import iterdiff as itd
@@ -10,11 +10,12 @@ problem's step size and parameters go into the arguments:
 ...     lambda x, step_size, theta: itd.prox.soft_threshold(x, step_size * theta["penalty"]),
 ... )
 
-Away from kinks the derivatives are exact. At a kink they are those of the smaller support: zero
-for a coordinate that is just about to leave zero. There the solution has no derivative, only
-one-sided ones; `weakly_active` finds such coordinates.
+Away from kinks the derivatives are exact. At a kink the solution has only one-sided derivatives,
+and the functions return the one of the smaller support: zero for a coordinate that is about to
+leave zero. `weakly_active` finds such coordinates.
 """
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import jax
@@ -28,8 +29,17 @@ from iterdiff.problems.problem import CompositeMinimization, Problem
 T = TypeVar("T", bound=PyTree)
 Bound = PyTree | float
 
-JUMP = 0.01
-"""A difference of one-sided slopes that counts as a kink, dimensionless."""
+KINK_MIN_SLOPE_JUMP = 0.01
+"""Smallest difference of one-sided slopes that counts as a kink, relative to the slopes."""
+
+KINK_MAX_DISTANCE = {64: 1e-6, 32: 1e-3}
+"""Default distance within which a kink counts, by the bits of the dtype; see `weakly_active`."""
+
+ROUNDING_ERRORS = 8
+"""Rounding errors of a one-sided difference that are not mistaken for a kink, in units of eps."""
+
+FREQUENCIES = (1.0, 2.3, 3.7)
+"""One fixed direction of `weakly_active` for each, in radians per coordinate."""
 
 
 def soft_threshold(x: T, by: Bound) -> T:
@@ -38,7 +48,7 @@ def soft_threshold(x: T, by: Bound) -> T:
     Parameters
     ----------
     x : pytree of real floating arrays
-        The point.
+        Point to shrink.
     by : scalar, array or pytree like `x`
         The threshold :math:`b \ge 0` (step size times penalty), broadcast against each leaf.
     """
@@ -56,26 +66,26 @@ def elastic_net(x: T, by: Bound, ridge: Bound) -> T:
     Parameters
     ----------
     x : pytree of real floating arrays
-        The point.
+        Point to shrink.
     by, ridge : scalar, array or pytree like `x`
-        :math:`b, r \ge 0`, both with the step size in them.
+        :math:`b, r \ge 0`, both multiplied by the step size.
     """
     shrunk = soft_threshold(x, by)
     return jax.tree.map(lambda u, r: u / (1 + jnp.asarray(r, u.dtype)), shrunk, _like(ridge, x))
 
 
 def nonnegative(x: T) -> T:
-    """Return the nearest point without negative coordinates."""
+    """Return the nearest point with nonnegative coordinates."""
     return jax.tree.map(lambda leaf: jnp.where(leaf > 0, leaf, 0), x)
 
 
 def box(x: T, lower: Bound, upper: Bound) -> T:
-    """Return the nearest point of the box.
+    """Return the nearest point in the box ``lower <= x <= upper``.
 
     Parameters
     ----------
     x : pytree of real floating arrays
-        The point.
+        Point to project.
     lower, upper : scalar, array or pytree like `x`
         The bounds, ``lower <= upper``.
     """
@@ -88,18 +98,18 @@ def box(x: T, lower: Bound, upper: Bound) -> T:
 
 
 def simplex(x: Float[Array, " n"], total: float | Float[Array, ""] = 1.0) -> Float[Array, " n"]:
-    r"""Return the nearest point with nonnegative coordinates that sum to `total`.
+    r"""Return the nearest point whose coordinates are nonnegative and sum to `total`.
 
-    It is :math:`\max(x - \tau, 0)`; with the support S known,
+    The projection is :math:`\max(x - \tau, 0)`. On its support S,
     :math:`\tau = (\sum_S x_i - \text{total}) / |S|`, and the derivative is
-    :math:`I_S - 1_S 1_S^\top / |S|`. The support is found by sorting, :math:`O(n \log n)`.
+    :math:`I_S - 1_S 1_S^\top / |S|`. Sorting finds the support in :math:`O(n \log n)`.
 
     Parameters
     ----------
     x : array of shape (n,)
-        The point.
+        Point to project.
     total : scalar
-        The sum, positive.
+        The sum of the coordinates, positive.
 
     References
     ----------
@@ -119,7 +129,7 @@ def simplex(x: Float[Array, " n"], total: float | Float[Array, ""] = 1.0) -> Flo
 
 
 def _like(bound: Bound, x: PyTree) -> PyTree:
-    """Spread one bound over all leaves, unless there is one for each already."""
+    """Return one bound for each leaf of `x`."""
     if jax.tree.structure(bound) == jax.tree.structure(x):
         return bound
     return jax.tree.map(lambda _: bound, x)
@@ -128,16 +138,16 @@ def _like(bound: Bound, x: PyTree) -> PyTree:
 def weakly_active(
     problem: Problem, x: PyTree, theta: PyTree, tol: Float[Array, ""] | float | None = None
 ) -> PyTree[Bool[Array, "..."]]:
-    r"""Say where the solution's derivative is one-sided: which coordinates are at a kink.
+    r"""Return the coordinates at a kink, where the derivative of the solution is one-sided.
 
-    The map whose fixed point or root the solution is, is compared with itself a little way
-    forwards and backwards along a few fixed directions; where the two slopes differ there is a kink
-    within that distance. For a `CompositeMinimization` the map is the proximal operator,
-    and its argument is moved: a coordinate is found that is at zero and about to leave it, or
-    the other way round. For every other problem the residual is moved in `x`. `solve` does this for
-    a `CompositeMinimization`, and `Solution.weakly_active` says what it found.
+    Compares forward and backward differences of the prox (else of the residual) along three
+    fixed directions. Where they disagree, a kink lies within `tol`. For a `CompositeMinimization`
+    we perturb the argument of the prox, which finds coordinates that are about to enter or leave
+    the support. For every other problem we perturb `x`. `solve` calls this function for every
+    `CompositeMinimization` and stores the result in `Solution.weakly_active`.
 
-    Seven evaluations at once. It works under ``jit`` and ``vmap``, and is not differentiated.
+    The cost is seven evaluations in one batch. Works under ``jit`` and ``vmap``; the result
+    carries no derivative.
 
     Parameters
     ----------
@@ -146,16 +156,16 @@ def weakly_active(
     x : pytree of real floating arrays
         Its solution, converged to well below `tol`.
     theta : pytree
-        The parameters.
+        Parameters.
     tol : scalar, optional
-        How near a kink counts, relative to the largest absolute coordinate (absolute, if that is
-        below 1). By default 1e-6 in float64, 1e-3 in float32.
+        Distance within which a kink counts, relative to the largest absolute coordinate
+        (absolute, if that is below 1). By default 1e-6 in float64 and 1e-3 in float32.
 
     Returns
     -------
     pytree of bool arrays
-        Like `x`; True where the derivative is one-sided, so that neither `Implicit` nor
-        `Unrolled` gives more than one of two derivatives.
+        Like `x`. True where the derivative is one-sided: `Implicit` and `Unrolled` then each
+        return at most one of the two one-sided derivatives.
 
     Examples
     --------
@@ -165,45 +175,59 @@ def weakly_active(
     ...     lambda x, theta: jnp.sum((x - theta) ** 2) / 2,
     ...     lambda x, step_size, theta: itd.prox.soft_threshold(x, step_size),
     ... )
-    >>> theta = jnp.array([3.0, 1.0, 0.5])  # the second is about to leave zero
+    >>> theta = jnp.array([3.0, 1.0, 0.5])  # the second coordinate is about to leave zero
     >>> itd.prox.weakly_active(problem, jnp.array([2.0, 0.0, 0.0]), theta).tolist()
     [False, True, False]
     """
     x, theta = jax.lax.stop_gradient((x, theta))
-    vector = tree.to_vector(x)
+    function, point = _map_with_kinks(problem, x, theta)
     if tol is None:
-        tol = 1e-6 if jnp.finfo(vector.dtype).bits >= 64 else 1e-3
-    tol = jnp.asarray(tol, vector.dtype)
-    if isinstance(problem, CompositeMinimization):
-        step = jnp.asarray(problem.residual_step, vector.dtype)
-        vector = tree.to_vector(tree.axpy(-step, jax.grad(problem.smooth)(x, theta), x))
-        prox = problem.prox
-
-        def mapped(v: Float[Array, " n"]) -> Float[Array, " n"]:
-            return tree.to_vector(prox(tree.from_vector(v, x), step, theta))
-    else:
-
-        def mapped(v: Float[Array, " n"]) -> Float[Array, " n"]:
-            return tree.to_vector(problem.residual(tree.from_vector(v, x), theta))
-
-    distance = tol * jnp.maximum(jnp.max(jnp.abs(vector)), 1)
-    moves = distance * _directions(vector)
-    images = jax.vmap(mapped)(vector[None] + jnp.concatenate([moves, -moves, 0 * moves[:1]]))
-    ahead, behind = images[:3] - images[6][None], images[6][None] - images[3:6]
-    if isinstance(problem, CompositeMinimization):  # a prox has slopes between 0 and 1
+        tol = KINK_MAX_DISTANCE[64 if jnp.finfo(point.dtype).bits >= 64 else 32]
+    tol = jnp.asarray(tol, point.dtype)
+    distance = tol * jnp.maximum(jnp.max(jnp.abs(point)), 1)
+    steps = distance * _directions(point)
+    values = jax.vmap(function)(point[None] + jnp.concatenate([steps, -steps, 0 * steps[:1]]))
+    ahead, behind, center = jnp.split(values, [len(steps), 2 * len(steps)])
+    forward, backward = ahead - center, center - behind
+    if isinstance(problem, CompositeMinimization):  # the slopes of a prox lie between 0 and 1
         slopes = distance[None, None]
     else:
-        slopes = jnp.maximum(jnp.abs(ahead), jnp.abs(behind))
-    rounding = 8 * jnp.finfo(vector.dtype).eps / tol * jnp.max(slopes)
-    found = jnp.any(jnp.abs(ahead - behind) > JUMP * slopes + rounding, axis=0)
+        slopes = jnp.maximum(jnp.abs(forward), jnp.abs(backward))
+    rounding = ROUNDING_ERRORS * jnp.finfo(point.dtype).eps / tol * jnp.max(slopes)
+    kinked = jnp.abs(forward - backward) > KINK_MIN_SLOPE_JUMP * slopes + rounding
+    return _shaped_like(jnp.any(kinked, axis=0), x)
+
+
+def _map_with_kinks(
+    problem: Problem, x: PyTree, theta: PyTree
+) -> tuple[Callable[[Array], Array], Float[Array, " n"]]:
+    """Return the prox and its argument at `x`, else the residual and `x`, on flat vectors."""
+    if isinstance(problem, CompositeMinimization):
+        step = jnp.asarray(problem.residual_step, tree.result_dtype(x))
+        argument = tree.axpy(-step, jax.grad(problem.smooth)(x, theta), x)
+        return (
+            lambda v: tree.to_vector(problem.prox(tree.from_vector(v, x), step, theta)),
+            tree.to_vector(argument),
+        )
+    return (
+        lambda v: tree.to_vector(problem.residual(tree.from_vector(v, x), theta)),
+        tree.to_vector(x),
+    )
+
+
+def _shaped_like(flags: Bool[Array, " n"], x: PyTree) -> PyTree[Bool[Array, "..."]]:
+    """Return a flat vector of flags in the structure and shapes of `x`."""
     leaves, structure = jax.tree.flatten(x)
-    parts = jnp.split(found, np.cumsum([leaf.size for leaf in leaves])[:-1])
+    parts = jnp.split(flags, np.cumsum([leaf.size for leaf in leaves])[:-1])
     shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
     return jax.tree.unflatten(structure, shaped)
 
 
-def _directions(like: Float[Array, " n"]) -> Float[Array, "3 n"]:
-    """Return vectors of entries between 1/2 and 1, of signs and sizes of no problem's pattern."""
+def _directions(like: Float[Array, " n"]) -> Float[Array, "k n"]:
+    """Return vectors whose entries have irregular signs and sizes between 1/2 and 1.
+
+    A structured direction could cancel the jump of a kink that couples several coordinates.
+    """
     numbers = jnp.arange(like.size).astype(like.dtype)
-    waves = jnp.cos(jnp.outer(jnp.array([1.0, 2.3, 3.7], like.dtype), numbers) + 0.4)
+    waves = jnp.cos(jnp.outer(jnp.array(FREQUENCIES, like.dtype), numbers) + 0.4)
     return waves / 2 + jnp.where(waves >= 0, 0.5, -0.5).astype(like.dtype)

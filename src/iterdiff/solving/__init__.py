@@ -1,1 +1,1 @@
-"""Where users call it: solve, the decorator implicit, and solvers that JAX cannot trace."""
+"""The entry points: solve, the decorator implicit, and solvers that JAX cannot trace."""

@@ -1,4 +1,4 @@
-"""The implicit derivative for any solver at all."""
+"""The decorator `implicit`: an implicit derivative for any solver."""
 
 import functools
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.closures import nan_derivative_where
+from iterdiff.jaxtools.transformations import transforming
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.base import Mode
@@ -16,7 +17,7 @@ from iterdiff.modes.checked import Checked
 from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.checks import check_theta, check_x0
 from iterdiff.problems.problem import Problem
-from iterdiff.solving import host
+from iterdiff.solving.host import SolverCall, run_solver
 
 
 def implicit(
@@ -26,48 +27,68 @@ def implicit(
     traceable: bool | None = None,
     throw: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., PyTree]]:
-    """Give any solver at all the implicit derivative of `problem` (a decorator).
+    r"""Make any solver differentiable: decorate it with the equation that its answer satisfies.
 
-    The solver is left as it is: SciPy, a C library, a program that reads and writes files. The
-    decorated function works eagerly and under ``jit``, ``vmap``, ``grad``, ``jvp``, to any order.
-    While JAX traces, a solver that it cannot trace is called on the host, with NumPy arrays
-    (`jax.pure_callback`; under ``vmap`` once for each member of the batch).
+    The solver stays as it is: SciPy, a C library, a program that reads and writes files. We never
+    differentiate its steps. The implicit function theorem gives the derivative of the solution
+    from the residual :math:`r` of `problem` at the answer :math:`x^*`:
+
+    .. math::
+
+        \frac{d x^*}{d \theta} = -A^{-1} \frac{\partial r}{\partial \theta}, \qquad
+        A = \frac{\partial r}{\partial x}.
+
+    Each derivative costs one linear solve with :math:`A`. It is only as accurate as the answer:
+    the error is proportional to the distance between the answer and the solution. Wrap the mode
+    in `Checked` to be warned.
+
+    The decorated function works eagerly and under ``jit``, ``vmap``, ``grad`` and ``jvp``, to any
+    order. If JAX cannot trace the solver, it runs on the host with NumPy arrays
+    (`jax.pure_callback`); under ``vmap`` once for each member of the batch.
 
     Parameters
     ----------
     problem : Problem
-        Its residual vanishes at what the solver returns.
+        Its residual must vanish at the answer of the solver.
     mode : Implicit or Checked, optional
-        Sets the linear solver and Newton corrections; by default ``Implicit()``. With
-        ``Checked(Implicit())`` every derivative estimates its error, and a solver whose answer is
-        not near a solution of `problem` is told of too.
+        Sets the linear solver and the number of Newton corrections; by default ``Implicit()``.
+        ``Checked(Implicit())`` estimates the error of every derivative, and also detects an
+        answer that is not near a solution of `problem`.
     traceable : bool, optional
-        Whether JAX can trace the solver. By default that is tried: a solver that raises when it
-        is given traced arrays is called on the host instead. Pass False for one with side
-        effects (the attempt calls it), True to see at once why tracing fails.
+        Whether JAX can trace the solver. By default we try: if the solver raises when it receives
+        traced arrays, it runs on the host instead. Pass False for a solver with side effects,
+        because the attempt calls it; pass True to see the error that tracing raises.
     throw : bool
-        Whether a failure raises: of the solver, where it returns an object that says so
-        (``success`` or ``converged``, as SciPy's results do) or an answer that is not finite, and
-        of the linear solve behind the derivative. If not, the answer is NaN (or as it was
-        returned, if that is not finite), and so is the derivative.
+        Whether to raise if the solver fails (its result object reports failure in ``success`` or
+        ``converged``, as SciPy's do, or its answer is not finite) or the linear solve of the
+        derivative fails. If False, the derivative is then NaN; so is the answer, unless the solver
+        returned one, which is passed on.
 
     Returns
     -------
     callable
-        A decorator of functions ``solver(x0, theta, *args, **kwargs)``, which return an answer
-        like `x0`, or a SciPy result object with it. Differentiate in `theta`; the derivative in
-        the other arguments is zero.
+        A decorator for functions ``solver(x0, theta, *args, **kwargs)`` that return an answer like
+        `x0` or a SciPy result object. The derivative with respect to `theta` is the implicit one;
+        with respect to all other arguments it is zero.
 
     Raises
     ------
     TypeError, ValueError
-        At once, if `problem` is no problem or `mode` differentiates steps, which the solver does
-        not offer; by the decorated function, if `x0` or `theta` is no such thing, or the answer
-        does not look like `x0`.
+        At once, if `problem` is not a `Problem` or `mode` differentiates steps. From the decorated
+        function, if `x0` or `theta` is not valid or the answer is not like `x0`.
     SolverFailed
-        By the decorated function, if the solver reports failure, with its own message, or if its
-        answer is not finite. What the solver itself raises is passed on. Under ``jit`` both are a
+        From the decorated function, if the solver reports failure (with its message) or its answer
+        is not finite. Exceptions of the solver itself pass through. Under ``jit`` both become a
         RuntimeError that quotes the message or the traceback.
+
+    Notes
+    -----
+    Assumes that the residual is continuously differentiable near the solution and that
+    :math:`A` is nonsingular there.
+
+    References
+    ----------
+    M. Blondel et al., *Efficient and modular implicit differentiation*, NeurIPS 2022.
 
     Examples
     --------
@@ -80,50 +101,56 @@ def implicit(
     >>> jax.jit(jax.value_and_grad(lambda theta: cube_root(1.0, theta)))(8.0)
     (Array(2., dtype=float...), Array(0.08333333, dtype=float...))
     """
-    mode = Implicit() if mode is None else mode
-    answering = _answering(problem, mode)
-    plain = answering.mode if isinstance(answering, Checked) else answering
+    mode = _check_mode(problem, Implicit() if mode is None else mode)
 
     def decorate(solver: Callable[..., Any]) -> Callable[..., PyTree]:
         @functools.wraps(solver)
         def solved(x0: PyTree, theta: PyTree, *args, **kwargs) -> PyTree:
             x0, theta = check_x0(x0), check_theta(theta)
-            start, given, args, kwargs = stop_gradient((x0, theta, args, kwargs))
-            call = host.Call(solver, start, given, args, kwargs, throw)
-            x = host.run(call, traceable)
-            if getattr(plain, "refine", 0) == 0 and not host.transforming():
+            start, constant, args, kwargs = stop_gradient((x0, theta, args, kwargs))
+            call = SolverCall(solver, start, constant, args, kwargs, throw)
+            x = run_solver(call, traceable)
+            if not mode.corrects_answer and not transforming():
                 return x
-            return _attach(problem, answering, x, theta, throw)
+            return _with_derivative(problem, mode, x, theta, throw)
 
         return solved
 
     return decorate
 
 
-def _answering(problem: Problem, mode: Mode) -> Implicit | Checked:
-    """Return the mode; refuse one that needs more of a solver than its answer, and no problem."""
+def _check_mode(problem: Problem, mode: Mode) -> Implicit | Checked:
+    """Return the mode; raise unless it needs only the solver's answer.
+
+    Raises
+    ------
+    TypeError
+        If `problem` is not a `Problem` or `mode` not a `Mode`.
+    ValueError
+        If `mode` differentiates steps.
+    """
     if not isinstance(problem, Problem):
         raise TypeError(
             f"`problem` must be an iterdiff.Problem, not {problem!r}; write "
-            "@iterdiff.implicit(problem) over the solver."
+            "@iterdiff.implicit(problem) above the solver."
         )
     if not isinstance(mode, Mode):
         raise TypeError(f"`mode` must be a mode such as iterdiff.Implicit(), not {mode!r}.")
     inner = mode.mode if isinstance(mode, Checked) else mode
     if not isinstance(inner, Implicit) or not isinstance(mode, Implicit | Checked):
         raise ValueError(
-            f"`mode`: {type(inner).__name__} differentiates steps, and a solver under "
-            "@iterdiff.implicit offers its answer alone. Modes that work: iterdiff.Implicit(), "
+            f"`mode`: {type(inner).__name__} differentiates through steps, but a solver wrapped by "
+            "@iterdiff.implicit exposes only its result. Modes that work: iterdiff.Implicit() and "
             "iterdiff.Checked(iterdiff.Implicit())."
         )
     return mode
 
 
 @eqx.filter_jit
-def _attach(
+def _with_derivative(
     problem: Problem, mode: Implicit | Checked, x: PyTree, theta: PyTree, throw: bool
 ) -> PyTree:
     x = mode.attach(problem, x, theta, throw=throw)
-    # A linear residual has a finite derivative at NaN, too; and one that does not depend on the
-    # answer would let the compiler leave out the solver, with what it has to say.
+    # The derivative may not depend on the answer. This makes it NaN where the answer is not
+    # finite, and keeps the compiler from dropping the solver, whose failure must still raise.
     return nan_derivative_where(~tree.all_finite(x), x, floating_part(theta)[0])

@@ -1,4 +1,4 @@
-"""What a solve returns: the solution, and a status whose members are sentences of advice."""
+"""The result of a solve, and the error that a wrapped solver raises."""
 
 from typing import Any
 
@@ -7,47 +7,68 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import is_known, is_number
 from iterdiff.jaxtools.raise_if import SolveError
 from iterdiff.loop.status import Status
 
+MAX_LINE_CHARACTERS = 1000
+"""Line width of a printed pytree, so that a `Solution` prints on one line."""
+
 
 class SolverFailed(SolveError):
-    """A wrapped solver says that it failed.
+    """A solver wrapped by `implicit` failed or returned an answer that is not finite.
 
     Attributes
     ----------
     status : Status
         `Status.SOLVER_FAILED`.
     foreign_message : str
-        The solver's own words.
+        The solver's own message; empty if it reported success.
     """
 
-    def __init__(self, name: str, message: str):
-        super().__init__(f"{Status.SOLVER_FAILED.advice} `{name}` said: {message}")
+    def __init__(self, message: str, foreign_message: str = ""):
+        super().__init__(message)
         self.status = Status.SOLVER_FAILED
-        self.foreign_message = message
+        self.foreign_message = foreign_message
 
 
 class Solution(eqx.Module):
-    """Where a run ended.
+    """The answer of `solve`, and how the run ended.
 
-    Differentiate through `x`; the other fields carry no derivative.
+    Differentiate through `x`; the other fields carry no derivative. A `Solution` is a pytree, so
+    that it passes through ``jit`` and ``vmap``. It prints as one line, with values where they are
+    known and shapes where JAX is tracing.
 
     Attributes
     ----------
     x : pytree of real floating arrays
-        The answer, like `x0`.
+        The answer, like `x0`: the last iterate, or the last finite one if the run diverged.
     steps : integer scalar
-        How many steps led to `x`.
+        Number of steps that led to `x`.
     status : integer scalar
-        A `Status` code.
+        A `Status` code. Compare it with a member, as in ``solution.status == Status.CONVERGED``,
+        or read `message`.
     residual_norm : scalar
-        Euclidean norm of ``problem.residual(x, theta)``, absolute, in the units of the residual.
+        Euclidean norm of ``problem.residual(x, theta)``: absolute, in the units of the residual.
+        A small residual does not imply a small error of the derivative; see `derivative_error`.
     weakly_active : pytree of bool arrays, or None
-        Like `x`, for a `CompositeMinimization`: True at the coordinates where the solution has no
-        derivative but one-sided ones, so that the derivative of `x` is one of two. None for the
-        other problems, which are taken to be smooth (`weakly_active`, the function, looks).
+        For a `CompositeMinimization`: like `x`, True at coordinates where the solution has only
+        one-sided derivatives, so that the derivative of `x` is one of the two. None for all other
+        problems, which `solve` assumes to be smooth; the function `weakly_active` checks them.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import iterdiff as itd
+    >>> problem = itd.Minimization(lambda x, theta: jnp.sum((x - theta) ** 2))
+    >>> theta = jnp.array([1.0, 3.0])
+    >>> solution = itd.solve(
+    ...     problem, itd.GradientDescent(0.5), jnp.zeros(2), theta, stop=itd.ResidualBelow(1e-6)
+    ... )
+    >>> solution
+    Solution(x=f...[2], steps=1, status=CONVERGED, residual_norm=0)
+    >>> solution.message
+    'The stopping rule was satisfied.'
     """
 
     x: PyTree
@@ -58,13 +79,13 @@ class Solution(eqx.Module):
 
     @property
     def message(self) -> str:
-        """The advice that belongs to `status`; only outside ``jit`` and ``vmap``."""
+        """What `status` means and what to do; available only outside ``jit`` and ``vmap``."""
         return Status(int(self.status)).advice
 
     def __repr__(self) -> str:
-        """Return a line: shapes of what is long or being traced, values of what is not."""
+        """Return one line: known scalars by value, arrays and traced values by shape."""
         parts = [
-            f"x={eqx.tree_pformat(self.x, width=1000)}",
+            f"x={_shapes(self.x)}",
             f"steps={_number(self.steps, '{}')}",
             f"status={_status(self.status)}",
             f"residual_norm={_number(self.residual_norm, '{:.3g}')}",
@@ -74,33 +95,38 @@ class Solution(eqx.Module):
         return f"Solution({', '.join(parts)})"
 
 
-def _known(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray | np.generic) and not tree.is_traced(value)
+def _has_value(leaf: Any) -> bool:
+    return is_number(leaf) and is_known(leaf)
+
+
+def _shapes(value: Any) -> str:
+    """Return dtypes and shapes, such as ``f64[2]``."""
+    return eqx.tree_pformat(value, width=MAX_LINE_CHARACTERS)
 
 
 def _number(value: Any, form: str) -> str:
-    """Return a scalar's value; of a batch its range; else shape and dtype."""
-    if not _known(value) or np.size(value) == 0:
-        return eqx.tree_pformat(value, width=1000)
+    """Return a scalar's value, or a batch's range; without values, dtype and shape."""
+    if not _has_value(value) or np.size(value) == 0:
+        return _shapes(value)
     low, high = form.format(np.min(value)), form.format(np.max(value))
     return low if np.ndim(value) == 0 else f"{low}..{high}"
 
 
 def _status(value: Any) -> str:
-    """Return the member's name; of a batch, how often each occurs."""
-    if not _known(value):
-        return eqx.tree_pformat(value, width=1000)
-    names = {member.value: member.name for member in Status}
+    """Return the member's name, or for a batch how often each occurs."""
+    if not _has_value(value):
+        return _shapes(value)
+    members = {member.value: member.name for member in Status}
     codes, counts = np.unique(np.asarray(value), return_counts=True)
-    called = [names.get(code, str(code)) for code in codes.tolist()]
+    names = [members.get(code, str(code)) for code in codes.tolist()]
     if np.ndim(value) == 0:
-        return called[0]
-    return " + ".join(f"{count} {name}" for name, count in zip(called, counts, strict=True))
+        return names[0]
+    return " + ".join(f"{count} {name}" for name, count in zip(names, counts, strict=True))
 
 
 def _count(flags: Any) -> str:
-    """Return how many of the flags are up."""
+    """Return how many of the flags are set."""
     leaves = jax.tree.leaves(flags)
-    if not all(_known(leaf) for leaf in leaves):
-        return eqx.tree_pformat(flags, width=1000)
-    return f"{sum(int(np.sum(leaf)) for leaf in leaves)} of {sum(leaf.size for leaf in leaves)}"
+    if not all(_has_value(leaf) for leaf in leaves):
+        return _shapes(flags)
+    return f"{sum(int(np.sum(leaf)) for leaf in leaves)} of {sum(np.size(leaf) for leaf in leaves)}"

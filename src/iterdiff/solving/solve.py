@@ -1,4 +1,4 @@
-"""Solve a problem, with the derivative of the answer taken in the mode of your choice."""
+"""Solve a problem, and choose how its answer is differentiated."""
 
 import dataclasses
 
@@ -34,53 +34,77 @@ def solve(
     mode: Mode | None = None,
     throw: bool = True,
 ) -> Solution:
-    """Solve `problem` by `algorithm` from `x0`; ``jax.grad`` and the rest go through the answer.
+    """Solve `problem` with `algorithm`, and let JAX differentiate the answer with respect to theta.
+
+    ``jax.grad``, ``jax.jvp``, ``jax.jacobian``, ``jit`` and ``vmap`` work on the answer, to any
+    order. `mode` selects which derivative they compute:
+
+    - `Implicit`, the default, differentiates the equation that the solution satisfies (implicit
+      function theorem). One linear solve replaces the history of the run, so that memory does not
+      grow with the number of steps. The result approximates the derivative of the exact solution,
+      with an error proportional to the distance from it.
+    - `Unrolled` differentiates the steps that ran (backpropagation through the loop). The result
+      is the exact derivative of the last iterate, which converges to that of the solution, but
+      may move away from it first. Reverse mode has to store or recompute iterates.
+
+    Both are approximations before convergence. Wrap either in `Checked` to be warned when the
+    derivative is not accurate enough. The gradient of an outer loss through the answer is often
+    called a *hypergradient*.
 
     Parameters
     ----------
     problem : Problem
-        What is solved.
+        What to solve.
     algorithm : Algorithm
-        How.
+        How to solve it. Its hyper-parameters (step sizes and the like) may be traced; `Unrolled`
+        differentiates with respect to them, `Implicit` gives zero.
     x0 : pytree of real floating arrays
-        Where to start; gives structure, shapes and dtypes of the answer.
+        Start of the iteration; determines structure, shapes and dtypes of the answer.
     theta : pytree
-        The parameters. Its floating leaves are what one differentiates in; integer leaves are
-        data, leaves that are no numbers pass through untouched.
+        Parameters. Derivatives are taken with respect to the floating leaves. Integer leaves are
+        data, and leaves that are not numbers reach the problem unchanged.
     stop : StoppingRule
-        When to stop.
-    mode : Mode
-        How the derivative is taken; by default `Implicit()`. Switching modes changes the
-        derivative alone, never the answer (but for the corrections of `Implicit(refine=...)`).
+        When to stop: `Steps`, `ResidualBelow` or `DerivativeErrorBelow`.
+    mode : Mode, optional
+        How to differentiate; by default ``Implicit()``. The mode changes only the derivative, not
+        the answer (except that ``Implicit(refine=...)`` corrects the answer by Newton steps).
     throw : bool
-        Whether a run that fails raises. If not, the answer is the last finite iterate, with its
-        `Status`; a derivative whose linear solve failed is NaN, and so is one where the run could
-        not start (`Status.NOT_FINITE_AT_START`).
+        Whether to raise if the run fails. If False, the answer is the last finite iterate with
+        its `Status`. The derivative is NaN if its linear solve failed or the run could not start
+        (`Status.NOT_FINITE_AT_START`).
 
     Returns
     -------
     Solution
-        The answer ``x`` and how the run ended.
+        The answer ``x``, with the number of steps, the status and the residual's norm.
 
     Raises
     ------
     TypeError, ValueError
-        At once, if the arguments do not fit; the message names the argument and the way out.
+        At once, if an argument is wrong; the message names it and says what to do.
     SolveError
-        With ``throw=True``, if the run fails, with the advice of its `Status`.
+        With ``throw=True``, if the run fails; the message is the advice of its `Status`.
 
     Examples
     --------
+    The gradient of a loss through a minimisation, with the implicit derivative:
+
     >>> import jax
     >>> import jax.numpy as jnp
     >>> import iterdiff as itd
     >>> problem = itd.Minimization(lambda x, theta: jnp.sum((x - theta**2) ** 2))
-    >>> def loss(theta):
+    >>> def loss(theta, mode=None):
     ...     stop = itd.ResidualBelow(rtol=1e-6, max_steps=100)
-    ...     x = itd.solve(problem, itd.GradientDescent(0.4), jnp.zeros(2), theta, stop=stop).x
-    ...     return jnp.sum(x)
-    >>> jax.grad(loss)(jnp.array([1.0, 3.0])).round(3).tolist()
+    ...     descent = itd.GradientDescent(0.4)
+    ...     return jnp.sum(itd.solve(problem, descent, jnp.zeros(2), theta, stop=stop, mode=mode).x)
+    >>> theta = jnp.array([1.0, 3.0])
+    >>> jax.grad(loss)(theta).round(3).tolist()
     [2.0, 6.0]
+
+    The same gradient through the last three steps only:
+
+    >>> jax.grad(loss)(theta, itd.Unrolled(last=3)).round(3).tolist()
+    [1.984, 5.952]
     """
     mode = Implicit() if mode is None else mode
     check_fits(problem, algorithm)
@@ -95,12 +119,12 @@ def solve(
 
 
 def check_kinds(stop: StoppingRule, mode: Mode) -> None:
-    """Refuse a rule or a mode that is none.
+    """Raise TypeError unless `stop` is a StoppingRule and `mode` a Mode.
 
     Raises
     ------
     TypeError
-        Naming the argument.
+        The message names the argument.
     """
     if not isinstance(stop, StoppingRule):
         raise TypeError(
@@ -116,12 +140,12 @@ def check_kinds(stop: StoppingRule, mode: Mode) -> None:
 def _solve(task: Task, mode: Mode, throw: bool) -> Solution:
     outcome = mode.solve(task, throw=throw)
     x = outcome.x
-    at_end = task.problem.residual(*stop_gradient((x, task.theta)))
-    residual_norm = tree.norm(jax.lax.stop_gradient(at_end))
-    at_start = (outcome.steps == 0) & ~jnp.isfinite(residual_norm)
-    status = jnp.where(at_start, Status.NOT_FINITE_AT_START, outcome.status)
+    residual = task.problem.residual(*stop_gradient((x, task.theta)))
+    residual_norm = tree.norm(jax.lax.stop_gradient(residual))
+    not_started = (outcome.steps == 0) & ~jnp.isfinite(residual_norm)
+    status = jnp.where(not_started, Status.NOT_FINITE_AT_START, outcome.status)
     if not throw:
-        x = nan_derivative_where(at_start, x, floating_part(task.theta)[0])
+        x = nan_derivative_where(not_started, x, floating_part(task.theta)[0])
     kinks = None
     if isinstance(task.problem, CompositeMinimization):
         kinks = weakly_active(task.problem, x, task.theta)

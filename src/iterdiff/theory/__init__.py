@@ -1,9 +1,11 @@
-"""What is known about derivatives of iterations: numbers in, numbers out.
+"""Formulas and bounds for the derivatives of iterations: numbers in, numbers out.
 
-Pure functions of `jax.numpy`: they run under `jit` and `vmap`, in float32 and float64, and
-none of them runs a solver. In reading order: residual polynomials, the exact error that
-differentiating the iterations makes, its worst cases and bounds, burn-in, rates, and the
-errors of the cheaper derivatives.
+The functions are pure `jax.numpy`. They run under `jit` and `vmap`, in float32 and float64, and
+never run a solver. In reading order: residual polynomials, the exact error of the unrolled
+derivative, its worst cases and bounds, burn-in, convergence rates, and the errors of cheaper
+derivatives.
+
+An argument whose value JAX is tracing is not checked.
 """
 
 from iterdiff.theory.bounds import chebyshev_bound as chebyshev_bound
@@ -29,6 +31,8 @@ from iterdiff.theory.late_starts import late_start as late_start
 from iterdiff.theory.late_starts import late_start_bound as late_start_bound
 from iterdiff.theory.late_starts import neumann_bound as neumann_bound
 from iterdiff.theory.late_starts import one_step_bound as one_step_bound
+from iterdiff.theory.measured import MeasuredBurnIn as MeasuredBurnIn
+from iterdiff.theory.measured import measured_burn_in as measured_burn_in
 from iterdiff.theory.no_burn_in import largest_step_without_burn_in as largest_step_without_burn_in
 from iterdiff.theory.no_burn_in import mode_error as mode_error
 from iterdiff.theory.no_burn_in import mode_has_burn_in as mode_has_burn_in

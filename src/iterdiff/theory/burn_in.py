@@ -1,42 +1,42 @@
-r"""Burn-in: how long, and how high, the error of the unrolled Jacobian stands above its start.
+r"""Burn-in: how long and how far the error of the unrolled Jacobian exceeds its initial value.
 
-The bounds on quadratics grow like a power of t before they fall like :math:`\rho^t`. For
-gradient descent the peak and the end of that are exact formulas in Lambert's W; for the
-methods with momentum the limits of an ill-conditioned problem are given, written with
-:math:`\ln \rho` so that they are near the truth for moderate conditioning too.
+The bounds on quadratics grow like a power of t before they decrease like :math:`\rho^t`. For
+gradient descent the peak and the end of the burn-in have exact formulas in Lambert's W function.
+For the methods with momentum the functions return the limit of an ill-conditioned problem,
+written in terms of :math:`\ln \rho` to be accurate for moderate conditioning too.
 """
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from iterdiff.theory import _checks
-from iterdiff.theory._lambert import lambert_lower
+from iterdiff.theory._one_peak import (
+    CHEBYSHEV,
+    GRADIENT_DESCENT,
+    HEAVY_BALL_FROM_REST,
+    MOMENTUM,
+    burn_in_of,
+    log_of,
+)
 from iterdiff.theory.polynomials import polyak_parameters
 from iterdiff.theory.rates import chebyshev_rate
 
-# The peaks of x**2 / cosh(x), in which Chebyshev's bound ends: x tanh x = 2.
-_CHEBYSHEV_PLACE, _CHEBYSHEV_PEAK = 2.0653381389747043, 0.5322220783274092
-# The peak of exp(-x) (x**2 + x**3 / 3) / 2, at x = sqrt 6, of the momentum methods.
-_MOMENTUM_PLACE, _MOMENTUM_PEAK = 2.449489742783178, 0.4704960272503556
-# The peak of exp(-x) x**3, of heavy ball from rest.
-_REST_PLACE, _REST_PEAK = 3.0, 1.3442508459323266
-
 
 class BurnIn(NamedTuple):
-    """A burn-in.
+    """Where a curve of errors peaks, and when it returns to its initial value.
 
     Attributes
     ----------
     peak_iteration : float array
-        Where the error is largest, in iterations; 0 where it never exceeds its start.
+        The iteration with the largest error; 0 if no error exceeds the initial one.
     peak : float array
         The largest error, absolute.
     length : float array
-        The iteration from which on the error stays at or below its start; 0 without burn-in.
+        The iteration from which on the error stays at or below its initial value; 0 without
+        burn-in.
     """
 
     peak_iteration: Float[Array, "..."]
@@ -50,9 +50,9 @@ def burn_in(errors: ArrayLike) -> BurnIn:
     Parameters
     ----------
     errors : float array of shape (..., iterations)
-        The error at iterations 0, 1, 2, ... A curve that still lies above its start at the
-        end has a burn-in at least as long as the curve: `length` is then the number of
-        iterations. NaN counts as infinite.
+        The errors at iterations 0, 1, 2, ..., absolute. NaN counts as infinite. If the last
+        error still exceeds the first one, the burn-in is at least as long as the curve, and
+        `length` is the number of iterations.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def burn_in(errors: ArrayLike) -> BurnIn:
     Raises
     ------
     ValueError
-        If there is no iteration.
+        If `errors` has no iteration.
 
     Examples
     --------
@@ -72,35 +72,35 @@ def burn_in(errors: ArrayLike) -> BurnIn:
     >>> int(found.peak_iteration), float(found.peak), int(found.length)
     (1, 3.0, 3)
     """
-    curve = _checks.real(errors)
+    curve = _checks.as_floating(errors)
     if curve.ndim == 0 or curve.shape[-1] == 0:
-        raise ValueError("`errors` must hold the error of one iteration or more.")
+        raise ValueError("`errors` must hold the error of at least one iteration.")
     curve = jnp.where(jnp.isnan(curve), jnp.inf, curve)
     above = curve > curve[..., :1]
     index = jnp.arange(curve.shape[-1], dtype=curve.dtype)
     length = jnp.max(jnp.where(above, index + 1, 0.0), axis=-1)
-    # The peak is taken where it is: see `iterdiff.theory.factors._highest`.
+    # Not jnp.max, for the reason given in `iterdiff.theory.worst_cases._largest_magnitude`.
     where = jnp.argmax(curve, axis=-1, keepdims=True)
     peak = jnp.take_along_axis(curve, where, axis=-1)
     return BurnIn(where[..., 0].astype(curve.dtype), peak[..., 0], length)
 
 
 def burn_in_peak(rho: ArrayLike) -> Float[Array, "..."]:
-    r"""Return where :math:`t \rho^{t-1}` is largest, :math:`-1 / \ln\rho`.
+    r"""Return :math:`-1 / \ln\rho`, the t at which :math:`t \rho^{t-1}` is largest.
 
-    It is where the unrolled Jacobian of a stationary method (gradient descent, any fixed-point
-    iteration) is farthest from the solution's, when what the Jacobian starts with is small
-    beside what the iterations add. Close to :math:`\rho = 1` it is :math:`1/(1 - \rho)`. A
-    smaller step size only delays the peak: its height does not depend on the step.
+    There the unrolled Jacobian of a stationary method (gradient descent, any fixed-point
+    iteration) is farthest from the Jacobian of the solution, if its initial error is small
+    compared with what the iterations add. For :math:`\rho` close to 1 it is
+    :math:`1/(1 - \rho)`. A smaller step size delays the peak and does not change its height.
 
-    Assumptions: one dominant mode, :math:`0 < \rho < 1`, error :math:`\propto t \rho^{t-1}`.
-    With an error at the start the peak comes earlier, see `gradient_descent_burn_in`; methods
-    with momentum have their own, see `heavy_ball_burn_in`.
+    Assumptions: one dominant mode, :math:`0 < \rho < 1`, error :math:`\propto t \rho^{t-1}`. An
+    initial error moves the peak to earlier iterations, see `gradient_descent_burn_in`. For
+    methods with momentum see `heavy_ball_burn_in`.
 
     Parameters
     ----------
     rho : float
-        The contraction rate per step, in (0, 1).
+        The contraction rate per step, in (0, 1), dimensionless.
 
     Returns
     -------
@@ -122,7 +122,7 @@ def burn_in_peak(rho: ArrayLike) -> Float[Array, "..."]:
     >>> round(float(theory.burn_in_peak(0.995)), 1)
     199.5
     """
-    return -1 / jnp.log(_checks.rate("rho", rho))
+    return -1 / jnp.log(_checks.as_rate("rho", rho))
 
 
 def gradient_descent_burn_in(
@@ -136,69 +136,77 @@ def gradient_descent_burn_in(
 
     At an end :math:`\lambda` of the spectrum the bound is :math:`w^{t-1}(a + bt)` with
     :math:`w = |1 - h\lambda|`, :math:`a = (1 - h\lambda)\|E_0\|`, :math:`b = h(\lambda\|E_0\| +
-    \mathsf G)`. It peaks at :math:`t = -1/\ln w - a/b` and comes back to :math:`\|E_0\|` where
+    \mathsf G)`. It peaks at :math:`t = -1/\ln w - a/b` and returns to :math:`\|E_0\|` at
 
     .. math::
 
         t = \frac{1}{\ln w} W_{-1}\Big(\frac{\|E_0\| \ln w}{b}\, w^{1 + a/b}\Big) - \frac ab .
 
-    For :math:`h = 1/L`, ill-conditioned, and :math:`\gamma = \mathsf G / (\ell \|E_0\|)` the
-    peak is near :math:`t = \frac{L}{\ell}\frac{\gamma}{1 + \gamma}`, of height
-    :math:`(\|E_0\| + \mathsf G / \ell)\,e^{-\gamma/(1+\gamma)}`. The worse of both ends counts.
+    For :math:`h = 1/L`, an ill-conditioned problem and :math:`\gamma = \mathsf G / (\ell
+    \|E_0\|)` the peak is near :math:`t = \frac{L}{\ell}\frac{\gamma}{1 + \gamma}`, with height
+    :math:`(\|E_0\| + \mathsf G / \ell)\,e^{-\gamma/(1+\gamma)}`. The worse end of the spectrum
+    counts.
+
+    Assumptions are those of `gradient_descent_bound`. A measured curve has this burn-in if its
+    worst eigenvector dominates, and is below the bound otherwise.
 
     Parameters
     ----------
     smallest, largest : float
         Bounds :math:`0 < \ell \le L` of the spectrum.
     step_size : float
-        The step :math:`h` in :math:`(0, 2/L)`.
+        The step size :math:`h` in :math:`(0, 2/L)`, in units of one over the eigenvalue.
     initial_error : float
         :math:`\|E_0\|_F`, absolute, positive.
     G : float
-        :math:`\|d_\theta[\nabla f(x_0(\theta), \theta)]\|_F`.
+        :math:`\|d_\theta[\nabla f(x_0(\theta), \theta)]\|_F`, absolute.
 
     Returns
     -------
     BurnIn
-        Of the bound; a measured curve has it when its worst eigenvector dominates, and is
-        below it otherwise. Assumptions are those of `gradient_descent_bound`.
 
     Raises
     ------
     ValueError
         If an argument is known and out of range.
+
+    Examples
+    --------
+    >>> from iterdiff import theory
+    >>> found = theory.gradient_descent_burn_in(0.01, 1.0, 1.0, 1.0, 1.0)
+    >>> [round(float(value), 1) for value in found]
+    [98.5, 37.7, 646.0]
     """
-    h = _checks.positive("step_size", step_size)
-    error, gradient = _checks.positive("initial_error", initial_error), _checks.nonnegative("G", G)
-    low, high = _checks.interval(smallest, largest)
-    if (known := _checks.concrete(h * high)) is not None and not (known < 2).all():
+    h = _checks.as_positive("step_size", step_size)
+    _checks.as_positive("initial_error", initial_error)
+    error, gradient = _as_magnitudes(initial_error, G)
+    low, high = _checks.as_spectrum(smallest, largest)
+    known = _checks.known_value(h * high)
+    if known is not None and not (known < 2).all():
         raise ValueError(f"`step_size` must be below 2 / `largest`, but it is {step_size}.")
-    ends = [_one_end(h * lam, error, h * (lam * error + gradient)) for lam in (low, high)]
-    at_low = ends[0].peak >= ends[1].peak
+    at_low, at_high = (_gradient_descent_end(h * lam, error, h * gradient) for lam in (low, high))
+    low_is_worse = at_low.peak >= at_high.peak
     return BurnIn(
-        jnp.where(at_low, ends[0].peak_iteration, ends[1].peak_iteration),
-        jnp.maximum(ends[0].peak, ends[1].peak),
-        jnp.maximum(ends[0].length, ends[1].length),
+        jnp.where(low_is_worse, at_low.peak_iteration, at_high.peak_iteration),
+        jnp.maximum(at_low.peak, at_high.peak),
+        jnp.maximum(at_low.length, at_high.length),
     )
 
 
-def _one_end(u: Float[Array, "..."], error: Float[Array, "..."], b: Float[Array, "..."]) -> BurnIn:
-    """Return the burn-in of |1 - u|**(t-1) ((1 - u) error + b t), for t at least 1."""
-    # |1 - u| = 0 finishes in one step; a tiny rate does so too, and has a logarithm.
-    w = jnp.maximum(jnp.abs(1 - u), jnp.finfo(jnp.result_type(u)).tiny)
-    a, log = (1 - u) * error, jnp.log(w)
-    place = jnp.maximum(-1 / log - a / b, 1.0)
-    height = w ** (place - 1) * (a + b * place)
-    exists = height > error * (1 + 4 * jnp.finfo(jnp.result_type(height)).eps)
-    argument = error * log / b * jnp.exp((1 + a / b) * log)
-    argument = jnp.clip(argument, -jnp.exp(-1.0), -jnp.finfo(jnp.result_type(argument)).tiny)
-    end = lambert_lower(argument) / log - a / b
-    zero = jnp.zeros_like(height)
-    return BurnIn(
-        jnp.where(exists, place, zero),
-        jnp.where(exists, height, error),
-        jnp.where(exists, end, zero),
-    )
+def _gradient_descent_end(
+    s: Float[Array, "..."], error: Float[Array, "..."], gradient_step: Float[Array, "..."]
+) -> BurnIn:
+    """Return the burn-in of ``w**(t-1) (a + b t)`` with ``w = |1 - s|``, for t from 1 on.
+
+    With ``x = (t + a/b) |ln w|`` the bound is ``b w**(-1 - a/b) / |ln w|`` times ``x exp(-x)``.
+    """
+    # A rate of zero ends in one step. So does the smallest positive one, whose logarithm is finite.
+    w = jnp.maximum(jnp.abs(1 - s), jnp.finfo(jnp.result_type(s)).tiny)
+    decay = -jnp.log(w)
+    b = s * error + gradient_step
+    shift = (1 - s) * error / b
+    log_size = jnp.log(b / decay) + (1 + shift) * decay
+    return BurnIn(*burn_in_of(GRADIENT_DESCENT, log_size, decay, error, shift=shift, first=1.0))
 
 
 def heavy_ball_burn_in(
@@ -217,12 +225,15 @@ def heavy_ball_burn_in(
 
         \frac{L\|E_0\| + \mathsf G}{L} \cdot \frac{4}{3 |\ln\rho|^3}\, x^3 e^{-x},
 
-    largest at :math:`x = 3`: peak at :math:`t \approx 1.5\sqrt{L/\ell}`, of height
-    :math:`0.224\, (L/\ell)^{3/2} (\|E_0\| + \mathsf G/L)`. The first step is to blame. Damped to
-    :math:`h/(1+\beta)` the bound tends to :math:`\frac{L\|E_0\| + \mathsf G}{\ell} \cdot
-    \tfrac12 e^{-x}(x^2 + x^3/3)` with :math:`x = t|\ln\rho|`: peak at :math:`t =
-    \sqrt 6 / |\ln\rho| \approx 1.225\sqrt{L/\ell}`, of height only :math:`0.4705\,
-    (L\|E_0\| + \mathsf G)/\ell`. Either way there is a burn-in even when :math:`\mathsf G = 0`.
+    which is largest at :math:`x = 3`: the peak is at :math:`t \approx 1.5\sqrt{L/\ell}`, with
+    height :math:`0.224\, (L/\ell)^{3/2} (\|E_0\| + \mathsf G/L)`. The undamped first step causes
+    this height. With a first step of :math:`h/(1+\beta)` the bound tends to
+    :math:`\frac{L\|E_0\| + \mathsf G}{\ell} \cdot \tfrac12 e^{-x}(x^2 + x^3/3)` with
+    :math:`x = t|\ln\rho|`: the peak is at :math:`t = \sqrt 6 / |\ln\rho| \approx
+    1.225\sqrt{L/\ell}`, with height only :math:`0.4705\, (L\|E_0\| + \mathsf G)/\ell`. In both
+    cases there is a burn-in even if :math:`\mathsf G = 0`.
+
+    Assumptions: those of `heavy_ball_bound`, and :math:`\ell \ll L`.
 
     Parameters
     ----------
@@ -231,49 +242,50 @@ def heavy_ball_burn_in(
     initial_error : float
         :math:`\|E_0\|_F`, absolute.
     G : float
-        :math:`\|d_\theta[\nabla f(x_0(\theta), \theta)]\|_F`.
+        :math:`\|d_\theta[\nabla f(x_0(\theta), \theta)]\|_F`, absolute.
     damped_start : bool
-        As in `heavy_ball_polynomial`.
+        Whether the first step is :math:`h / (1 + \beta)`, see `heavy_ball_polynomial`.
 
     Returns
     -------
     BurnIn
-        `length` is found on the bound's limit by Newton's method.
+        `length` solves the limit of the bound by Newton's method; it is infinite if
+        `initial_error` is zero.
 
     Raises
     ------
     ValueError
         If an argument is known and out of range.
     """
-    low, high = _checks.interval(smallest, largest, strict=True)
+    low, high = _checks.as_spectrum(smallest, largest, strict=True)
     rate = chebyshev_rate(low, high)
-    log = -jnp.log(rate)
-    error, gradient = _nonnegative_pair(initial_error, G)
+    decay = -jnp.log(rate)
+    error, gradient = _as_magnitudes(initial_error, G)
     if damped_start:
-        size = (high * error + gradient) / low
-        return _limit(_MOMENTUM_PLACE, _MOMENTUM_PEAK, log, size, error, _momentum_shape)
+        log_size = log_of((high * error + gradient) / low)
+        return BurnIn(*burn_in_of(MOMENTUM, log_size, decay, error))
     step, _ = polyak_parameters(low, high)
-    # The exact factor in front of (t + 1/2)**3 rho**(t + 1/2), near to 4 / (3 L).
-    front = step * (1 + rate) / (6 * rate**1.5)
-    size = (high * error + gradient) * front / log**3
-
-    def shape(x):
-        return 3 * jnp.log(x) - x, 3 / x - 1
-
-    return _limit(_REST_PLACE, _REST_PEAK, log, size, error, shape, shift=0.5)
+    # The exact factor of (t + 1/2)**3 rho**(t + 1/2), close to 4 / (3 L).
+    factor = step * (1 + rate) / (6 * rate**1.5)
+    log_size = log_of((high * error + gradient) * factor / decay**3)
+    return BurnIn(*burn_in_of(HEAVY_BALL_FROM_REST, log_size, decay, error, shift=0.5))
 
 
 def nesterov_burn_in(
     smallest: ArrayLike, largest: ArrayLike, initial_error: ArrayLike, G: ArrayLike
 ) -> BurnIn:
-    r"""Return the peak of the gradient part of `nesterov_bound`, ill-conditioned problem.
+    r"""Return the burn-in of the gradient term of `nesterov_bound`, ill-conditioned problem.
 
-    With :math:`x = t |\ln(1 - \sqrt{\ell/L})|` the gradient part tends to
-    :math:`\frac{\mathsf G}{\ell} \cdot \tfrac12 e^{-x}(x^2 + x^3/3)`: peak at :math:`t =
-    \sqrt 6/|\ln\rho| \approx 2.449\sqrt{L/\ell}`, of height :math:`0.4705\,\mathsf G/\ell`. The
-    part of :math:`\|E_0\|` has a peak of :math:`\max(1, (L/\ell)^{1/4} / (2\sqrt2 e))` near
-    :math:`t = \tfrac12\sqrt{L/\ell}`, that is none for :math:`\ell/L \gtrsim 3\cdot10^{-4}`.
-    It is left out here, so that this holds when :math:`\mathsf G \gg \ell\|E_0\|`.
+    With :math:`x = t |\ln(1 - \sqrt{\ell/L})|` the gradient term tends to
+    :math:`\frac{\mathsf G}{\ell} \cdot \tfrac12 e^{-x}(x^2 + x^3/3)`: the peak is at :math:`t =
+    \sqrt 6/|\ln\rho| \approx 2.449\sqrt{L/\ell}`, with height :math:`0.4705\,\mathsf G/\ell`.
+
+    The term of :math:`\|E_0\|` is left out. It has a peak of :math:`\max(1, (L/\ell)^{1/4} /
+    (2\sqrt2 e))` near :math:`t = \tfrac12\sqrt{L/\ell}`, hence none for :math:`\ell/L \gtrsim
+    3\cdot10^{-4}`.
+
+    Assumptions: those of `nesterov_bound`, :math:`\ell \ll L` and :math:`\mathsf G \gg
+    \ell\|E_0\|`.
 
     Parameters
     ----------
@@ -282,33 +294,36 @@ def nesterov_burn_in(
     initial_error : float
         :math:`\|E_0\|_F`, absolute.
     G : float
-        :math:`\|d_\theta[\nabla f(x_0(\theta), \theta)]\|_F`.
+        :math:`\|d_\theta[\nabla f(x_0(\theta), \theta)]\|_F`, absolute.
 
     Returns
     -------
     BurnIn
-        `length` is found on the gradient part's limit by Newton's method.
+        `length` solves the limit of the gradient term by Newton's method; it is infinite if
+        `initial_error` is zero.
 
     Raises
     ------
     ValueError
         If an argument is known and out of range.
     """
-    low, high = _checks.interval(smallest, largest, strict=True)
-    log = -jnp.log1p(-jnp.sqrt(low / high))
-    error, gradient = _nonnegative_pair(initial_error, G)
-    return _limit(_MOMENTUM_PLACE, _MOMENTUM_PEAK, log, gradient / low, error, _momentum_shape)
+    low, high = _checks.as_spectrum(smallest, largest, strict=True)
+    decay = -jnp.log1p(-jnp.sqrt(low / high))
+    error, gradient = _as_magnitudes(initial_error, G)
+    return BurnIn(*burn_in_of(MOMENTUM, log_of(gradient / low), decay, error))
 
 
 def chebyshev_burn_in(
     smallest: ArrayLike, largest: ArrayLike, initial_error: ArrayLike, G: ArrayLike
 ) -> BurnIn:
-    r"""Return the peak of `chebyshev_bound` on an ill-conditioned problem.
+    r"""Return the burn-in of `chebyshev_bound` on an ill-conditioned problem.
 
     With :math:`x = t |\ln\rho|` the bound tends to :math:`\frac{L\|E_0\| + \mathsf G}{\ell}
-    \cdot \frac{x^2}{2 \cosh x}`, largest where :math:`x \tanh x = 2`: peak at :math:`t =
-    2.0653/|\ln\rho| \approx 1.033\sqrt{L/\ell}`, of height :math:`0.5322 (L\|E_0\| + \mathsf G)
-    /\ell`. Before the peak it grows like :math:`t^2`.
+    \cdot \frac{x^2}{2 \cosh x}`, which is largest at :math:`x \tanh x = 2`: the peak is at
+    :math:`t = 2.0653/|\ln\rho| \approx 1.033\sqrt{L/\ell}`, with height :math:`0.5322 (L\|E_0\| +
+    \mathsf G) /\ell`. Before the peak the bound grows like :math:`t^2`.
+
+    Assumptions: those of `chebyshev_bound`, and :math:`\ell \ll L`.
 
     Parameters
     ----------
@@ -317,55 +332,27 @@ def chebyshev_burn_in(
     initial_error : float
         :math:`\|E_0\|_F`, absolute.
     G : float
-        :math:`\|d_\theta[\nabla f(x_0(\theta), \theta)]\|_F`.
+        :math:`\|d_\theta[\nabla f(x_0(\theta), \theta)]\|_F`, absolute.
 
     Returns
     -------
     BurnIn
-        `length` is found on the bound's limit by Newton's method.
+        `length` solves the limit of the bound by Newton's method; it is infinite if
+        `initial_error` is zero.
 
     Raises
     ------
     ValueError
         If an argument is known and out of range.
     """
-    low, high = _checks.interval(smallest, largest, strict=True)
-    log = -jnp.log(chebyshev_rate(low, high))
-    error, gradient = _nonnegative_pair(initial_error, G)
-    size = (high * error + gradient) / low
-
-    def shape(x):
-        # The logarithm of x**2 / (2 cosh x), which overflows nowhere, and its derivative.
-        return 2 * jnp.log(x) - x - jnp.log1p(jnp.exp(-2 * x)), 2 / x - jnp.tanh(x)
-
-    return _limit(_CHEBYSHEV_PLACE, _CHEBYSHEV_PEAK, log, size, error, shape)
+    low, high = _checks.as_spectrum(smallest, largest, strict=True)
+    decay = -jnp.log(chebyshev_rate(low, high))
+    error, gradient = _as_magnitudes(initial_error, G)
+    return BurnIn(*burn_in_of(CHEBYSHEV, log_of((high * error + gradient) / low), decay, error))
 
 
-def _momentum_shape(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Return the logarithm of exp(-x) (x**2 + x**3 / 3) / 2 and its derivative."""
-    return 2 * jnp.log(x) + jnp.log1p(x / 3) - x - jnp.log(2.0), 2 / x + 1 / (3 + x) - 1
-
-
-def _limit(place, peak, log, size, error, shape, shift=0.0) -> BurnIn:
-    """Return the burn-in of size * shape((t + shift) * log), whose shape peaks at `place`."""
-    height = peak * size
-    exists = (height > error) & (error > 0)
-    target = jnp.log(jnp.where(exists, error / jnp.where(size > 0, size, 1.0), 1.0))
-
-    def newton(x, _):
-        value, slope = shape(x)
-        return x - (value - target) / slope, None
-
-    # The logarithm of the shape is concave: from the right, Newton's method is monotone.
-    start = jnp.maximum(2 * place - 2 * target, 4.0 * place)
-    end, _ = jax.lax.scan(newton, start, None, length=30)
-    never = jnp.where(height > error, jnp.inf, 0.0)  # from an error of zero it has no end
-    return BurnIn(
-        jnp.where(height > error, place / log - shift, 0.0),
-        jnp.maximum(height, error),
-        jnp.where(exists, end / log - shift, never),
-    )
-
-
-def _nonnegative_pair(initial_error: ArrayLike, G: ArrayLike):
-    return _checks.nonnegative("initial_error", initial_error), _checks.nonnegative("G", G)
+def _as_magnitudes(
+    initial_error: ArrayLike, G: ArrayLike
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    error = _checks.as_nonnegative("initial_error", initial_error)
+    return error, _checks.as_nonnegative("G", G)

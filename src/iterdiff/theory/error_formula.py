@@ -1,10 +1,12 @@
-r"""What differentiating the iterations adds to them: the exact error of the unrolled Jacobian.
+r"""The exact error of the unrolled Jacobian on quadratics.
 
-Throughout, :math:`f(x, \theta) = \tfrac12 x^\top H(\theta) x + b(\theta)^\top x`, the method's
-coefficients do not depend on :math:`\theta`, :math:`E_t = \partial_\theta x_t - \partial_\theta
-x^*` and :math:`e_0 = x_0 - x^*`. Where a step size does depend on :math:`\theta`, a term
-:math:`(\partial_h P_t)(H) e_0\, \partial_\theta h` comes on top; `jax.lax.stop_gradient` on the
-step size removes it, rightly, as the solution does not depend on the step.
+Assumptions throughout: :math:`f(x, \theta) = \tfrac12 x^\top H(\theta) x + b(\theta)^\top x`, and
+the coefficients of the method do not depend on :math:`\theta`. Notation: :math:`E_t =
+\partial_\theta x_t - \partial_\theta x^*` and :math:`e_0 = x_0 - x^*`.
+
+If a step size depends on :math:`\theta`, the error has an additional term :math:`(\partial_h
+P_t)(H) e_0\, \partial_\theta h`. `jax.lax.stop_gradient` on the step size removes the term. This
+is always legitimate, because the solution does not depend on the step size.
 """
 
 from collections.abc import Callable
@@ -18,25 +20,31 @@ from iterdiff.theory import _checks
 from iterdiff.theory.polynomials import ResidualPolynomial
 
 Polynomial = Callable[[Float[Array, "..."]], ResidualPolynomial]
-"""A residual polynomial as a function of the eigenvalue alone."""
+"""A residual polynomial as a function of the eigenvalue."""
+
+_CLOSE_MAX_RELATIVE_GAP = 1e-3
+"""Up to this gap, relative to the largest eigenvalue, quadrature replaces the quotient."""
+
+_QUADRATURE_POINTS = 16
+"""Number of Gauss points between two close eigenvalues."""
 
 
 def jacobian_part(polynomial: ResidualPolynomial, eigenvalue: ArrayLike) -> Float[Array, "..."]:
-    r"""Return :math:`P_t(\lambda) - \lambda P_t'(\lambda)`, what multiplies the initial error.
+    r"""Return :math:`P_t(\lambda) - \lambda P_t'(\lambda)`, the factor of the initial error.
 
     Parameters
     ----------
     polynomial : ResidualPolynomial
-        Value and derivative at `eigenvalue`.
+        Values and derivatives at `eigenvalue`.
     eigenvalue : float array
-        Where they were evaluated.
+        Where the polynomial was evaluated.
 
     Returns
     -------
     float array
-        Dimensionless.
+        Dimensionless, of the broadcast shape.
     """
-    return polynomial.value - _checks.real(eigenvalue) * polynomial.derivative
+    return polynomial.value - _checks.as_floating(eigenvalue) * polynomial.derivative
 
 
 def commuting_error(
@@ -52,37 +60,41 @@ def commuting_error(
         E_t = \big(P_t(H) - P_t'(H) H\big) E_0
               + P_t'(H)\, d_\theta\big[\nabla f(x_0(\theta), \theta)\big].
 
-    Assumptions: quadratic objective, coefficients independent of :math:`\theta`, and
+    Assumptions: quadratic objective; coefficients independent of :math:`\theta`;
     :math:`H\,dH = dH\,H` for every direction (as for ridge regression in its regularisation).
-    Without the last one it is wrong, by any factor: with :math:`H = \mathrm{diag}(0.2, 1)`,
-    :math:`dH = (1, -1; -1, 1)`, :math:`e_0 = (1, 1)`, :math:`E_0 = 0` both terms vanish, while
-    two gradient steps of length 1 leave an error of norm 1.13. Use `noncommuting_error` then.
+
+    If :math:`H` and :math:`dH` do not commute, the formula can be wrong by any factor. With
+    :math:`H = \mathrm{diag}(0.2, 1)`, :math:`dH = (1, -1; -1, 1)`, :math:`e_0 = (1, 1)`,
+    :math:`E_0 = 0` both terms vanish, while two gradient steps of size 1 leave an error of norm
+    1.13. Use `noncommuting_error` in that case.
 
     Parameters
     ----------
     polynomial : callable
-        Eigenvalues to `ResidualPolynomial`, for example
-        ``lambda lam: chebyshev_polynomial(30, lam, l, L)``.
+        Maps eigenvalues to a `ResidualPolynomial`, for example
+        ``lambda eigenvalue: chebyshev_polynomial(30, eigenvalue, smallest, largest)``.
     hessian : float array of shape (n, n)
-        Symmetric.
+        :math:`H`, symmetric.
     initial_error : float array of shape (n, p)
-        :math:`E_0`.
+        :math:`E_0`, absolute.
     gradient_derivative : float array of shape (n, p)
-        The total derivative of :math:`\nabla f(x_0(\theta), \theta)` in :math:`\theta`.
+        The total derivative of :math:`\nabla f(x_0(\theta), \theta)` with respect to
+        :math:`\theta`.
 
     Returns
     -------
     float array of shape (n, p)
+        :math:`E_t`, absolute.
 
     References
     ----------
     D. Scieur, G. Gidel, Q. Bertrand, F. Pedregosa, *The Curse of Unrolling*, NeurIPS 2022.
     """
     eigenvalue, vectors = jnp.linalg.eigh(jnp.asarray(hessian))
-    at = polynomial(eigenvalue)
-    first = jacobian_part(at, eigenvalue)[:, None] * (vectors.T @ initial_error)
-    second = at.derivative[:, None] * (vectors.T @ gradient_derivative)
-    return vectors @ (first + second)
+    P = polynomial(eigenvalue)
+    error_term = jacobian_part(P, eigenvalue)[:, None] * (vectors.T @ initial_error)
+    gradient_term = P.derivative[:, None] * (vectors.T @ gradient_derivative)
+    return vectors @ (error_term + gradient_term)
 
 
 def noncommuting_error(
@@ -103,24 +115,25 @@ def noncommuting_error(
         E_t = P_t(H) E_0 + Q \big( P_t[\lambda_i, \lambda_j] \circ Q^\top dH\, Q \big)
               Q^\top e_0 .
 
-    Assumptions: quadratic objective, coefficients independent of :math:`\theta`.
+    Assumptions: quadratic objective; coefficients independent of :math:`\theta`.
 
     Parameters
     ----------
     polynomial : callable
-        Eigenvalues (of any shape) to `ResidualPolynomial`.
+        Maps eigenvalues of any shape to a `ResidualPolynomial`.
     hessian : float array of shape (n, n)
-        Symmetric.
+        :math:`H`, symmetric.
     hessian_derivative : float array of shape (n, n, p)
         :math:`dH / d\theta_k` along the last axis, symmetric in the first two.
     initial_error : float array of shape (n, p)
-        :math:`E_0`.
+        :math:`E_0`, absolute.
     initial_iterate_error : float array of shape (n,)
-        :math:`e_0 = x_0 - x^*`.
+        :math:`e_0 = x_0 - x^*`, absolute.
 
     Returns
     -------
     float array of shape (n, p)
+        :math:`E_t`, absolute.
 
     References
     ----------
@@ -130,37 +143,48 @@ def noncommuting_error(
     eigenvalue, vectors = jnp.linalg.eigh(jnp.asarray(hessian))
     differences = divided_differences(polynomial, eigenvalue)
     rotated = jnp.einsum("ki,klp,lj->ijp", vectors, jnp.asarray(hessian_derivative), vectors)
-    mixed = jnp.einsum("ij,ijp,j->ip", differences, rotated, vectors.T @ initial_iterate_error)
-    kept = polynomial(eigenvalue).value[:, None] * (vectors.T @ initial_error)
-    return vectors @ (kept + mixed)
+    change_term = jnp.einsum(
+        "ij,ijp,j->ip", differences, rotated, vectors.T @ initial_iterate_error
+    )
+    error_term = polynomial(eigenvalue).value[:, None] * (vectors.T @ initial_error)
+    return vectors @ (error_term + change_term)
 
 
 def divided_differences(
     polynomial: Polynomial, eigenvalue: Float[Array, " n"]
 ) -> Float[Array, "n n"]:
-    r"""Return :math:`P[\lambda_i, \lambda_j]`, the derivative where the two coincide.
+    r"""Return the divided differences :math:`P[\lambda_i, \lambda_j]`.
 
-    Eigenvalues that are close are joined by Gauss quadrature of
-    :math:`\int_0^1 P'(\lambda_i + s(\lambda_j - \lambda_i))\,ds`, which does not cancel.
+    The diagonal, and every pair of equal eigenvalues, holds the derivative. For eigenvalues that
+    are close, the quotient would cancel; there the function returns Gauss quadrature of
+    :math:`\int_0^1 P'(\lambda_i + s(\lambda_j - \lambda_i))\,ds`.
 
     Parameters
     ----------
     polynomial : callable
-        Eigenvalues (of any shape) to `ResidualPolynomial`.
+        Maps eigenvalues of any shape to a `ResidualPolynomial`.
     eigenvalue : float array of shape (n,)
         The spectrum.
 
     Returns
     -------
     float array of shape (n, n)
+        In units of one over the eigenvalue.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from iterdiff import theory
+    >>> two_steps = lambda z: theory.gradient_descent_polynomial(2, z, 1.0)
+    >>> theory.divided_differences(two_steps, jnp.array([0.5, 1.0])).tolist()
+    [[-1.0, -0.5], [-0.5, 0.0]]
     """
     lam = jnp.asarray(eigenvalue)
     value = polynomial(lam).value
     gap = lam[:, None] - lam[None, :]
-    close = jnp.abs(gap) <= 1e-3 * jnp.max(jnp.abs(lam))
+    close = jnp.abs(gap) <= _CLOSE_MAX_RELATIVE_GAP * jnp.max(jnp.abs(lam))
     quotient = (value[:, None] - value[None, :]) / jnp.where(close, 1.0, gap)
-    nodes, weights = np.polynomial.legendre.leggauss(16)
-
+    nodes, weights = np.polynomial.legendre.leggauss(_QUADRATURE_POINTS)
     position = jnp.asarray((nodes + 1) / 2, lam.dtype)[:, None, None]
     between = polynomial(lam[None, None, :] + position * gap[None]).derivative
     mean = jnp.tensordot(jnp.asarray(weights / 2, lam.dtype), between, 1)

@@ -1,9 +1,12 @@
-r"""Residual polynomials: a first-order method on a quadratic, as a function of an eigenvalue.
+r"""Residual polynomials: first-order methods on quadratics as functions of an eigenvalue.
 
-On :math:`f(x) = \tfrac12 x^\top H x + b^\top x` each of these methods gives
+On :math:`f(x) = \tfrac12 x^\top H x + b^\top x` each of these methods satisfies
 :math:`x_t - x^* = P_t(H)(x_0 - x^*)` with a polynomial of degree t and :math:`P_t(0) = 1`. Its
-values on the spectrum say how the iterate converges, and its derivative what is added when the
-iterations are differentiated (see `iterdiff.theory.identity`).
+values on the spectrum determine how the iterate converges. Its derivative determines what
+differentiating the iterations adds (see `iterdiff.theory.error_formula`).
+
+Assumptions throughout: quadratic objective with symmetric Hessian :math:`H`, and coefficients
+that depend only on t.
 """
 
 from typing import NamedTuple
@@ -16,9 +19,12 @@ from jaxtyping import Array, Float, Int
 from iterdiff.theory import _checks
 from iterdiff.theory.rates import chebyshev_rate
 
+_TRACED_DIGITS = 31
+"""Binary digits of a number of iterations whose value is not known while JAX traces it."""
+
 
 class ResidualPolynomial(NamedTuple):
-    r"""A residual polynomial at some eigenvalues.
+    r"""Values and derivatives of a residual polynomial.
 
     Attributes
     ----------
@@ -40,15 +46,16 @@ def gradient_descent_polynomial(
     Parameters
     ----------
     t : int array
-        Iterations, nonnegative. All arguments broadcast against each other.
+        Numbers of iterations, nonnegative. The arguments broadcast against each other.
     eigenvalue : float array
-        Where to evaluate.
+        Where to evaluate, in any units.
     step_size : float
-        The step :math:`h`, positive.
+        The step size :math:`h`, positive, in units of one over the eigenvalue.
 
     Returns
     -------
     ResidualPolynomial
+        Arrays of the broadcast shape.
 
     Raises
     ------
@@ -62,11 +69,11 @@ def gradient_descent_polynomial(
     >>> float(value), float(derivative)
     (0.25, -1.0)
     """
-    count, lam = _checks.steps("t", t), _checks.real(eigenvalue)
-    h = _checks.positive("step_size", step_size)
+    count, lam = _checks.as_counts("t", t), _checks.as_floating(eigenvalue)
+    h = _checks.as_positive("step_size", step_size)
     factor = 1 - h * lam
     derivative = (
-        -h * _checks.counted(count, factor) * _checks.power(factor, jnp.maximum(count - 1, 0))
+        -h * _checks.cast_like(count, factor) * _checks.power(factor, jnp.maximum(count - 1, 0))
     )
     value, derivative = jnp.broadcast_arrays(_checks.power(factor, count), derivative)
     return ResidualPolynomial(value, derivative)
@@ -89,33 +96,33 @@ def heavy_ball_polynomial(
 
         P_t = \beta^{t/2} \big(U_t - \sqrt\beta\, U_{t-1}\big)(\sigma)
 
-    from rest, :math:`x_{-1} = x_0`, and, when the first step is damped to
-    :math:`h / (1 + \beta)`,
+    from rest, :math:`x_{-1} = x_0`. With a first step of :math:`h / (1 + \beta)`,
 
     .. math::
 
         P_t = \beta^{t/2} \Big(\tfrac{2\beta}{1+\beta} T_t
               + \tfrac{1-\beta}{1+\beta} U_t\Big)(\sigma).
 
-    It is evaluated by a scheme that also holds for :math:`|\sigma| > 1` and :math:`\beta \le 0`.
+    The evaluation is also valid for :math:`|\sigma| > 1` and :math:`\beta \le 0`.
 
     Parameters
     ----------
     t : int array
-        Iterations, nonnegative. All arguments broadcast against each other.
+        Numbers of iterations, nonnegative. The arguments broadcast against each other.
     eigenvalue : float array
-        Where to evaluate.
+        Where to evaluate, in any units.
     step_size : float
-        The step :math:`h`, positive.
+        The step size :math:`h`, positive, in units of one over the eigenvalue.
     momentum : float
-        The factor :math:`\beta` in (-1, 1).
+        The factor :math:`\beta` in (-1, 1), dimensionless.
     damped_start : bool
-        Whether the first step has length :math:`h / (1 + \beta)`; `iterdiff.HeavyBall` starts
-        from rest.
+        Whether the first step size is :math:`h / (1 + \beta)`. `iterdiff.HeavyBall` starts from
+        rest, without damping.
 
     Returns
     -------
     ResidualPolynomial
+        Arrays of the broadcast shape.
 
     Raises
     ------
@@ -140,30 +147,31 @@ def nesterov_polynomial(
 ) -> ResidualPolynomial:
     r"""Return the residual polynomial of Nesterov's method with constant momentum.
 
-    With :math:`q = 1 - h\lambda`, :math:`\sigma = (1 + \beta)\sqrt q / (2\sqrt\beta)` and
-    Chebyshev polynomials T and U,
+    With :math:`q = 1 - h\lambda`, :math:`\sigma = (1 + \beta)\sqrt q / (2\sqrt\beta)` and the
+    Chebyshev polynomials T and U of the first and second kind,
 
     .. math::
 
         P_t = (\beta q)^{t/2} \Big(\tfrac{2\beta}{1+\beta} T_t
               + \tfrac{1-\beta}{1+\beta} U_t\Big)(\sigma).
 
-    It is evaluated by a scheme that also holds for :math:`q \le 0`.
+    The evaluation is also valid for :math:`q \le 0`.
 
     Parameters
     ----------
     t : int array
-        Iterations, nonnegative. All arguments broadcast against each other.
+        Numbers of iterations, nonnegative. The arguments broadcast against each other.
     eigenvalue : float array
-        Where to evaluate.
+        Where to evaluate, in any units.
     step_size : float
-        The step :math:`h`, positive.
+        The step size :math:`h`, positive, in units of one over the eigenvalue.
     momentum : float
-        The factor :math:`\beta` in (-1, 1).
+        The factor :math:`\beta` in (-1, 1), dimensionless.
 
     Returns
     -------
     ResidualPolynomial
+        Arrays of the broadcast shape.
 
     Raises
     ------
@@ -189,21 +197,22 @@ def chebyshev_polynomial(
         P_t(\lambda) = \frac{T_t(\sigma(\lambda))}{T_t(\sigma(0))}, \qquad
         \sigma(\lambda) = \frac{L + \ell - 2\lambda}{L - \ell},
 
-    the polynomial with :math:`P_t(0) = 1` that is smallest in the maximum norm on
+    Among polynomials of degree t with :math:`P_t(0) = 1` it has the smallest maximum norm on
     :math:`[\ell, L]`.
 
     Parameters
     ----------
     t : int array
-        Iterations, nonnegative. All arguments broadcast against each other.
+        Numbers of iterations, nonnegative. The arguments broadcast against each other.
     eigenvalue : float array
-        Where to evaluate.
+        Where to evaluate, in any units.
     smallest, largest : float
-        The bounds :math:`0 < \ell < L` that the method was given.
+        The bounds :math:`0 < \ell < L` of the spectrum that the method is given.
 
     Returns
     -------
     ResidualPolynomial
+        Arrays of the broadcast shape.
 
     Raises
     ------
@@ -214,13 +223,13 @@ def chebyshev_polynomial(
     ----------
     G. H. Golub, R. S. Varga, *Chebyshev semi-iterative methods*, 1961.
     """
-    count = _checks.steps("t", t)
-    low, high = _checks.interval(smallest, largest, strict=True)
+    count = _checks.as_counts("t", t)
+    low, high = _checks.as_spectrum(smallest, largest, strict=True)
     decay = chebyshev_rate(low, high)
 
     def evaluate(lam: Float[Array, "..."]) -> Float[Array, "..."]:
         scaled = decay * (high + low - 2 * lam) / (high - low)
-        # Scaled by decay**t, so that neither numerator nor denominator overflows.
+        # Numerator and denominator are multiplied by decay**t, so that neither overflows.
         numerator = _second_order(count, 2 * scaled, decay**2, scaled)
         return 2 * numerator / (1 + _checks.power(decay, 2 * count))
 
@@ -230,7 +239,7 @@ def chebyshev_polynomial(
 def polyak_parameters(
     smallest: ArrayLike, largest: ArrayLike
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    r"""Return Polyak's step and momentum for heavy ball on a quadratic.
+    r"""Return Polyak's step size and momentum for heavy ball on a quadratic.
 
     .. math::
 
@@ -245,43 +254,63 @@ def polyak_parameters(
     Returns
     -------
     step_size, momentum : float array
+        :math:`h`, in units of one over the eigenvalue, and :math:`\beta`, dimensionless.
+
+    Raises
+    ------
+    ValueError
+        If an argument is known and out of range.
+
+    References
+    ----------
+    B. T. Polyak, *Some methods of speeding up the convergence of iteration methods*, 1964.
     """
-    low, high = _checks.interval(smallest, largest)
+    low, high = _checks.as_spectrum(smallest, largest)
     return 4 / (jnp.sqrt(low) + jnp.sqrt(high)) ** 2, chebyshev_rate(low, high) ** 2
 
 
 def nesterov_parameters(
     smallest: ArrayLike, largest: ArrayLike
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    r"""Return :math:`h = 1/L` and Nesterov's momentum for strongly convex functions.
+    r"""Return the step size :math:`1/L` and Nesterov's momentum for strongly convex functions.
 
     Parameters
     ----------
     smallest, largest : float
-        The constants :math:`0 < \ell \le L` of strong convexity and of the gradient.
+        Strong convexity constant and Lipschitz constant of the gradient,
+        :math:`0 < \ell \le L`.
 
     Returns
     -------
     step_size, momentum : float array
-        :math:`\beta = (\sqrt L - \sqrt\ell) / (\sqrt L + \sqrt\ell)`.
+        :math:`h = 1/L`, in units of one over the eigenvalue, and :math:`\beta = (\sqrt L -
+        \sqrt\ell) / (\sqrt L + \sqrt\ell)`, dimensionless.
+
+    Raises
+    ------
+    ValueError
+        If an argument is known and out of range.
+
+    References
+    ----------
+    Y. Nesterov, *Introductory Lectures on Convex Optimization*, 2004, section 2.2.
     """
-    low, high = _checks.interval(smallest, largest)
+    low, high = _checks.as_spectrum(smallest, largest)
     return 1 / high, chebyshev_rate(low, high)
 
 
 def _momentum_arguments(
     t: ArrayLike, step_size: ArrayLike, momentum: ArrayLike
 ) -> tuple[Int[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
-    """Check and convert the arguments that the momentum methods share."""
-    count = _checks.steps("t", t)
-    h = _checks.positive("step_size", step_size)
-    _checks.require("momentum", momentum, lambda v: (v > -1) & (v < 1), "between -1 and 1")
-    return count, h, _checks.real(momentum)
+    """Check and convert the arguments of a method with momentum."""
+    count = _checks.as_counts("t", t)
+    h = _checks.as_positive("step_size", step_size)
+    return count, h, _checks.as_momentum(momentum)
 
 
 def _with_derivative(evaluate, eigenvalue: ArrayLike) -> ResidualPolynomial:
-    """Evaluate a scalar function elementwise, with its derivative in the eigenvalue."""
-    lam = _checks.real(eigenvalue)
+    """Evaluate an elementwise function and its derivative."""
+    lam = _checks.as_floating(eigenvalue)
     value, derivative = jax.jvp(evaluate, (lam,), (jnp.ones_like(lam),))
     return ResidualPolynomial(value, derivative)
 
@@ -292,34 +321,40 @@ def _second_order(
     determinant: Float[Array, "..."],
     first: Float[Array, "..."],
 ) -> Float[Array, "..."]:
-    r"""Return :math:`v_t` of :math:`v_{t+1} = \tau v_t - \delta v_{t-1}` from 1 and `first`.
+    r"""Return :math:`v_t` of the recurrence :math:`v_{t+1} = \tau v_t - \delta v_{t-1}`.
 
-    With :math:`m = \tau/2` and :math:`D = m^2 - \delta`, the roots are
-    :math:`m \pm \sqrt D`. Writing :math:`(m + \sqrt D)^t = c + s \sqrt D` gives
-    :math:`v_t = c + (v_1 - m) s`. The pair (c, s) multiplies as
-    :math:`(c c' + D s s',\; c s' + s c')`, which holds whatever the sign of D and is smooth
-    through D = 0, where the two roots meet and where the worst eigenvalues lie. Squaring this
-    pair is stable there; squaring the 2 x 2 matrix of the recurrence is not, as its powers
-    lose the double root. The cost is one squaring per binary digit of t.
+    It starts from :math:`v_0 = 1` and :math:`v_1` = `first`; `trace` is :math:`\tau` and
+    `determinant` :math:`\delta`. With :math:`m = \tau/2` and :math:`D = m^2 - \delta` the roots
+    are :math:`m \pm \sqrt D`. Writing :math:`(m + \sqrt D)^t = c + s \sqrt D` gives
+    :math:`v_t = c + (v_1 - m) s`.
+
+    Pairs (c, s) multiply as :math:`(c c' + D s s',\; c s' + s c')` for any sign of D. The
+    product is smooth at D = 0, where the two roots meet and where the worst eigenvalues lie.
+    Squaring the pair is stable there. Squaring the 2 x 2 matrix of the recurrence is not,
+    because its powers lose the double root. The cost is one squaring per binary digit of t.
     """
     t, trace, determinant, first = jnp.broadcast_arrays(t, trace, determinant, first)
     mean = trace / 2
     discriminant = mean**2 - determinant
-    known = _checks.concrete(t)
-    digits = 31 if known is None else int(known.max(initial=1)).bit_length()
+    known = _checks.known_value(t)
+    digits = _TRACED_DIGITS if known is None else int(known.max(initial=1)).bit_length()
 
-    def digit(carry, k):
-        (c, s), (cp, sp) = carry
-        taken = (t >> k) % 2 == 1
-        multiplied = c * cp + discriminant * s * sp, c * sp + s * cp
-        c, s = jnp.where(taken, multiplied[0], c), jnp.where(taken, multiplied[1], s)
-        # Squared only while digits are left: a power that nobody needs may overflow.
-        needed = (t >> (k + 1)) > 0
-        squared = cp * cp + discriminant * sp * sp, 2 * cp * sp
-        cp, sp = jnp.where(needed, squared[0], cp), jnp.where(needed, squared[1], sp)
-        return ((c, s), (cp, sp)), None
+    def multiply(a, b):
+        return a[0] * b[0] + discriminant * a[1] * b[1], a[0] * b[1] + a[1] * b[0]
+
+    def take_digit(carry, k):
+        product, power = carry
+        has_digit, has_more = (t >> k) % 2 == 1, (t >> (k + 1)) > 0
+        product = _select(has_digit, multiply(product, power), product)
+        # Beyond the last digit the power is not needed, and squaring it may overflow.
+        power = _select(has_more, multiply(power, power), power)
+        return (product, power), None
 
     one = jnp.ones_like(mean)
     start = (one, jnp.zeros_like(mean)), (mean, one)
-    ((c, s), _), _ = jax.lax.scan(digit, start, jnp.arange(digits, dtype=t.dtype))
+    ((c, s), _), _ = jax.lax.scan(take_digit, start, jnp.arange(digits, dtype=t.dtype))
     return c + (first - mean) * s
+
+
+def _select(condition, new: tuple, old: tuple) -> tuple:
+    return tuple(jnp.where(condition, u, v) for u, v in zip(new, old, strict=True))

@@ -1,24 +1,23 @@
-r"""The residual polynomials that are best for the Jacobian instead of for the iterate.
+r"""Residual polynomials that are optimal for the Jacobian instead of the iterate.
 
-The Jacobian's error on a quadratic involves :math:`P - \lambda P'` and :math:`P'` (see
-`iterdiff.theory.identity`), so the natural measure of a polynomial is a Sobolev norm. Among
-the polynomials of degree t with :math:`P(0) = 1`, the smallest in the norm of a scalar product
-is its reproducing kernel in 0, scaled:
+The error of the Jacobian on a quadratic involves :math:`P - \lambda P'` and :math:`P'` (see
+`iterdiff.theory.error_formula`), so the natural measure of a polynomial is a Sobolev norm. Among
+the polynomials of degree t with :math:`P(0) = 1`, the scaled reproducing kernel at 0 has the
+smallest norm:
 
 .. math::
 
     P_t(\lambda) = \frac{\sum_{k \le t} S_k(0) S_k(\lambda)}{\sum_{k \le t} S_k(0)^2}
 
-for orthonormal :math:`S_k`. Here the :math:`S_k` come from one dense QR factorisation at Gauss
-points, which is plain and stable; `iterdiff.Sobolev` reaches the same polynomials by a
-recurrence with one gradient a step, and the tests hold the two against each other.
+for orthonormal :math:`S_k`. Here one dense QR factorisation at Gauss points gives the
+:math:`S_k`, which is simple and stable. `iterdiff.Sobolev` computes the same polynomials by a
+recurrence with one gradient per step, and the tests compare the two.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -39,7 +38,7 @@ def sobolev_polynomials(
 ) -> ResidualPolynomial:
     r"""Return the Sobolev-optimal residual polynomials of degree 0 to `steps`.
 
-    They minimise, among polynomials with :math:`P(0) = 1`, the norm of
+    Among polynomials with :math:`P(0) = 1` they minimise the norm of
 
     .. math::
 
@@ -53,29 +52,31 @@ def sobolev_polynomials(
         \langle p, q \rangle_A = \int p q\,d\mu + \eta \int p' q'\,d\mu,
 
     where :math:`\mu` is the Gegenbauer weight :math:`(1 - \sigma^2)^{\alpha - 1/2}` on the
-    spectrum's interval, mapped to :math:`[-1, 1]`. `alpha` = 1/2 weighs all eigenvalues alike.
+    interval of the spectrum, mapped to :math:`[-1, 1]`. With `alpha` = 1/2 all eigenvalues have
+    the same weight.
 
     Parameters
     ----------
     steps : int
-        The largest degree, static. Cost: one QR factorisation of about 2 `steps` by `steps`.
+        The largest degree, a Python int. The cost is one QR factorisation of a matrix of about
+        2 `steps` rows and `steps` columns.
     eigenvalue : float array of shape (...)
-        Where to evaluate.
+        Where to evaluate, in any units.
     smallest, largest : float
-        The bounds :math:`0 < \ell < L` that the method is given.
+        The bounds :math:`0 < \ell < L` of the spectrum that the method is given, scalars.
     alpha : float
-        Exponent of the weight, above -1/2.
+        Exponent of the weight, above -1/2, dimensionless.
     eta : float, optional
-        Weight of the derivative term, positive, in units of the eigenvalue squared;
-        :math:`\ell L` by default. With :math:`\eta = 0` norm B would not tell :math:`P` from
+        Weight of the derivative term, positive, in units of the eigenvalue squared. The default
+        is :math:`\ell L`. With :math:`\eta = 0` norm B would not distinguish :math:`P` from
         :math:`P + c\lambda`.
-    norm : "A" or "B"
-        Which scalar product.
+    norm : {"B", "A"}
+        The scalar product.
 
     Returns
     -------
     ResidualPolynomial
-        Arrays of shape (steps + 1, ...): value and derivative for each degree.
+        Arrays of shape (steps + 1, ...): values and derivatives for each degree.
 
     Raises
     ------
@@ -86,48 +87,76 @@ def sobolev_polynomials(
     ----------
     D. Scieur, G. Gidel, Q. Bertrand, F. Pedregosa, *The Curse of Unrolling*, NeurIPS 2022,
     for the idea of a Sobolev-optimal method.
+
+    Examples
+    --------
+    The E-factor of degree 20 on a grid, compared with Chebyshev's:
+
+    >>> import jax.numpy as jnp
+    >>> from iterdiff import theory
+    >>> eigenvalue = jnp.linspace(0.01, 1.0, 100)
+    >>> sobolev = theory.sobolev_polynomials(20, eigenvalue, 0.01, 1.0)
+    >>> chebyshev = theory.chebyshev_polynomial(20, eigenvalue, 0.01, 1.0)
+    >>> E_factor = lambda P: round(float(abs(theory.jacobian_part(P, eigenvalue)).max()), 1)
+    >>> E_factor(theory.ResidualPolynomial(sobolev.value[20], sobolev.derivative[20]))
+    0.7
+    >>> E_factor(chebyshev)
+    29.2
     """
-    whole = "a nonnegative whole number"
-    _checks.require("steps", steps, lambda v: (v >= 0) & (v == np.floor(v)), whole)
+    _checks.require_count("steps", steps)
     steps = int(steps)
     _checks.require("alpha", alpha, lambda v: v > -0.5, "above -1/2")
     if norm not in ("A", "B"):
         raise ValueError(f'`norm` must be "A" or "B", not {norm!r}.')
-    low, high = _checks.interval(smallest, largest, strict=True)
-    weight = low * high if eta is None else _checks.positive("eta", eta)
-    lam = _checks.real(eigenvalue)
+    low, high = _checks.as_spectrum(smallest, largest, strict=True)
+    weight = low * high if eta is None else _checks.as_positive("eta", eta)
+    lam = _checks.as_floating(eigenvalue)
     dtype = jnp.result_type(lam, low, high, weight)
     lam, low, high, weight = (a.astype(dtype) for a in (lam, low, high, weight))
     center, radius = (high + low) / 2, (high - low) / 2
     decay = chebyshev_rate(low, high)
-    grid = _Grid(steps, alpha, center / radius, decay, weight / radius**2)
-    factor, at_zero = _factor(grid, norm)
-    basis, slope = _basis(grid.beta, (center - lam.reshape(-1)) / radius, steps, 1.0)
-    # Orthonormal polynomials at the eigenvalues, and at 0 relative to decay**-k.
+    product = _ScalarProduct(steps, alpha, center / radius, decay, weight / radius**2)
+    factor, at_zero = _factor(product, norm)
+    basis, slope = _basis(product.beta, (center - lam.reshape(-1)) / radius, steps, 1.0)
+    # Orthonormal polynomials: at the eigenvalues, and at 0 relative to decay**-degree.
     degree = jnp.arange(steps + 1)
     relative = factor * jnp.tril(
         _checks.power(decay, jnp.maximum(degree[:, None] - degree[None, :], 0))
     )
-    zero = _forward_substitution(relative, at_zero)
+    at_zero = _forward_substitution(relative, at_zero)
     both = jnp.concatenate([basis, -slope / radius], 1)
     value, slope = jnp.split(jax.scipy.linalg.solve_triangular(factor, both, lower=True), 2, 1)
 
-    def kernel(carry, row):
-        total, value, slope = carry
-        z, v, s, k = row
-        total = decay**2 * total + z * z
-        value, slope = decay * value + z * v, decay * slope + z * s
-        scale = _checks.power(decay, k) / total
-        return (total, value, slope), (scale * value, scale * slope)
+    def add_degree(sums, row):
+        square, value, slope = sums
+        S_zero, S, S_slope, k = row
+        square = decay**2 * square + S_zero**2
+        value, slope = decay * value + S_zero * S, decay * slope + S_zero * S_slope
+        scale = _checks.power(decay, k) / square
+        return (square, value, slope), (scale * value, scale * slope)
 
-    start = jnp.zeros_like(zero[0]), jnp.zeros_like(value[0]), jnp.zeros_like(slope[0])
-    _, (value, slope) = jax.lax.scan(kernel, start, (zero, value, slope, degree))
+    start = jnp.zeros_like(at_zero[0]), jnp.zeros_like(value[0]), jnp.zeros_like(slope[0])
+    _, (value, slope) = jax.lax.scan(add_degree, start, (at_zero, value, slope, degree))
     shape = (steps + 1, *lam.shape)
     return ResidualPolynomial(value.reshape(shape), slope.reshape(shape))
 
 
-class _Grid(NamedTuple):
-    """What the scalar product needs, in the variable that runs over [-1, 1]."""
+class _ScalarProduct(NamedTuple):
+    """The scalar product in the variable that runs over [-1, 1].
+
+    Attributes
+    ----------
+    steps : int
+        The largest degree.
+    alpha : float
+        Exponent of the Gegenbauer weight.
+    origin : float array
+        Where the eigenvalue 0 lies.
+    decay : float array
+        The Chebyshev rate: values at `origin` are kept relative to ``decay**-degree``.
+    weight : float array
+        Weight of the derivative term.
+    """
 
     steps: int
     alpha: float
@@ -137,25 +166,28 @@ class _Grid(NamedTuple):
 
     @property
     def beta(self) -> Float[Array, " n"]:
-        """Recurrence coefficients of the orthonormal Gegenbauer polynomials, from index 0."""
+        """Coefficients of the recurrence of the orthonormal polynomials, from index 0."""
         n, a = jnp.arange(1, self.steps + 3, dtype=self.origin.dtype), self.alpha
-        if a == 0:  # the limit: Chebyshev polynomials, whose first coefficient is special
+        if a == 0:  # the limit: the first coefficient of Chebyshev polynomials is special
             square = jnp.where(n == 1, 0.5, 0.25)
         else:
             square = n * (n + 2 * a - 1) / (4 * (n + a) * (n + a - 1))
         return jnp.concatenate([jnp.zeros(1, square.dtype), jnp.sqrt(square)])
 
 
-def _factor(grid: _Grid, norm: str) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
-    """Return the Cholesky factor of the Gram matrix of the basis, and the basis in 0, scaled."""
-    off = grid.beta[1 : grid.steps + 2]
+def _factor(product: _ScalarProduct, norm: str) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
+    """Return the Cholesky factor of the Gram matrix, and the scaled basis at the eigenvalue 0."""
+    off = product.beta[1 : product.steps + 2]
     nodes, vectors = jnp.linalg.eigh(jnp.diag(off, 1) + jnp.diag(off, -1))
-    root = jnp.abs(vectors[0])  # square roots of the Gauss weights
-    basis, slope = _basis(grid.beta, nodes, grid.steps, 1.0)
-    shown = basis + (grid.origin - nodes)[None] * slope if norm == "B" else basis
-    rows = jnp.concatenate([shown, jnp.sqrt(grid.weight) * slope], 1).T * jnp.tile(root, 2)[:, None]
+    root_weights = jnp.abs(vectors[0])  # square roots of the Gauss weights
+    basis, slope = _basis(product.beta, nodes, product.steps, 1.0)
+    first = basis + (product.origin - nodes)[None] * slope if norm == "B" else basis
+    rows = (
+        jnp.concatenate([first, jnp.sqrt(product.weight) * slope], 1).T
+        * jnp.tile(root_weights, 2)[:, None]
+    )
     factor = jnp.linalg.qr(rows, mode="r").T
-    at_zero, _ = _basis(grid.beta, grid.origin[None], grid.steps, grid.decay)
+    at_zero, _ = _basis(product.beta, product.origin[None], product.steps, product.decay)
     return factor, at_zero[:, 0]
 
 
@@ -164,8 +196,8 @@ def _forward_substitution(
 ) -> Float[Array, " n"]:
     """Solve with a lower triangular matrix, row by row.
 
-    Not by LAPACK: under `vmap`, jaxlib 0.10 waits for ever where as many of its calls are ready at
-    once as there are cores (docs/faq.md), and another one is.
+    LAPACK is not used here, because batched LAPACK calls of jaxlib 0.10 can deadlock: under
+    ``vmap`` as many calls as cores may wait for each other (docs/faq.md).
     """
 
     def advance(x, row):
@@ -178,7 +210,10 @@ def _forward_substitution(
 def _basis(
     beta: Float[Array, " k"], sigma: Float[Array, " m"], steps: int, scale: ArrayLike
 ) -> tuple[Float[Array, "n m"], Float[Array, "n m"]]:
-    """Return scale**k times the orthonormal Gegenbauer polynomials k and their derivatives."""
+    """Return ``scale**k`` times the orthonormal Gegenbauer polynomials and their derivatives.
+
+    Row k holds the values of degree k at `sigma`; `beta` are the recurrence coefficients.
+    """
 
     def advance(carry, k):
         (g, dg), (g_old, dg_old) = carry

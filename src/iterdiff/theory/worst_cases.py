@@ -1,7 +1,9 @@
-r"""Worst cases of the residual polynomials over a spectrum in [l, L].
+r"""Maxima of the residual polynomials over a spectrum in [l, L].
 
-The functions ``*_factors`` return the three maxima that the bounds of
-`iterdiff.theory.bounds` are made of, exactly where a closed form is known.
+The functions ``*_factors`` return the three maxima from which `iterdiff.theory.bounds` makes its
+bounds. They are exact if a closed form is known, and upper bounds otherwise.
+
+Assumptions are those of `iterdiff.theory.polynomials`.
 """
 
 from typing import NamedTuple
@@ -20,16 +22,18 @@ from iterdiff.theory.sobolev import sobolev_polynomials
 
 
 class Factors(NamedTuple):
-    r"""Worst cases of a residual polynomial over :math:`[\ell, L]`.
+    r"""Maxima of a residual polynomial over :math:`[\ell, L]`.
 
     Attributes
     ----------
     iterate : float array
-        :math:`\max |P_t|`, what multiplies the iterate's initial error. Dimensionless.
+        :math:`\max |P_t|`, the factor of the initial error of the iterate. Dimensionless.
     jacobian : float array
-        :math:`\max |P_t - \lambda P_t'|`, the E-factor. Dimensionless.
+        :math:`\max |P_t - \lambda P_t'|`, the E-factor: the factor of the initial error of the
+        Jacobian. Dimensionless.
     gradient : float array
-        :math:`\max |P_t'|`, the G-factor, in units of one over the eigenvalue.
+        :math:`\max |P_t'|`, the G-factor: the factor of :math:`\mathsf G`. In units of one over
+        the eigenvalue.
     """
 
     iterate: Float[Array, "..."]
@@ -40,24 +44,26 @@ class Factors(NamedTuple):
 def gradient_descent_factors(
     t: ArrayLike, smallest: ArrayLike, largest: ArrayLike, step_size: ArrayLike
 ) -> Factors:
-    r"""Return the exact factors of gradient descent, for any step.
+    r"""Return the exact factors of gradient descent, for any step size.
 
     With :math:`q = 1 - h\lambda` they are the maxima of :math:`|q|^t`,
-    :math:`|q|^{t-1} |1 + (t-1) h\lambda|` and :math:`h t |q|^{t-1}`. Each falls while
-    :math:`h\lambda < 1` and grows beyond, so that it is largest at :math:`\ell` or :math:`L`.
+    :math:`|q|^{t-1} |1 + (t-1) h\lambda|` and :math:`h t |q|^{t-1}`. Each decreases for
+    :math:`h\lambda < 1` and increases for :math:`h\lambda > 1`, so the maximum is at
+    :math:`\ell` or :math:`L`.
 
     Parameters
     ----------
     t : int array
-        Iterations, nonnegative.
+        Numbers of iterations, nonnegative.
     smallest, largest : float
         Bounds :math:`0 < \ell \le L` of the spectrum.
     step_size : float
-        The step :math:`h`, positive.
+        The step size :math:`h`, positive, in units of one over the eigenvalue.
 
     Returns
     -------
     Factors
+        Arrays of the broadcast shape.
 
     Raises
     ------
@@ -71,17 +77,17 @@ def gradient_descent_factors(
 def gradient_descent_ends(
     t: ArrayLike, smallest: ArrayLike, largest: ArrayLike, step_size: ArrayLike
 ) -> list[Factors]:
-    """Return the factors of gradient descent at either end of the spectrum, smallest first."""
-    count = _checks.steps("t", t)
-    h = _checks.positive("step_size", step_size)
-    out = []
-    for lam in _checks.interval(smallest, largest):
-        factor = jnp.abs(1 - h * lam)
-        n = _checks.counted(count, factor)
-        before = _checks.power(factor, jnp.maximum(count - 1, 0))
-        error = jnp.where(count == 0, 1.0, before * (1 + (n - 1) * h * lam))
-        out.append(Factors(_checks.power(factor, count), error, h * n * before))
-    return out
+    """Return the factors of gradient descent at both ends of the spectrum, smallest first."""
+    count = _checks.as_counts("t", t)
+    h = _checks.as_positive("step_size", step_size)
+    ends = []
+    for lam in _checks.as_spectrum(smallest, largest):
+        contraction = jnp.abs(1 - h * lam)
+        n = _checks.cast_like(count, contraction)
+        previous = _checks.power(contraction, jnp.maximum(count - 1, 0))
+        jacobian = jnp.where(count == 0, 1.0, previous * (1 + (n - 1) * h * lam))
+        ends.append(Factors(_checks.power(contraction, count), jacobian, h * n * previous))
+    return ends
 
 
 def heavy_ball_factors(
@@ -89,8 +95,8 @@ def heavy_ball_factors(
 ) -> Factors:
     r"""Return the exact factors of heavy ball with Polyak's parameters.
 
-    With :math:`r = \sqrt\beta`, :math:`u_t = t + 1` and :math:`v_t = t(t+1)(t+2)/3`, the values
-    of :math:`U_t` and :math:`U_t'` in 1: from rest all maxima are at :math:`\lambda = L`,
+    Let :math:`r = \sqrt\beta`, and let :math:`u_t = t + 1` and :math:`v_t = t(t+1)(t+2)/3` be the
+    values of :math:`U_t` and :math:`U_t'` at 1. From rest all maxima are at :math:`\lambda = L`:
 
     .. math::
 
@@ -98,33 +104,34 @@ def heavy_ball_factors(
         d = \frac{h}{2r} r^t (v_t + r v_{t-1}), \quad
         \max|P_t - \lambda P_t'| = L d - p .
 
-    Damped, :math:`p = r^t(1 + ct)` and :math:`d = \frac{h}{2r} r^t(a t^2 + c\,v_t)` with
-    :math:`a = 2\beta/(1+\beta)`, :math:`c = (1-\beta)/(1+\beta)`, the same at both ends, and the
+    With a damped start :math:`p = r^t(1 + ct)` and :math:`d = \frac{h}{2r} r^t(a t^2 + c\,v_t)`
+    with :math:`a = 2\beta/(1+\beta)`, :math:`c = (1-\beta)/(1+\beta)`, at both ends, and the
     E-factor is :math:`\max(Ld - p, p + \ell d)`.
 
     Parameters
     ----------
     t : int array
-        Iterations, nonnegative.
+        Numbers of iterations, nonnegative.
     smallest, largest : float
         Bounds :math:`0 < \ell < L` of the spectrum.
     damped_start : bool
-        As in `heavy_ball_polynomial`.
+        Whether the first step size is :math:`h / (1 + \beta)`, see `heavy_ball_polynomial`.
 
     Returns
     -------
     Factors
+        Arrays of the broadcast shape.
 
     Raises
     ------
     ValueError
         If an argument is known and out of range.
     """
-    count = _checks.steps("t", t)
-    low, high = _checks.interval(smallest, largest, strict=True)
+    count = _checks.as_counts("t", t)
+    low, high = _checks.as_spectrum(smallest, largest, strict=True)
     h, beta = polyak_parameters(low, high)
     root = chebyshev_rate(low, high)
-    n = _checks.counted(count, root)
+    n = _checks.cast_like(count, root)
     power, slope = _checks.power(root, count), n * (n + 1) * (n + 2) / 3
     if damped_start:
         a, c = 2 * beta / (1 + beta), (1 - beta) / (1 + beta)
@@ -142,57 +149,59 @@ def heavy_ball_factors(
 def nesterov_factors(
     t: ArrayLike, smallest: ArrayLike, largest: ArrayLike, *, points: int = 2048
 ) -> Factors:
-    r"""Return the factors of Nesterov's method with its usual parameters.
+    r"""Return the factors of Nesterov's method with the parameters of `nesterov_parameters`.
 
-    :math:`|P_t|` and :math:`|P_t'|` are largest at :math:`\ell`; with :math:`s =
-    \sqrt{\ell/L}`,
+    :math:`|P_t|` and :math:`|P_t'|` are largest at :math:`\ell` (checked numerically, not
+    proved). With :math:`s = \sqrt{\ell/L}`,
 
     .. math::
 
         P_t(\ell) = (1-s)^t (1 + st), \qquad |P_t'(\ell)| = \frac{(1-s)^t\,t}{2L(1-s^2)}
         \Big[1 + t + \frac s3 (t+1)(t+2)\Big].
 
-    (That the maxima are there was checked numerically.) :math:`P_t - \lambda P_t'` may be
-    largest inside. Its maximum over `points` + 1 Chebyshev points, divided by
-    :math:`\cos(\pi t / (2\,\mathtt{points}))`, is a bound by Riesz' inequality, at most 0.3 %
-    above the maximum for t up to a twentieth of `points`. (For t beyond `points` the
-    cruder :math:`\max|P_t| + L \max|P_t'|` is returned.)
+    :math:`P_t - \lambda P_t'` may be largest inside the interval. The returned E-factor is its
+    maximum over `points` + 1 Chebyshev points, divided by :math:`\cos(\pi t /
+    (2\,\mathtt{points}))`. By Riesz' inequality this is an upper bound, and it exceeds the
+    maximum by at most 0.3 % for t up to a twentieth of `points`. From t = `points` on the
+    function returns the looser :math:`\max|P_t| + L \max|P_t'|`.
 
     Parameters
     ----------
     t : int array
-        Iterations, nonnegative.
+        Numbers of iterations, nonnegative.
     smallest, largest : float
-        Scalar bounds :math:`0 < \ell < L` of the spectrum.
+        Bounds :math:`0 < \ell < L` of the spectrum, scalars.
     points : int
-        Resolution, static.
+        Resolution of the grid, a Python int.
 
     Returns
     -------
     Factors
+        Arrays of the broadcast shape.
 
     Raises
     ------
     ValueError
         If an argument is known and out of range.
     """
-    count = _checks.steps("t", t)
-    low, high = _checks.interval(smallest, largest, strict=True)
+    count = _checks.as_counts("t", t)
+    low, high = _checks.as_spectrum(smallest, largest, strict=True)
     step, momentum = nesterov_parameters(low, high)
     s = jnp.sqrt(low / high)
-    n = _checks.counted(count, s)
+    n = _checks.cast_like(count, s)
     power = _checks.power(1 - s, count)
     value = power * (1 + s * n)
     bracket = 1 + n + s / 3 * (n + 1) * (n + 2)
     derivative = power * n / (2 * (high - low)) * bracket
     grid = _chebyshev_points(low, high, points)
 
-    def largest_part(k):
+    def grid_maximum(k):
         polynomial = nesterov_polynomial(k, grid, step, momentum)
-        return _highest(jacobian_part(polynomial, grid))
+        return _largest_magnitude(jacobian_part(polynomial, grid))
 
-    found = jax.lax.map(largest_part, count.reshape(-1)).reshape(count.shape)
-    return Factors(value, _between(found, n, points, value + high * derivative), derivative)
+    on_grid = jax.lax.map(grid_maximum, count.reshape(-1)).reshape(count.shape)
+    bound = _bound_from_grid(on_grid, n, points, otherwise=value + high * derivative)
+    return Factors(value, bound, derivative)
 
 
 def chebyshev_factors(t: ArrayLike, smallest: ArrayLike, largest: ArrayLike) -> Factors:
@@ -204,30 +213,31 @@ def chebyshev_factors(t: ArrayLike, smallest: ArrayLike, largest: ArrayLike) -> 
     .. math::
 
         \tau, \qquad \tau \Big(\frac{2 t^2}{1 - \kappa} - 1\Big), \qquad
-        \tau\, \frac{2 t^2}{L - \ell},
+        \tau\, \frac{2 t^2}{L - \ell} .
 
-    all attained at :math:`\lambda = L`.
+    All are attained at :math:`\lambda = L`.
 
     Parameters
     ----------
     t : int array
-        Iterations, nonnegative.
+        Numbers of iterations, nonnegative.
     smallest, largest : float
         Bounds :math:`0 < \ell < L` of the spectrum.
 
     Returns
     -------
     Factors
+        Arrays of the broadcast shape.
 
     Raises
     ------
     ValueError
         If an argument is known and out of range.
     """
-    count = _checks.steps("t", t)
-    low, high = _checks.interval(smallest, largest, strict=True)
+    count = _checks.as_counts("t", t)
+    low, high = _checks.as_spectrum(smallest, largest, strict=True)
     rate = chebyshev_rate(low, high)
-    n = _checks.counted(count, rate)
+    n = _checks.cast_like(count, rate)
     value = 2 * _checks.power(rate, count) / (1 + _checks.power(rate, 2 * count))
     derivative = value * 2 * n**2 / (high - low)
     return Factors(value, jnp.where(count == 0, 1.0, high * derivative - value), derivative)
@@ -236,19 +246,19 @@ def chebyshev_factors(t: ArrayLike, smallest: ArrayLike, largest: ArrayLike) -> 
 def sobolev_factors(
     steps: int, smallest: ArrayLike, largest: ArrayLike, *, points: int = 2048, **options
 ) -> Factors:
-    r"""Return the factors of the Sobolev method for every t from 0 to `steps`.
+    r"""Return upper bounds of the factors of the Sobolev method for t = 0, ..., `steps`.
 
-    No closed form is known. The maxima over `points` + 1 Chebyshev points, divided by
-    :math:`\cos(\pi t / (2\,\mathtt{points}))`, are bounds by Riesz' inequality.
+    No closed form is known. The bounds are the maxima over `points` + 1 Chebyshev points,
+    divided by :math:`\cos(\pi t / (2\,\mathtt{points}))` (Riesz' inequality).
 
     Parameters
     ----------
     steps : int
-        The largest t, static and below `points`.
+        The largest t, a Python int below `points`.
     smallest, largest : float
-        Scalar bounds :math:`0 < \ell < L` of the spectrum.
+        Bounds :math:`0 < \ell < L` of the spectrum, scalars.
     points : int
-        Resolution, static.
+        Resolution of the grid, a Python int.
     **options
         `alpha`, `eta` and `norm` of `sobolev_polynomials`.
 
@@ -262,45 +272,47 @@ def sobolev_factors(
     ValueError
         If an argument is known and out of range.
     """
-    _checks.require("steps", steps, lambda v: (v >= 0) & (v == np.floor(v)), "a whole number")
+    _checks.require_count("steps", steps)
     if not steps < points:
         raise ValueError(f"`steps` must be below `points`, but {steps} is not below {points}.")
-    low, high = _checks.interval(smallest, largest, strict=True)
+    low, high = _checks.as_spectrum(smallest, largest, strict=True)
     grid = _chebyshev_points(low, high, points)
     polynomials = sobolev_polynomials(steps, grid, low, high, **options)
-    rows = polynomials.value, jacobian_part(polynomials, grid[None]), polynomials.derivative
     n = jnp.arange(steps + 1, dtype=grid.dtype)
-    found = [_highest(row) for row in rows]
-    return Factors(*(_between(row, n, points, row) for row in found))
+    curves = polynomials.value, jacobian_part(polynomials, grid[None]), polynomials.derivative
+    maxima = (_largest_magnitude(curve) for curve in curves)
+    return Factors(*(_bound_from_grid(m, n, points, otherwise=m) for m in maxima))
 
 
-def _highest(values: Float[Array, "... n"]) -> Float[Array, "..."]:
-    """Return the largest magnitude along the last axis, taken where it is.
+def _largest_magnitude(values: Float[Array, "... n"]) -> Float[Array, "..."]:
+    """Return the largest magnitude along the last axis.
 
-    Equal to ``jnp.max(jnp.abs(values), -1)``, whose derivative looks for the maximum among the
-    values: a compiler that computes these twice, differently rounded, finds it nowhere (1 / 0).
+    Equal to ``jnp.max(jnp.abs(values), -1)``, but with a safe derivative. That of ``jnp.max``
+    compares the maximum with the values. If the compiler computes them twice with different
+    rounding, none is equal, and the derivative is 1 / 0.
     """
-    height = jnp.abs(values)
-    where = jnp.argmax(height, axis=-1, keepdims=True)
-    return jnp.take_along_axis(height, where, axis=-1)[..., 0]
+    magnitude = jnp.abs(values)
+    where = jnp.argmax(magnitude, axis=-1, keepdims=True)
+    return jnp.take_along_axis(magnitude, where, axis=-1)[..., 0]
 
 
 def _chebyshev_points(
     low: Float[Array, ""], high: Float[Array, ""], points: int
 ) -> Float[Array, " n"]:
-    """Return points + 1 extrema of a Chebyshev polynomial on [low, high], ends included."""
+    """Return the `points` + 1 extrema of a Chebyshev polynomial on [low, high], with both ends."""
     position = np.sin(np.pi / 2 * np.arange(points + 1) / points) ** 2
     return low + (high - low) * jnp.asarray(position, low.dtype)
 
 
-def _between(
-    found: Float[Array, "..."], t: Float[Array, "..."], points: int, otherwise: ArrayLike
+def _bound_from_grid(
+    on_grid: Float[Array, "..."], t: Float[Array, "..."], points: int, *, otherwise: ArrayLike
 ) -> Float[Array, "..."]:
-    """Turn a maximum over Chebyshev points into a bound over the whole interval.
+    """Return a bound over the interval, given the maximum over Chebyshev points.
 
-    A polynomial of degree t, as a cosine polynomial, stays above M cos(t * distance) around a
-    maximum M (Riesz), and no angle is farther than pi / (2 points) from a point.
+    A polynomial of degree t is a cosine polynomial of the angle. At distance d from its maximum M
+    it is at least M cos(t d) (Riesz), and no angle is farther than pi / (2 points) from a point.
+    The argument needs t < `points`; for larger t the function returns `otherwise`.
     """
-    fine = t < points
-    margin = jnp.cos(jnp.pi / 2 * jnp.where(fine, t / points, 0.0))
-    return jnp.where(fine, found / margin, otherwise)
+    fine_enough = t < points
+    margin = jnp.cos(jnp.pi / 2 * jnp.where(fine_enough, t / points, 0.0))
+    return jnp.where(fine_enough, on_grid / margin, otherwise)

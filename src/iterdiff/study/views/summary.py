@@ -4,14 +4,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from iterdiff.theory import measured_burn_in
+
 if TYPE_CHECKING:
     import xarray
 
 SMALL_MAX_RELATIVE_ERROR = 1e-6
 """Largest error that counts as small, relative to the true Jacobian or to the iterate's start."""
-
-BURN_IN_MIN_RELATIVE_RISE = 1e-9
-"""Rise above the start, relative to it, up to which an error does not count as above it."""
 
 BEST_START_MAX_RELATIVE_GAP = 1e-12
 """Gap to the least error, relative to the true Jacobian, up to which late starts are equal."""
@@ -81,18 +80,16 @@ def converged(iterations: np.ndarray, errors: np.ndarray, scale: float) -> Conve
         The size that relative errors refer to; 0 if there is none.
     """
     errors = np.where(np.isfinite(errors), np.abs(errors), np.inf)
-    first = int(np.argmax(errors > 0))
-    start = float(errors[first])
-    above = np.flatnonzero(errors > start * (1 + BURN_IN_MIN_RELATIVE_RISE))
+    curve = measured_burn_in(errors)
     relative = scale > 0
     scale = float(scale) if relative else 1.0
     large = np.flatnonzero(errors > SMALL_MAX_RELATIVE_ERROR * scale)
     return Convergence(
-        start=start,
-        start_iteration=int(iterations[first]),
-        peak=float(errors.max()),
-        peak_iteration=int(iterations[int(np.argmax(errors))]),
-        burn_in_end=_last(iterations, above),
+        start=float(errors[curve.start_index]),
+        start_iteration=int(iterations[curve.start_index]),
+        peak=float(errors[curve.peak_index]),
+        peak_iteration=int(iterations[curve.peak_index]),
+        burn_in_end=_last_above(iterations, curve.length),
         small_from=_first_after(iterations, large),
         final=float(errors[-1]),
         scale=scale,
@@ -100,11 +97,11 @@ def converged(iterations: np.ndarray, errors: np.ndarray, scale: float) -> Conve
     )
 
 
-def _last(iterations: np.ndarray, places: np.ndarray) -> int | None:
-    """Return the last iteration in `places`: 0 if there is none, None if it is the very last."""
-    if not places.size:
+def _last_above(iterations: np.ndarray, length: int) -> int | None:
+    """Return the last iteration of the burn-in: 0 without one, None if it lasts to the end."""
+    if length == 0:
         return 0
-    return None if places[-1] == len(iterations) - 1 else int(iterations[places[-1]])
+    return None if length == len(iterations) else int(iterations[length - 1])
 
 
 def _first_after(iterations: np.ndarray, places: np.ndarray) -> int | None:

@@ -44,6 +44,11 @@ def measured_burn_in(errors: ArrayLike) -> MeasuredBurnIn:
     errors : float array of shape (records,)
         Nonnegative errors in the order of iterations. NaN counts as infinite.
 
+    Returns
+    -------
+    MeasuredBurnIn
+        Indices count entries; the ratio is dimensionless.
+
     Raises
     ------
     ValueError
@@ -51,7 +56,7 @@ def measured_burn_in(errors: ArrayLike) -> MeasuredBurnIn:
 
     Examples
     --------
-    >>> from iterdiff.theory.measured_burn_in import measured_burn_in
+    >>> from iterdiff.theory.measured import measured_burn_in
     >>> measured_burn_in([0.0, 1.0, 3.0, 2.0, 0.5])
     MeasuredBurnIn(start_index=1, peak_index=2, peak_ratio=3.0, length=4)
     """

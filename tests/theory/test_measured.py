@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from iterdiff import theory
-from iterdiff.theory.measured_burn_in import measured_burn_in
+from iterdiff.theory.measured import measured_burn_in
 
 # errors -> start_index, peak_index, peak_ratio, length
 CURVES = {
