@@ -15,11 +15,8 @@ from iterdiff.jaxtools.linear_map import LinearMap
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, Limits
 from iterdiff.linalg.residual_check import ResidualChecked
 from iterdiff.linalg.solve import (
+    Inverse,
     Structure,
-    apply_factored,
-    factors_of,
-    inverse,
-    solve_factored,
 )
 from tests.helpers import compiled, relative_error
 
@@ -60,7 +57,7 @@ def solve(matrix, b, structure, solver, **options):
     """Return the answer to `b`; `solver` is one of lineax or the name of a method."""
     solver = SOLVERS[solver] if isinstance(solver, str) else solver
     b = jnp.asarray(b)
-    return inverse(lambda v: matrix @ v, b, structure, solver=solver, **options)(b)
+    return Inverse(lambda v: matrix @ v, b, structure, solver=solver, **options)(b)
 
 
 # An indefinite matrix that is claimed to be definite: Cholesky and conjugate gradients notice.
@@ -285,16 +282,16 @@ def test_one_factorisation_serves_several_solves(structure):
         return {"x": SPD @ (SPD @ (SPD @ v["x"]))}
 
     b, matrix = {"x": jnp.asarray(RHS)}, SPD @ SPD @ SPD
-    factors = factors_of(operator, b, structure)
-    assert factors_of(operator, b, structure, lx.LU()) is None
-    assert (factors.definite is None) == (structure is GENERAL)
+    assert Inverse(operator, b, structure, solver=lx.LU(), factor=True).factors is None
+    by = Inverse(operator, b, structure, factor=True)
+    assert by.factors is not None
+    assert (by.factors.definite is None) == (structure is GENERAL)
     expected = np.linalg.solve(matrix, RHS)
-    np.testing.assert_allclose(solve_factored(factors, b)["x"], expected, atol=1e-8)
-    by = inverse(operator, b, structure, factors=factors)
+    np.testing.assert_allclose(by.factored(b)["x"], expected, atol=1e-8)
     np.testing.assert_allclose(by(b)["x"], expected, atol=1e-8)
-    np.testing.assert_allclose(apply_factored(factors, operator, b)["x"], matrix @ RHS, rtol=1e-12)
-    without = factors._replace(matrix=None)
-    np.testing.assert_allclose(apply_factored(without, operator, b)["x"], matrix @ RHS, rtol=1e-12)
+    np.testing.assert_allclose(by.product(b)["x"], matrix @ RHS, rtol=1e-12)
+    by.factors = by.factors._replace(matrix=None)
+    np.testing.assert_allclose(by.product(b)["x"], matrix @ RHS, rtol=1e-12)
 
 
 # As a solver of lineax
@@ -407,7 +404,7 @@ def test_any_solver_of_lineax_solves_transposes_and_batches(name):
 
 def test_a_solver_prepares_once_for_all_right_hand_sides():
     solver = Scripted([])
-    by = inverse(lambda v: NONSYMMETRIC @ v, jnp.asarray(RHS), GENERAL, solver=solver)
+    by = Inverse(lambda v: NONSYMMETRIC @ v, jnp.asarray(RHS), GENERAL, solver=solver)
     first, second = by(jnp.asarray(RHS)), jax.vjp(by, jnp.asarray(RHS))[1](jnp.ones(SIZE))[0]
     np.testing.assert_allclose(first, np.linalg.solve(NONSYMMETRIC, RHS), rtol=1e-10)
     np.testing.assert_allclose(second, np.linalg.solve(NONSYMMETRIC.T, np.ones(SIZE)), rtol=1e-10)

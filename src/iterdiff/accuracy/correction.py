@@ -32,7 +32,7 @@ from iterdiff.accuracy.sensitivity import (
 )
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.lax import only_if
-from iterdiff.linalg.solve import inverse, solve_factored
+from iterdiff.linalg.solve import Inverse
 from iterdiff.problems.problem import CompositeMinimization, Problem
 from iterdiff.problems.prox import weakly_active
 
@@ -148,19 +148,18 @@ class Correction:
         if transpose and not at.structure.hessian:
             back = jax.linear_transpose(operator, at.x)
             operator = lambda w: back(w)[0]  # noqa: E731
-        factors = at.factors
-        if factors is None:
-            loose = inverse(operator, at.x, at.structure, rtol=LOOSE_RTOL / 10)
+        if at.inverse.factors is None:
+            loose = Inverse(operator, at.x, at.structure, rtol=LOOSE_RTOL / 10)
             change = loose(tree.sub(b, operator(start)))
             return tree.add(start, change), jnp.asarray(LOOSE_RTOL, tree.result_dtype(start))
 
         def correction(y):
-            return solve_factored(factors, tree.sub(b, operator(y)), transpose=transpose)
+            return at.inverse.factored(tree.sub(b, operator(y)), transpose=transpose)
 
         y, slack = _refine(correction, start, self.points)
 
         def factor_again():
-            return inverse(operator, at.x, at.structure)(b), jnp.zeros_like(slack)
+            return Inverse(operator, at.x, at.structure)(b), jnp.zeros_like(slack)
 
         return only_if(~(slack <= LOOSE_RTOL), factor_again, (y, slack))
 
@@ -244,8 +243,9 @@ def _indefinite(at: Sensitivity, directions: tuple) -> Bool[Array, ""]:
 
     A factorisation answers with certainty. Without one, some likely `directions` are tried.
     """
-    if at.factors is not None and at.factors.definite is not None:
-        return ~at.factors.definite
+    factors = at.inverse.factors
+    if factors is not None and factors.definite is not None:
+        return ~factors.definite
     curvatures = jnp.stack([tree.dot(v, at.operator(v)) for v in directions])
     return jnp.any(curvatures < 0)
 

@@ -70,7 +70,7 @@ def with_derivative(
 
     def again(derivative, x, inputs):
         at = linearised(x, inputs)
-        corrected = tree.sub(x, at.solve(at.value))
+        corrected = tree.sub(x, at.inverse(at.value))
         floating = floating_part(inputs[0][1])[0]
 
         def solution(there):

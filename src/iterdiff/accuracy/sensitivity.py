@@ -23,13 +23,7 @@ from jaxtyping import Array, Float, PyTree
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.closures import hoist
 from iterdiff.jaxtools.tree import floating_part
-from iterdiff.linalg.solve import (
-    Structure,
-    apply_factored,
-    factors_of,
-    inverse,
-    solve_factored,
-)
+from iterdiff.linalg.solve import Inverse, Structure
 from iterdiff.problems.problem import Problem
 
 LOOSE_RTOL = 1e-2
@@ -70,8 +64,8 @@ class Sensitivity:
         The residual at the point.
     operator : callable
         ``v -> A v``.
-    factors : Factors or None
-        Factors that all solves share.
+    inverse : Inverse
+        ``b -> A^{-1} b``.
     """
 
     def __init__(
@@ -88,16 +82,9 @@ class Sensitivity:
         self.x, self.structure, self.solver = x, structure, solver
         self.residual, self.theta = residual, theta
         self.value, self.operator = jax.linearize(lambda y: residual(y, theta), x)
-        self.factors = factors_of(self.operator, x, structure, solver) if factor else None
-        self._options = {"solver": solver, "throw": throw, "factors": self.factors}
-
-    def solve(self, b: PyTree) -> PyTree:
-        """Return ``A^{-1} b``, checked by its residual."""
-        return inverse(self.operator, self.x, self.structure, **self._options)(b)
-
-    def adjoint(self, w: PyTree) -> PyTree:
-        """Return ``A^{-T} w``, checked by its residual."""
-        return jax.linear_transpose(self.solve, self.x)(w)[0]
+        self.inverse = Inverse(
+            self.operator, x, structure, solver=solver, throw=throw, factor=factor
+        )
 
     def pushed(self, v: PyTree) -> PyTree:
         """Return ``r_theta v``."""
@@ -105,7 +92,7 @@ class Sensitivity:
 
     def forward(self, v: PyTree) -> PyTree:
         """Return ``J v``."""
-        return tree.scale(-1.0, self.solve(self.pushed(v)))
+        return tree.scale(-1.0, self.inverse(self.pushed(v)))
 
     def pulled(self, adjoint: PyTree) -> PyTree:
         """Return ``J^T w``, given ``A^{-T} w``."""
@@ -114,17 +101,11 @@ class Sensitivity:
 
     def loosely(self, b: PyTree) -> PyTree:
         """Return ``A^{-1} b`` for an estimate: unchecked, and loosely if solves are iterative."""
-        if self.factors is not None:
-            return solve_factored(self.factors, b)
+        if self.inverse.factors is not None:
+            return self.inverse.factored(b)
         if self.solver is not None:
-            return self.solve(b)
-        return inverse(self.operator, self.x, self.structure, rtol=LOOSE_RTOL / 10)(b)
-
-    def product(self, v: PyTree) -> PyTree:
-        """Return ``A v``, from the matrix if that is less work."""
-        if self.factors is None:
-            return self.operator(v)
-        return apply_factored(self.factors, self.operator, v)
+            return self.inverse(b)
+        return Inverse(self.operator, self.x, self.structure, rtol=LOOSE_RTOL / 10)(b)
 
     def condition(self) -> Float[Array, ""]:
         """Return an estimate of the condition number of ``A``, from below."""
@@ -133,7 +114,7 @@ class Sensitivity:
 
     def condition_from(self, random: PyTree, inverse_direction: PyTree) -> Float[Array, ""]:
         """Return the same, given ``A^{-1}`` times a unit vector that it stretches."""
-        stretch = tree.norm(self.product(unit(self.product(random))))
+        stretch = tree.norm(self.inverse.product(unit(self.inverse.product(random))))
         return jnp.maximum(stretch * tree.norm(inverse_direction), 1.0)
 
 

@@ -18,7 +18,7 @@ from iterdiff.jaxtools.raise_if import raise_if
 from iterdiff.jaxtools.transformations import transforming
 from iterdiff.linalg.dense_or_krylov import Limits
 from iterdiff.linalg.residual_check import RESIDUAL_SLACK, CheckedSolver, default_rtol
-from iterdiff.linalg.solve import Structure, inverse
+from iterdiff.linalg.solve import Inverse, Structure
 from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.problem import Problem
@@ -106,7 +106,7 @@ def least_norm(matvec: Callable, b: Float[Array, " n"]) -> Float[Array, " n"]:
     (for example an intercept next to a softmax); a loss that does not depend on the difference
     still has the right gradient.
     """
-    x = inverse(matvec, b, Structure(False, False))(b)
+    x = Inverse(matvec, b, Structure(False, False))(b)
     if b.size > Limits().dense_max_unknowns:
         return x
 

@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Iterate, StatelessAlgorithm
 from iterdiff.jaxtools import tree
-from iterdiff.linalg.solve import inverse
+from iterdiff.linalg.solve import Inverse
 from iterdiff.problems.linear_system import LinearSystem
 from iterdiff.problems.problem import FixedPoint, Minimization, Problem, RootFinding
 
@@ -54,5 +54,5 @@ def newton_step(
 ) -> PyTree:
     """Return `x` after one Newton step on the residual; NaN if the linear solve fails."""
     residual, tangent = jax.linearize(lambda y: problem.residual(y, theta), x)
-    solve = inverse(tangent, x, problem.structure, solver=linear_solver)
+    solve = Inverse(tangent, x, problem.structure, solver=linear_solver)
     return tree.sub(x, solve(residual))

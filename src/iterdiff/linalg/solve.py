@@ -1,6 +1,6 @@
 r"""The linear solves of Newton steps, implicit derivatives and error estimates.
 
-`inverse` turns a matrix-free operator into :math:`b \mapsto A^{-1} b`, by `DenseOrKrylov` or by any
+`Inverse` turns a matrix-free operator into :math:`b \mapsto A^{-1} b`, by `DenseOrKrylov` or by any
 linear solver of lineax. Each answer is checked by its residual (see
 `iterdiff.linalg.residual_check`): a failed solve raises or returns NaN, never a wrong number. The
 result is differentiable to any order, transposable, and batched by ``vmap``, with one factorisation
@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.raise_if import raise_if
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, State
-from iterdiff.linalg.factor import Factors, substitute
+from iterdiff.linalg.factor import substitute
 from iterdiff.linalg.krylov import Vector
 from iterdiff.linalg.residual_check import CheckedSolver, Product, ResidualChecked
 
@@ -59,17 +59,11 @@ class Structure(NamedTuple):
         return frozenset(tag for tag, claimed in claims.items() if claimed)
 
 
-def inverse(
-    operator: Callable[[PyTree], PyTree],
-    like: PyTree,
-    structure: Structure,
-    *,
-    solver: lx.AbstractLinearSolver | None = None,
-    throw: bool = False,
-    factors: Factors | None = None,
-    rtol: float | None = None,
-) -> Callable[[PyTree], PyTree]:
-    r"""Return the function :math:`b \mapsto A^{-1} b`.
+class Inverse:
+    r"""The inverse of a matrix-free operator, :math:`b \mapsto A^{-1} b`.
+
+    Calling it solves one system. It is linear in ``b``, and differentiable in the values that
+    `operator` closes over.
 
     Parameters
     ----------
@@ -84,51 +78,88 @@ def inverse(
         the solver's own `rtol` and `atol` if these are looser than the default.
     throw : bool
         Whether a failed solve raises `SolveError`; else its answer is NaN.
-    factors : Factors, optional
-        The factors that `factors_of` returned for this operator and solver.
+    factor : bool
+        Whether to factor the operator once, for several solves and for `factored`, if a
+        `DenseOrKrylov` would factor it.
     rtol : float, optional
         Replaces the `rtol` of a `DenseOrKrylov`.
 
-    Returns
-    -------
-    callable
-        Linear in ``b``, and differentiable in the values that `operator` closes over.
+    Attributes
+    ----------
+    factors : Factors or None
+        With ``factor=True``, the factors that all solves share. If the operator should be positive
+        definite, they tell whether it is (at any size).
     """
-    policy = _policy(solver)
-    if policy is not None:
-        solver = policy if rtol is None else dataclasses.replace(policy, rtol=rtol)
-    assert solver is not None
-    checked = solver if isinstance(solver, CheckedSolver) else ResidualChecked(solver)
-    of_vectors = _of_vectors(operator, like, structure)
-    # Derivatives come from `custom_linear_solve`, never through the solver.
-    arrays, static = eqx.partition(of_vectors, eqx.is_array)
-    fixed = eqx.combine(jax.lax.stop_gradient(arrays), static)
-    prepared: Any
-    if factors is None:
-        prepared = checked.init(fixed, {})
-    else:
-        prepared = State(Product(fixed), factors, structure.positive_definite)
 
-    def solve(state: Any, b: Vector) -> Vector:
-        x, result, _ = checked.compute(state, b, {})
-        failed = result != lx.RESULTS.successful
-        if throw:
-            return raise_if(x, failed, [FAILURE])
-        return jnp.where(failed, jnp.nan, x)
+    def __init__(
+        self,
+        operator: Callable[[PyTree], PyTree],
+        like: PyTree,
+        structure: Structure,
+        *,
+        solver: lx.AbstractLinearSolver | None = None,
+        throw: bool = False,
+        factor: bool = False,
+        rtol: float | None = None,
+    ):
+        self.operator, self.like, self.structure, self.throw = operator, like, structure, throw
+        policy = _policy(solver)
+        if policy is not None:
+            solver = policy if rtol is None else dataclasses.replace(policy, rtol=rtol)
+        assert solver is not None
+        self._solver = solver if isinstance(solver, CheckedSolver) else ResidualChecked(solver)
+        self._of_vectors = _of_vectors(operator, like, structure)
+        self.factors = None
+        if factor and policy is not None:
+            self.factors = policy.factors(self._of_vectors, structure.positive_definite)
+        self._prepared = self._prepare()
 
-    # A least-squares solver is checked differently for transposed systems.
-    hessian = structure.hessian and checked.assume_full_rank()
+    def _prepare(self) -> Any:
+        """Return the solver's state: the shared factors, or what it makes of the operator."""
+        # Derivatives come from `custom_linear_solve`, never through the solver.
+        arrays, static = eqx.partition(self._of_vectors, eqx.is_array)
+        fixed = eqx.combine(jax.lax.stop_gradient(arrays), static)
+        if self.factors is None:
+            return self._solver.init(fixed, {})
+        return State(Product(fixed), self.factors, self.structure.positive_definite)
 
-    def solve_vector(b: Vector) -> Vector:
-        return jax.lax.custom_linear_solve(
+    def __call__(self, b: PyTree) -> PyTree:
+        """Return ``A^{-1} b``, checked by its residual."""
+        of_vectors, solver, prepared = self._of_vectors, self._solver, self._prepared
+
+        def solve(state: Any, b: Vector) -> Vector:
+            x, result, _ = solver.compute(state, b, {})
+            failed = result != lx.RESULTS.successful
+            if self.throw:
+                return raise_if(x, failed, [FAILURE])
+            return jnp.where(failed, jnp.nan, x)
+
+        # A least-squares solver is checked differently for transposed systems.
+        hessian = self.structure.hessian and solver.assume_full_rank()
+        x = jax.lax.custom_linear_solve(
             of_vectors.mv,
-            b,
+            tree.to_vector(b),
             lambda _, b: solve(prepared, b),
-            None if hessian else lambda _, b: solve(checked.transpose(prepared, {})[0], b),
+            None if hessian else lambda _, b: solve(solver.transpose(prepared, {})[0], b),
             symmetric=hessian,
         )
+        return tree.from_vector(x, self.like)
 
-    return lambda b: tree.from_vector(solve_vector(tree.to_vector(b)), like)
+    def transposed(self, w: PyTree) -> PyTree:
+        """Return ``A^{-T} w``, checked by its residual."""
+        return jax.linear_transpose(self, self.like)(w)[0]
+
+    def factored(self, b: PyTree, *, transpose: bool = False) -> PyTree:
+        """Return ``A^{-1} b`` or ``A^{-T} b`` by the shared factors, unchecked."""
+        assert self.factors is not None
+        x = substitute(self.factors, tree.to_vector(b), transpose=transpose)
+        return tree.from_vector(x, b)
+
+    def product(self, v: PyTree) -> PyTree:
+        """Return ``A v``, by the matrix if the factors kept it."""
+        if self.factors is None or self.factors.matrix is None:
+            return self.operator(v)
+        return tree.from_vector(self.factors.matrix @ tree.to_vector(v), v)
 
 
 def _policy(solver: lx.AbstractLinearSolver | None) -> DenseOrKrylov | None:
@@ -148,35 +179,3 @@ def _of_vectors(
 
     vector = jax.ShapeDtypeStruct((tree.size(like),), tree.result_dtype(like))
     return lx.FunctionLinearOperator(matvec, vector, structure.tags)
-
-
-# One factorisation, several solves
-
-
-def factors_of(
-    operator: Callable[[PyTree], PyTree],
-    like: PyTree,
-    structure: Structure,
-    solver: lx.AbstractLinearSolver | None = None,
-) -> Factors | None:
-    """Return the operator's factors, for several solves; None if `solver` does not factor it.
-
-    If the operator should be positive definite, they tell whether it is (at any size).
-    """
-    policy = _policy(solver)
-    if policy is None:
-        return None
-    of_vectors = _of_vectors(operator, like, structure)
-    return policy.factors(of_vectors, structure.positive_definite)
-
-
-def solve_factored(factors: Factors, b: PyTree, *, transpose: bool = False) -> PyTree:
-    """Return the answer of the factored operator, or of its transpose, to `b`, unchecked."""
-    return tree.from_vector(substitute(factors, tree.to_vector(b), transpose=transpose), b)
-
-
-def apply_factored(factors: Factors, operator: Callable[[PyTree], PyTree], v: PyTree) -> PyTree:
-    """Return the product of the factored operator with `v`, by its matrix if that was kept."""
-    if factors.matrix is None:
-        return operator(v)
-    return tree.from_vector(factors.matrix @ tree.to_vector(v), v)

@@ -345,7 +345,7 @@ class _CheckedDerivative(NamedTuple):
 
         def solve_transposed(b):
             w, c = b
-            adjoint = self.at.adjoint(w)
+            adjoint = self.at.inverse.transposed(w)
             here = self.at.pulled(adjoint)
             better, slack = self.correction.reverse(w, adjoint)
             derivative = here if self.shared else jax.vjp(answer, primals)[1](w)[0]

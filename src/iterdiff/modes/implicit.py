@@ -115,7 +115,7 @@ class Implicit(Mode):
         structure, solver = problem.structure, self.linear_solver
         for _ in range(self.refine):
             at = Sensitivity(residual, x, inputs, structure, solver=solver, factor=False)
-            x = jax.lax.stop_gradient(tree.sub(x, at.solve(at.value)))
+            x = jax.lax.stop_gradient(tree.sub(x, at.inverse(at.value)))
 
         def rule(x, perturbed):
             at = Sensitivity(
