@@ -39,6 +39,7 @@ from .diagnostics.diagnosis import Diagnosis as Diagnosis
 from .diagnostics.iterate_error import iterate_derivative_error as iterate_derivative_error
 from .diagnostics.trace import trace as trace
 from .jaxtools.raise_if import SolveError as SolveError
+from .linalg.dense_or_krylov import DenseOrKrylov as DenseOrKrylov
 from .loop.status import Status as Status
 from .loop.stopping import ResidualBelow as ResidualBelow
 from .loop.stopping import Steps as Steps

@@ -13,6 +13,7 @@ a mode                `Mode`, `Outcome`, `Task`, `Tangents`, `Run`, `run_loop`, 
                       `stop_gradient`, `attach_jvp`, `hoist`
 a stopping rule       `StoppingRule`, `StopContext`, `check_tolerance`
 a problem             `Problem`
+a linear solve        `DenseOrKrylov`, `Limits`
 an adapter            `Algorithm`, `ForeignState`, `import_extra`
 ====================  ==============================================================================
 """
@@ -34,6 +35,8 @@ from iterdiff.jaxtools.closures import attach_jvp as attach_jvp
 from iterdiff.jaxtools.closures import hoist as hoist
 from iterdiff.jaxtools.extras import import_extra as import_extra
 from iterdiff.jaxtools.tree import floating_part as floating_part
+from iterdiff.linalg.dense_or_krylov import DenseOrKrylov as DenseOrKrylov
+from iterdiff.linalg.dense_or_krylov import Limits as Limits
 from iterdiff.loop.run import Loop as Loop
 from iterdiff.loop.run import Run as Run
 from iterdiff.loop.run import run_loop as run_loop

@@ -15,7 +15,7 @@ from tests.helpers import compiled, dot, fixed_direction, relative_error
 
 FORMS = ("jacobian", "tangent", "cotangent", "loss")
 # Curved problems, a tree, a linear one, a fixed point and a nonsmooth one
-NAMES = ("poisson", "coupled_tree", "cubic_tree", "spd_system", "cosine", "nonnegative_tree")
+NAMES = ("poisson", "coupled_tree", "spd_system", "cosine", "nonnegative_tree")
 
 
 def loss(x, theta):

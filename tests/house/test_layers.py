@@ -50,6 +50,7 @@ NOT_LOADED_BY_IMPORT = (
     "matplotlib",
     "scipy.optimize",
     "pandas",
+    "pydantic",
     "rich",
     "sklearn",
     "optax",

@@ -145,6 +145,9 @@ def test_reports_of_a_batch():
     assert report.flagged.tolist() == [True, False]
 
 
+HIGHER = ("batched", "reverse_over_reverse", "forward_over_reverse")
+
+
 @pytest.mark.parametrize(("inner", "action"), [("implicit", "warn"), ("unrolled", "nan")])
 def test_derivatives_of_higher_order_are_unharmed(inner, action):
     # to be told apart from what the check might do, both run to the end
@@ -152,12 +155,12 @@ def test_derivatives_of_higher_order_are_unharmed(inner, action):
 
     def by(mode):
         algorithm = itd.GradientDescent(0.8)
-        return derivatives(lambda theta: solution(theta, mode, MANY, algorithm), POISSON)
+        return derivatives(lambda t: solution(t, mode, MANY, algorithm), POISSON, HIGHER)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = done(compiled(lambda: by(mode))())
-    expected = compiled(lambda: derivatives(POISSON.solution, POISSON))()
+    expected = compiled(lambda: derivatives(POISSON.solution, POISSON, HIGHER))()
     for kind in expected:
         assert relative_error(found[kind], expected[kind]) < 1e-8, kind
 
@@ -180,11 +183,15 @@ def test_a_derivative_that_cannot_be_computed_is_reported():
 
 RTOLS = np.array([0.1, 1e-3, 1e-6])
 EVERY = 5
-JUDGED = [("ridge", 0.3), ("poisson", 0.3), ("coupled_tree", 0.3)]
+JUDGED = [
+    ("ridge", 0.3, itd.Implicit()),
+    ("ridge", 0.3, itd.Unrolled()),
+    ("poisson", 0.3, itd.Unrolled()),
+    ("coupled_tree", 0.3, itd.Implicit()),
+]
 
 
-@pytest.mark.parametrize("mode", [itd.Implicit(), itd.Unrolled()], ids=["implicit", "unrolled"])
-@pytest.mark.parametrize(("name", "step"), JUDGED)
+@pytest.mark.parametrize(("name", "step", "mode"), JUDGED)
 def test_stops_when_the_derivative_is_right(name, step, mode):
     case, algorithm = build(name), itd.GradientDescent(step)
     limit = 600

@@ -68,7 +68,7 @@ class Unrolled(Mode):
         - ``"none"``: everything that the T steps compute (T s). Each step is computed once. With a
           stopping rule, as "iterates".
     rtol : float
-        The relative tolerance of ``last="auto"``, positive.
+        The relative tolerance of ``last="auto"``, between 0 and 1.
     accelerate : int, optional
         Accelerate the derivative by Anderson's method with a window of this length, 10 for example.
         For algorithms whose state is only the iterate. The answer is that of the plain run. Its
@@ -87,8 +87,8 @@ class Unrolled(Mode):
     TypeError
         If `last` or `accelerate` is not an int.
     ValueError
-        If `last` or `accelerate` is less than 1, both are given, `rtol` is not positive, or
-        `checkpoint` is not one of these words.
+        If `last` or `accelerate` is less than 1, both are given, `rtol` is not between 0 and 1,
+        or `checkpoint` is not one of these words.
 
     References
     ----------
@@ -106,8 +106,11 @@ class Unrolled(Mode):
 
     def __check_init__(self):
         """Check the types and ranges of the fields."""
-        if not self.rtol > 0:
-            raise ValueError(f"`rtol` must be positive, but it is {self.rtol}.")
+        if not 0 < self.rtol < 1:
+            raise ValueError(
+                f"`rtol` must lie between 0 and 1, but it is {self.rtol}; with 1 or more, no step "
+                'would be differentiated by `last="auto"`.'
+            )
         if self.last is not None and self.last != "auto":
             check_count("last", self.last)
         if self.checkpoint not in get_args(Checkpoint):
