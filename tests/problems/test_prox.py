@@ -158,3 +158,30 @@ def test_projection_onto_the_simplex_from_random_points(getkey):
     # the variational inequality that characterises a projection, at the vertices
     gap = np.einsum("ij,ij->i", points - out, out)[:, None] - (points - out)
     assert np.min(gap) > -1e-12
+
+
+PROXES = {
+    "soft threshold": lambda x, s, t: prox.soft_threshold(x, s * t),
+    "elastic net": lambda x, s, t: prox.elastic_net(x, s * t, s),
+    "nonnegative": lambda x, s, t: prox.nonnegative(x),
+    "box": lambda x, s, t: prox.box(x, -1.0, 1.0),
+    "simplex": lambda x, s, t: prox.simplex(x),
+    "a comparison": lambda x, s, t: jnp.where(x > t, x, t * jnp.ones_like(x)),
+}
+
+
+@pytest.mark.parametrize("name", PROXES)
+@pytest.mark.parametrize("algorithm", [itd.ProximalGradient(0.1), itd.FISTA(0.1)], ids=repr)
+def test_a_gradient_that_is_not_a_number_is_no_convergence(name, algorithm):
+    data = jnp.array([[1.0, 2.0], [3.0, jnp.nan], [0.0, 1.0]])
+    problem = itd.CompositeMinimization(lambda x, t: jnp.sum((data @ x - t) ** 2), PROXES[name])
+
+    def solve(theta):
+        stop = itd.ResidualBelow(atol=1e-9, rtol=0.0, max_steps=20)
+        run = problem, algorithm, jnp.array([0.5, 0.5]), theta
+        solution = itd.solve(*run, stop=stop, throw=False)
+        return jnp.sum(solution.x), solution
+
+    slope, solution = jax.grad(solve, has_aux=True)(1.0)
+    assert solution.status == itd.Status.NOT_FINITE_AT_START
+    assert np.isnan(slope) and np.isnan(solution.residual_norm)

@@ -46,6 +46,11 @@ def zeros_like(a: T) -> T:
     return jax.tree.map(jnp.zeros_like, a)
 
 
+def full_like(a: T, value: float) -> T:
+    """Return `value` in the shapes and dtypes of `a`."""
+    return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), a)
+
+
 def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
     """Return the Euclidean inner product ``<a, b>`` over all leaves."""
     products = jax.tree.map(lambda u, v: jnp.sum(u * v), a, b)

@@ -243,10 +243,18 @@ class CompositeMinimization(Problem):
             The step ``s``, positive.
         theta : pytree
             Parameters.
+
+        Returns
+        -------
+        pytree
+            The next point; NaN if the gradient is not finite. A prox that consists of comparisons
+            would turn NaN into a number, because every comparison with NaN is false.
         """
         gradient = jax.grad(self.smooth)(x, theta)
         step_size = jnp.asarray(step_size, tree.result_dtype(x))
-        return self.prox(tree.axpy(-step_size, gradient, x), step_size, theta)
+        point = self.prox(tree.axpy(-step_size, gradient, x), step_size, theta)
+        finite = tree.all_finite(jax.lax.stop_gradient(gradient))
+        return tree.where(finite, point, tree.full_like(point, jnp.nan))
 
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
         """Return ``x`` minus one proximal gradient step of length `residual_step`."""
