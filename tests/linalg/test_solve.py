@@ -133,7 +133,7 @@ def test_a_singular_operator_is_a_failure(method):
         assert np.all(np.isnan(quiet(matrix, scale * RHS)))
     if method in ("factored", "krylov"):
         loud = compiled(lambda m, b: solve(m, b, structure, method, throw=True))
-        with pytest.raises(RuntimeError, match="`linear_solver`"):
+        with pytest.raises(RuntimeError, match="linear solve.*`throw=False`"):
             jax.block_until_ready(loud(matrix, RHS))
 
 
@@ -416,7 +416,7 @@ def test_a_wrong_answer_fails_although_the_solver_reports_success():
     by = jax.jit(lambda m, b, scale: solve(m, b, GENERAL, Scripted([], scale)))
     assert np.all(np.isfinite(by(SPD, RHS, 1.0)))
     assert np.all(np.isnan(by(SPD, RHS, 1.0 + 1e-6)))
-    with pytest.raises(RuntimeError, match="`linear_solver`"):
+    with pytest.raises(RuntimeError, match="linear solve.*`throw=False`"):
         solve(SPD, RHS, GENERAL, Scripted([], 1.0 + 1e-6), throw=True)
     # A wrong claim of symmetry makes lineax return the operator as its own transpose.
     claimed = Structure(symmetric=True, positive_definite=False)
@@ -466,22 +466,41 @@ def test_the_implicit_mode_uses_the_users_solver():
     np.testing.assert_allclose(gradient(SOLVERS["krylov"]), expected, atol=1e-9)
     weak = lx.GMRES(rtol=1e-12, atol=1e-12, max_steps=1, restart=2)
     assert np.all(np.isnan(gradient(weak, throw=False)))
-    with pytest.raises(RuntimeError, match="`linear_solver`"):
+    with pytest.raises(RuntimeError, match="linear solve.*`throw=False`"):
         jax.block_until_ready(gradient(weak))
 
 
-def test_a_least_squares_solver_differentiates_a_rank_deficient_problem():
-    # The message of a failed solve advises it: the pseudo-inverse.
+def test_a_least_squares_solver_differentiates_what_a_rank_deficient_problem_determines():
     row = np.linspace(1, 2, SIZE)
     problem = itd.Minimization(lambda x, theta: (row @ x - theta) ** 2 / 2)
     mode = itd.Implicit(linear_solver=OF_LINEAX["svd"])
 
-    def total(theta):
-        task = (problem, itd.GradientDescent(0.03), jnp.zeros(SIZE), theta)
-        return jnp.sum(itd.solve(*task, stop=itd.Steps(60), mode=mode).x)
+    def slope(weights):
+        def loss(theta):
+            task = (problem, itd.GradientDescent(0.03), jnp.zeros(SIZE), theta)
+            return weights @ itd.solve(*task, stop=itd.Steps(60), mode=mode).x
 
-    slope = compiled(jax.grad(total))(1.3)
-    assert slope == pytest.approx(np.sum(row) / (row @ row), rel=1e-9)
+        return compiled(jax.grad(loss))(1.3)
+
+    # The problem determines row @ x = theta, and no other combination of the unknowns.
+    assert slope(row) == pytest.approx(1.0, rel=1e-9)
+    with pytest.raises(RuntimeError, match="linear solve"):
+        jax.block_until_ready(slope(np.ones(SIZE)))
+
+
+def test_the_answer_to_zero_is_zero():
+    # A member of a batch whose solve failed, and that the loss ignores
+    by = compiled(lambda b: solve(SINGULAR, b, GENERAL, None, throw=True))
+    np.testing.assert_array_equal(by(jnp.zeros(SIZE)), np.zeros(SIZE))
+    root = itd.RootFinding(lambda x, theta: x**2 - theta)
+
+    def loss(theta):
+        stop = itd.ResidualBelow(atol=1e-6, rtol=0.0, max_steps=20)
+        found = itd.solve(root, itd.Newton(), jnp.array(1.0), theta, stop=stop, throw=False)
+        return jnp.where(found.status == itd.Status.CONVERGED, found.x, 0.0)
+
+    slopes = compiled(jax.vmap(jax.grad(loss)))(jnp.array([4.0, -1.0]))
+    np.testing.assert_allclose(slopes, [0.25, 0.0], rtol=1e-6)
 
 
 def test_a_newton_step_that_fails_ends_the_run():

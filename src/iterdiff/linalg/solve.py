@@ -27,9 +27,8 @@ from iterdiff.linalg.residual_check import CheckedSolver, Product, ResidualCheck
 FAILURE = (
     "The linear solve behind an implicit derivative (or a Newton step) failed: its residual is too "
     "large or not finite, so the Jacobian of the residual is singular or too ill-conditioned for "
-    "the method. Pass another `linear_solver` (for example lineax.AutoLinearSolver("
-    "well_posed=False)), use float64 or a problem with a unique solution, or pass `throw=False` to "
-    "get NaN instead."
+    "the method. Use float64, add the equations that make the solution unique, or pass "
+    "`throw=False` to get NaN instead."
 )
 
 
@@ -129,13 +128,16 @@ class Inverse:
 
         def solve(state: Any, b: Vector) -> Vector:
             x, result, _ = solver.compute(state, b, {})
-            failed = result != lx.RESULTS.successful
+            # The answer to zero is zero, whatever the operator: a member of a batch may have
+            # failed, and the loss ignores it.
+            zero = jnp.all(b == 0)
+            x = jnp.where(zero, 0.0, x)
+            failed = (result != lx.RESULTS.successful) & ~zero
             if self.throw:
                 return raise_if(x, failed, [FAILURE])
             return jnp.where(failed, jnp.nan, x)
 
-        # A least-squares solver is checked differently for transposed systems.
-        hessian = self.structure.hessian and solver.assume_full_rank()
+        hessian = self.structure.hessian
         x = jax.lax.custom_linear_solve(
             of_vectors.mv,
             tree.to_vector(b),
