@@ -24,7 +24,7 @@ def loss(x, theta):
 
 
 def applied(form, solution, theta, x):
-    """Return (the derivative of `solution` in this form, what tells the form to us)."""
+    """Return the derivative of `solution` in this form, and the keyword for the form."""
     v, w = fixed_direction(theta), fixed_direction(x)
     made = {
         "jacobian": lambda: (jax.jacfwd(solution)(theta), {}),
@@ -227,7 +227,7 @@ def test_the_unrolled_derivative_is_judged_as_solution_derivative():
     assert estimate.trusted
     assert estimate.absolute == pytest.approx(abs(float(given) + 1 / theta**2), rel=1e-9)
     assert estimate.corrected == pytest.approx(-1 / theta**2, rel=1e-9)
-    # Of a point that should be a solution, the same says that it is none.
+    # For a point that should be a solution, the estimate reports that it is not one.
     doubtful = itd.derivative_error(problem, point, theta, given)
     assert doubtful.reason_code == AWAY and not doubtful.trusted and doubtful.exceeds(10.0)
     assert doubtful.absolute == estimate.absolute

@@ -1,4 +1,4 @@
-"""Checked modes never stay silent; the rule that judges derivatives stops right."""
+"""Checked modes act on every wrong derivative; the rule that judges derivatives stops in time."""
 
 import warnings
 from functools import partial

@@ -183,7 +183,7 @@ def nan_derivative_where(failed: Bool[Array, ""], a: PyTree, besides: PyTree = N
     Parameters
     ----------
     failed : bool
-        Whether the value is none that a derivative could belong to.
+        Whether the value is meaningless, so that it has no derivative.
     a : pytree
         Returned unchanged; leaves that are no floating arrays pass through.
     besides : pytree of floating arrays
