@@ -262,6 +262,15 @@ def test_a_loss_that_is_none_is_named(loss):
         itd.derivative_error(SQRT, 1.4, 2.0, 0.3, loss=loss)
 
 
+def test_an_estimate_prints_its_numbers():
+    estimate = itd.derivative_error(SQRT, jnp.array(1.43), jnp.array(2.0), jnp.array(0.3))
+    assert f"relative={float(estimate.relative):.3g}" in repr(estimate)
+    assert "trusted=True" in repr(estimate) and "reason=''" in repr(estimate)
+    shown = []
+    jax.jit(lambda x: shown.append(repr(itd.derivative_error(SQRT, x, 2.0, 0.3))))(1.43)
+    assert "f64[]" in shown[0]
+
+
 def test_a_derivative_that_is_not_finite_is_said_to_be_so():
     problem = itd.RootFinding(lambda x, theta: x**2 - theta)
     estimate = itd.derivative_error(problem, 2.0, 4.0, jnp.nan)

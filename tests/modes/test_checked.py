@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
-from iterdiff.accuracy.estimate import DISAGREES
+from iterdiff.accuracy.estimate import DISAGREES, NOT_REPORTED
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_tolerance
 from tests.cases import build
@@ -133,6 +133,16 @@ def test_the_report_says_how_wrong_the_gradient_is(inner):
             assert report.relative == pytest.approx(error / size, rel=0.3)
         else:
             assert abs(report.absolute - error) <= report.uncertainty + 1e-12
+
+
+def test_a_report_that_is_not_passed_on_is_flagged():
+    def loss(theta, report):
+        del report
+        return jnp.sum(solution(theta, itd.Checked(itd.Implicit(), on_failure="nan"), MANY))
+
+    report = compiled(itd.value_and_grad_with_report(loss))(POISSON.theta)[2]
+    assert report.flagged and not report.trusted and np.isnan(report.relative)
+    assert report.reason_code == NOT_REPORTED and "`report`" in report.reason
 
 
 def test_reports_of_a_batch():

@@ -234,6 +234,12 @@ MADE_WRONG = {  # what to call, the exception, what its message names
     "atol": (lambda: itd.ResidualBelow(1e-3, -1.0), ValueError, "`atol`"),
     "no tolerance": (lambda: itd.ResidualBelow(0.0, 0.0), ValueError, "`rtol`"),
     "max_steps": (lambda: itd.ResidualBelow(max_steps=0), ValueError, "`max_steps`"),
+    "max_steps beyond 32 bits": (
+        lambda: itd.ResidualBelow(max_steps=2**31),
+        ValueError,
+        "`max_steps`",
+    ),
+    "steps beyond 32 bits": (lambda: itd.Steps(2**32 + 5), ValueError, "`n`"),
     "derivative rtol": (lambda: itd.DerivativeErrorBelow(0.0), ValueError, "`rtol`"),
     "derivative atol": (
         lambda: itd.DerivativeErrorBelow(0.1, atol=-1.0),

@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.accuracy.correction import Correction, NewtonPoints, correct
@@ -48,8 +49,11 @@ REASONS = (
     "solution has two one-sided derivatives there, and this is at most one of them; "
     "`Solution.weakly_active` names the coordinate.",
     "The given derivative is not finite.",
+    "No derivative was checked: the loss does not pass `report` on to a solve. Write "
+    "mode=Checked(mode, report=report) in the loss.",
 )
 OK, SINGULAR, TOO_FAR, FLOOR, SADDLE, AWAY, DISAGREES, ONE_SIDED, NOT_FINITE = range(9)
+NOT_REPORTED = 9
 
 TRUSTED_MAX_UNCERTAINTY = 0.3
 """An estimate is trusted if its uncertainty is at most this fraction of it."""
@@ -98,6 +102,16 @@ class ErrorEstimate(eqx.Module):
     def reason(self) -> str:
         """Why the estimate is not trusted; empty if it is. Not available under ``jit``."""
         return REASONS[int(self.reason_code)]
+
+    def __repr__(self) -> str:
+        """Return the numbers and the verdict on one line; shapes while JAX traces."""
+        names = ("relative", "absolute", "uncertainty", "trusted")
+        values = [getattr(self, name) for name in names]
+        if any(tree.is_traced(v) or np.ndim(v) for v in (*values, self.reason_code)):
+            return eqx.tree_pformat(self)
+        shown = [f"{n}={v:.3g}" for n, v in zip(names[:3], map(float, values), strict=False)]
+        shown += [f"trusted={bool(self.trusted)}", f"reason={self.reason!r}"]
+        return f"ErrorEstimate({', '.join(shown)})"
 
     def exceeds(self, rtol: Tolerance, atol: Tolerance = 0.0) -> Bool[Array, ""]:
         """Return whether the error may exceed ``rtol * |truth| + atol``.

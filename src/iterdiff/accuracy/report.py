@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from iterdiff.accuracy.estimate import REASONS, ErrorEstimate
+from iterdiff.accuracy.estimate import NOT_REPORTED, REASONS, ErrorEstimate
 
 
 class DerivativeReport(eqx.Module):
@@ -42,10 +42,13 @@ REPORT_SIZE = 6
 
 
 def to_report(vector: Float[Array, " 6"]) -> DerivativeReport:
-    """Return the report that a cotangent encodes."""
-    relative, absolute, uncertainty, trusted, flagged, reason = vector
+    """Return the report that a cotangent encodes; a cotangent of zeros encodes none."""
+    *numbers, trusted, flagged, code = vector
+    missing = code == 0
+    relative, absolute, uncertainty = (jnp.where(missing, jnp.nan, v) for v in numbers)
+    reason = jnp.where(missing, NOT_REPORTED, code - 1).astype(int)
     return DerivativeReport(
-        relative, absolute, uncertainty, trusted > 0, flagged > 0, reason.astype(int)
+        relative, absolute, uncertainty, trusted > 0, (flagged > 0) | missing, reason
     )
 
 
@@ -57,7 +60,7 @@ def to_vector(estimate: ErrorEstimate, flagged: Bool[Array, ""]) -> Float[Array,
         estimate.uncertainty,
         estimate.trusted,
         flagged,
-        estimate.reason_code,
+        estimate.reason_code + 1,  # zero, as all the others, if no derivative is checked
     )
     return jnp.stack([jnp.asarray(part, float) for part in parts])
 
@@ -79,7 +82,8 @@ def value_and_grad_with_report(
     Returns
     -------
     callable
-        ``(theta, *args) -> (value, gradient in theta, DerivativeReport)``.
+        ``(theta, *args) -> (value, gradient in theta, DerivativeReport)``. If the loss does not
+        pass `report` on, the report is flagged and its numbers are NaN.
 
     Examples
     --------

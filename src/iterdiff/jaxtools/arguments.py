@@ -60,20 +60,26 @@ def check_range(name: str, value: Array, low: float, high: float = float("inf"))
         raise ValueError(f"`{name}` must be greater than {low:g} and {upper}, but it is {value}.")
 
 
+MAX_COUNT = 2**31 - 1
+"""The largest count: loops count in 32 bits."""
+
+
 def check_count(name: str, value: Any, *, least: int = 1) -> int:
-    """Return `value` if it is a Python int of at least `least`.
+    """Return `value` if it is a Python int from `least` to `MAX_COUNT`.
 
     Raises
     ------
     TypeError
         If `value` is not an int (a bool does not count as one).
     ValueError
-        If `value` is below `least`.
+        If `value` is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"`{name}` must be a Python int, not {value!r}.")
     if value < least:
         raise ValueError(f"`{name}` must be at least {least}, but it is {value}.")
+    if value > MAX_COUNT:
+        raise ValueError(f"`{name}` must be at most {MAX_COUNT}, but it is {value}.")
     return value
 
 
