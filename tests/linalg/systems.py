@@ -27,6 +27,8 @@ INDEFINITE = with_spectrum(np.where(np.arange(SIZE) % 3, 1, -1) * np.linspace(1,
 NONSYMMETRIC = with_spectrum(np.linspace(2, 6, SIZE)) + 0.5 * orthogonal(1)
 SINGULAR = with_spectrum([0.0, *np.linspace(1, 3, SIZE - 1)])
 RHS = np.random.default_rng(2).normal(size=SIZE)
+WEIGHTS = np.random.default_rng(3).normal(size=SIZE)
+MIDDLE = 100
 
 # One policy for each method; systems this small would otherwise be worth no trial.
 METHODS = {
@@ -45,3 +47,9 @@ def solve(matrix, b, structure, solver, **options):
     solver = SOLVERS[solver] if isinstance(solver, str) else solver
     b = jnp.asarray(b)
     return Inverse(lambda v: matrix @ v, b, structure, solver=solver, **options)(b)
+
+
+def spread(condition: float) -> np.ndarray:
+    """Return a symmetric matrix with eigenvalues from 1 / condition to 1, in a random basis."""
+    basis = np.linalg.qr(np.random.default_rng(6).normal(size=(MIDDLE, MIDDLE)))[0]
+    return (basis * np.logspace(-np.log10(condition), 0, MIDDLE)) @ basis.T

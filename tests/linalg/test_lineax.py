@@ -15,13 +15,16 @@ from tests.helpers import compiled, relative_error
 from tests.linalg.systems import (
     DEFINITE,
     GENERAL,
+    MIDDLE,
     NONSYMMETRIC,
     RHS,
     SINGULAR,
     SIZE,
     SOLVERS,
     SPD,
+    WEIGHTS,
     solve,
+    spread,
 )
 
 # As a solver of lineax
@@ -161,7 +164,7 @@ def test_the_check_allows_the_tolerance_that_the_user_chose():
     )
     assert np.all(np.isnan(loose(SPD, RHS, 1.0 + 1e-3)))
     for solver, rtol in ((lx.CG(rtol=1e-2, atol=1e-2), None), (SOLVERS["krylov"], 1e-2)):
-        matrix, b = _spread(3.0), jnp.ones(MIDDLE)
+        matrix, b = spread(3.0), jnp.ones(MIDDLE)
         x = solve(matrix, b, DEFINITE, solver, throw=True, rtol=rtol)
         assert 1e-8 < relative_error(matrix @ x, b) <= 1e-2
     # The tolerances of a wrapped solver count, too.

@@ -17,13 +17,16 @@ from tests.linalg.systems import (
     DEFINITE,
     GENERAL,
     INDEFINITE,
+    MIDDLE,
     NONSYMMETRIC,
     RHS,
     SINGULAR,
     SIZE,
     SPD,
+    WEIGHTS,
     every_method,
     solve,
+    spread,
 )
 
 # An indefinite matrix that is claimed to be definite: Cholesky and conjugate gradients notice.
@@ -113,9 +116,6 @@ def test_batches_of_operators(method):
         np.testing.assert_allclose(row, np.linalg.solve(matrix, RHS), rtol=1e-8, atol=1e-8)
 
 
-WEIGHTS = np.random.default_rng(3).normal(size=SIZE)
-
-
 def second_derivatives(by):
     """Return the Hessian of ``w^T A(p)^{-1} b(p)``; ``by(matrix, b)`` solves."""
 
@@ -171,15 +171,8 @@ def test_only_the_failing_branch_of_a_batch_runs():
 
 # Which method: counted work, and observed convergence
 
-MIDDLE = 100
 # A single right-hand side has time for 15 products if definite, else 31; three for a third of them.
 PATIENT = Limits(0, 0, MIDDLE, product_slowdown=1.0, trial_max_time_share=1.0)
-
-
-def _spread(condition: float) -> np.ndarray:
-    """Return a symmetric matrix with eigenvalues from 1 / condition to 1, in a random basis."""
-    basis = np.linalg.qr(np.random.default_rng(6).normal(size=(MIDDLE, MIDDLE)))[0]
-    return (basis * np.logspace(-np.log10(condition), 0, MIDDLE)) @ basis.T
 
 
 @pytest.mark.parametrize("definite", [True, False])
@@ -213,7 +206,7 @@ def test_slow_and_fast_convergence_end_in_the_same_answer(structure):
         return by(b[0]), jax.vmap(by)(b), jax.vjp(by, b[0])[1](b[1])[0]
 
     for condition in (1.5, 1e6):
-        matrix = _spread(condition)
+        matrix = spread(condition)
         one, several, transposed = everything(matrix, weights)
         expected = np.linalg.solve(matrix, weights.T).T
         scale = np.max(np.abs(expected))
@@ -228,7 +221,7 @@ def test_slow_and_fast_convergence_end_in_the_same_answer(structure):
 
 def test_many_right_hand_sides_share_one_factorisation():
     # One alone is worth a trial of a Krylov method.
-    matrix, solver = _spread(1.5), DenseOrKrylov(limits=PATIENT)
+    matrix, solver = spread(1.5), DenseOrKrylov(limits=PATIENT)
 
     def by(b):
         return solve(matrix, b, GENERAL, solver)
