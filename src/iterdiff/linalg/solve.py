@@ -178,7 +178,7 @@ class Inverse:
         """Whether a cotangent is zero to rounding: see `NEGLIGIBLE_MAX_CHANGE`."""
         sizes = jnp.maximum(jnp.abs(tree.to_vector(self.like)), 1.0)
         limit = NEGLIGIBLE_MAX_CHANGE * float(jnp.finfo(w.dtype).eps)
-        return tree.norm(w * sizes) <= limit
+        return jnp.sum((w * sizes) ** 2) <= limit**2
 
     def _raised(self, x: Vector, failed: Bool[Array, ""]) -> Vector:
         """Return `x`; where `failed` holds, raise or return NaN."""
