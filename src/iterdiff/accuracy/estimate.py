@@ -25,7 +25,7 @@ from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import Tolerance
 from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.tree import floating_part
-from iterdiff.problems.checks import check_problem, check_residual, check_theta, check_x0
+from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import Problem
 
 REASONS = (
@@ -136,6 +136,7 @@ def derivative_error(
     loss: Callable[[PyTree, PyTree], Float[Array, ""]] | None = None,
     linear_solver: lx.AbstractLinearSolver | None = None,
     near: float = NEAR,
+    args: PyTree = None,
 ) -> ErrorEstimate:
     r"""Estimate the error of `derivative` as a solution derivative, however it was obtained.
 
@@ -168,6 +169,8 @@ def derivative_error(
         than the residual states: the estimate is not trusted, and `exceeds` returns True. Pass
         infinity for an iterate that is known to be on its way to a solution of this residual, as
         `Checked` does.
+    args : pytree, optional
+        Data for the problem's functions, as in `iterdiff.solve`.
 
     Returns
     -------
@@ -205,9 +208,7 @@ def derivative_error(
     >>> float(estimate.absolute.round(4)), bool(estimate.trusted)
     (0.0135, True)
     """
-    check_problem(problem)
-    x, theta = check_x0(x, "x"), check_theta(theta)
-    check_residual(problem, x, theta)
+    problem, x, theta = check_inputs(problem, x, theta, args, name="x")
     apply = applied(x, theta, tangent, cotangent, loss)
     check_layout(apply, x, theta, derivative)
     derivative = jax.tree.map(jnp.asarray, derivative)
