@@ -202,10 +202,11 @@ def _newton_from_chord(chord: PyTree, image: PyTree) -> PyTree:
     under :math:`A(x)^{-1} A(x^+)` shows the factor. The less of the image is in line with the
     chord, the longer the result.
     """
-    square, inner = tree.dot(chord, chord), tree.dot(image, chord)
-    least = 1e-3 * square  # a factor of 1000 is as good as any
-    inner = jnp.where(jnp.abs(inner) > least, inner, least)
-    return tree.scale(square / jnp.where(inner == 0, 1.0, inner), chord)
+    length = tree.norm(chord)
+    per_length = 1 / jnp.where(length > 0, length, 1.0)
+    inner = tree.dot(tree.scale(per_length, image), tree.scale(per_length, chord))
+    # A factor of 1000 is as good as any.
+    return tree.scale(1 / jnp.where(jnp.abs(inner) > 1e-3, inner, 1e-3), chord)
 
 
 def _points(
