@@ -4,7 +4,8 @@ import equinox as eqx
 from jaxtyping import Array, Bool, PyTree
 
 from iterdiff.accuracy.consistency import disagree, remembers
-from iterdiff.accuracy.correction import NewtonPoints, correct
+from iterdiff.accuracy.correction import correct
+from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.problems.problem import Problem
 
