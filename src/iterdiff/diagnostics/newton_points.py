@@ -3,7 +3,8 @@
 from jaxtyping import Array, Bool, PyTree
 
 from iterdiff.accuracy.consistency import disagree, remembers
-from iterdiff.accuracy.correction import NewtonPoints, correct
+from iterdiff.accuracy.correction import correct
+from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.problems.problem import Problem
