@@ -22,7 +22,7 @@ from iterdiff.accuracy.correction import Correction, NewtonPoints, correct
 from iterdiff.accuracy.estimate_jvp import Apply, sizes, with_derivative
 from iterdiff.accuracy.sensitivity import Sensitivity
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import Tolerance
+from iterdiff.jaxtools.arguments import Tolerance, as_array, check_linear_solver, check_tolerance
 from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.problems.checks import check_problem, check_residual, check_theta, check_x0
@@ -206,11 +206,14 @@ def derivative_error(
     (0.0135, True)
     """
     check_problem(problem)
-    x, theta = check_x0(x, "x"), check_theta(theta)
+    check_linear_solver(linear_solver)
+    check_tolerance("near", near)
+    x = check_x0(x, "x")
+    theta = check_theta(theta, x)
     check_residual(problem, x, theta)
     apply = applied(x, theta, tangent, cotangent, loss)
+    derivative = jax.tree.map(lambda leaf: as_array("`derivative`", leaf), derivative)
     check_layout(apply, x, theta, derivative)
-    derivative = jax.tree.map(jnp.asarray, derivative)
     correction = correct(problem, x, theta, linear_solver, near=near)
     floating = jax.lax.stop_gradient(floating_part(theta)[0])
     estimate = _estimate(correction, floating, derivative, apply)

@@ -97,7 +97,8 @@ def check_derivative(
         raise ValueError("`stop` does not apply to a solver function; leave it out.")
     if tol is not None:
         check_tolerance("tol", tol)
-    x0, theta = check_x0(x0), check_theta(theta)
+    x0 = check_x0(x0)
+    theta = check_theta(theta, x0)
     check_residual(problem, x0, theta)
     wide = jnp.finfo(tree.result_dtype(x0)).bits >= 64
     default = DEFAULT_TOL_FLOAT64 if wide else DEFAULT_TOL_FLOAT32

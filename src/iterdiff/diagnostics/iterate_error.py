@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.accuracy.estimate import OK, SINGULAR, ErrorEstimate, applied, check_layout
 from iterdiff.accuracy.estimate_jvp import sizes
 from iterdiff.algorithms.base import Algorithm, check_fits
+from iterdiff.jaxtools.arguments import as_array
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.modes.unrolled import Unrolled
@@ -72,9 +74,11 @@ def iterate_derivative_error(
     (0.25, 0.75)
     """
     check_fits(problem, algorithm)
-    x0, theta = check_x0(x0), check_theta(theta)
+    x0 = check_x0(x0)
+    theta = check_theta(theta, x0)
     check_residual(problem, x0, theta)
     apply = applied(x0, theta, tangent, cotangent, loss)
+    derivative = jax.tree.map(lambda leaf: as_array("`derivative`", leaf), derivative)
     check_layout(apply, x0, theta, derivative)
     floating, static = floating_part(theta)
 

@@ -112,6 +112,11 @@ class Checked(Mode):
         if self.on_failure not in get_args(OnFailure):
             names = ", ".join(repr(name) for name in get_args(OnFailure))
             raise ValueError(f"`on_failure` must be one of {names}, not {self.on_failure!r}.")
+        if self.report is not None and jnp.shape(self.report) != (REPORT_SIZE,):
+            raise ValueError(
+                "`report` must be the second argument that `value_and_grad_with_report` passes to "
+                f"the loss, not an array of shape {jnp.shape(self.report)}."
+            )
 
     @property
     def corrects_answer(self) -> bool:

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_bool
 from iterdiff.jaxtools.closures import nan_derivative_where
 from iterdiff.jaxtools.raise_if import raise_if
 from iterdiff.jaxtools.tree import floating_part
@@ -109,7 +110,9 @@ def solve(
     mode = Implicit() if mode is None else mode
     check_fits(problem, algorithm)
     check_kinds(stop, mode)
-    x0, theta = check_x0(x0), check_theta(theta)
+    check_bool(throw=throw)
+    x0 = check_x0(x0)
+    theta = check_theta(theta, x0)
     check_residual(problem, x0, theta)
     mode.check(stop)
     task = Task(problem, algorithm, x0, theta, stop)
