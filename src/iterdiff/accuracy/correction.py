@@ -17,11 +17,10 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from iterdiff.accuracy.kinks import at_kink, at_prox_kink
 from iterdiff.accuracy.points import (

@@ -19,11 +19,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.accuracy.correction import Correction, correct
-from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.accuracy.estimate_jvp import Apply, sizes, with_derivative
+from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.accuracy.sensitivity import Sensitivity, irregular
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import Tolerance
+from iterdiff.jaxtools.arguments import Tolerance, as_array, check_linear_solver, check_tolerance
 from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.problems.inputs import check_inputs
@@ -225,10 +225,12 @@ def derivative_error(
     >>> float(estimate.absolute.round(4)), bool(estimate.trusted)
     (0.0135, True)
     """
+    check_linear_solver(linear_solver)
+    check_tolerance("near", near)
     problem, x, theta = check_inputs(problem, x, theta, args, name="x")
     apply = applied(x, theta, tangent, cotangent, loss)
+    derivative = jax.tree.map(lambda leaf: as_array("`derivative`", leaf), derivative)
     check_layout(apply, x, theta, derivative)
-    derivative = jax.tree.map(jnp.asarray, derivative)
     correction = correct(problem, x, theta, linear_solver, near=near)
     floating = jax.lax.stop_gradient(floating_part(theta)[0])
     estimate = _estimate(correction, floating, derivative, apply)

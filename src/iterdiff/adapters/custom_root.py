@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_bool, check_callable
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.lax import only_if
 from iterdiff.jaxtools.raise_if import raise_if
@@ -153,7 +154,9 @@ def custom_root(
     Raises
     ------
     TypeError
-        When the solver is differentiated, if an argument does not fit the signature.
+        At once, if an argument has the wrong type. When the solver runs, if it should return
+        ``(sol, aux)`` and does not. When it is differentiated, if an argument does not fit the
+        signature.
     SolveError
         When the derivative is computed, if its linear solve fails.
 
@@ -167,6 +170,10 @@ def custom_root(
     >>> jax.jacfwd(square_root, argnums=1)(None, 4.0)
     Array(0.25, dtype=float...)
     """
+    check_callable(optimality_fun=optimality_fun)
+    check_bool(has_aux=has_aux)
+    if solve is not None:
+        check_callable(solve=solve)
     chosen = (
         MatvecSolver(least_norm) if solve is None else MatvecSolver(solve, USER_SOLVE_MAX_RESIDUAL)
     )
@@ -183,6 +190,10 @@ def custom_root(
             bound.apply_defaults()
             inputs = stop_gradient((bound.args, bound.kwargs))
             result = stop_gradient(solver(*inputs[0], **inputs[1]))
+            if has_aux and not isinstance(result, tuple):
+                raise TypeError(
+                    f"`has_aux` is True, so the solver must return (solution, aux), not {result!r}."
+                )
             x = _arrays(result[0] if has_aux else result)
             if transforming():
                 theta = _parameters(reference, bound)

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.accuracy.estimate import OK, SINGULAR, ErrorEstimate, applied, check_layout
 from iterdiff.accuracy.estimate_jvp import sizes
 from iterdiff.algorithms.base import Algorithm, check_fits
+from iterdiff.jaxtools.arguments import as_array
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.modes.unrolled import Unrolled
@@ -75,6 +77,7 @@ def iterate_derivative_error(
     check_fits(problem, algorithm)
     problem, x0, theta = check_inputs(problem, x0, theta, args)
     apply = applied(x0, theta, tangent, cotangent, loss)
+    derivative = jax.tree.map(lambda leaf: as_array("`derivative`", leaf), derivative)
     check_layout(apply, x0, theta, derivative)
     floating, static = floating_part(theta)
 

@@ -12,7 +12,7 @@ from iterdiff.diagnostics.dataset import to_dataset
 from iterdiff.diagnostics.recorder import Progress, Recorder, record_all
 from iterdiff.diagnostics.reference import find_reference
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import check_count
+from iterdiff.jaxtools.arguments import check_bool, check_callable, check_count
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import run_loop
@@ -119,6 +119,8 @@ def trace(
     >>> data.jacobian_error.sel(mode="unrolled").values.tolist()
     [1.0, 0.5, 0.25, 0.125]
     """
+    if progress is not None:
+        check_callable(progress=progress)
     run = (problem, algorithm, x0, theta)
     options = {"reference": reference, "probes": probes, "every": every, "estimate": estimate}
     recorder = build_recorder(*run, steps=steps, modes=modes, args=args, **options)
@@ -178,8 +180,7 @@ def _check_options(
     check_count("every", every)
     if every > steps:
         raise ValueError(f"`every` = {every} exceeds `steps` = {steps}: nothing would be recorded.")
-    if not isinstance(estimate, bool):
-        raise TypeError(f"`estimate` must be True or False, not {estimate!r}.")
+    check_bool(estimate=estimate)
     if not isinstance(modes, Mapping) or not all(isinstance(m, Mode) for m in modes.values()):
         raise TypeError(
             "`modes` must map labels to modes, for example {'implicit': iterdiff.Implicit()}."

@@ -29,9 +29,9 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.accuracy.consistency import disagree, may_leave, remembers, repel
 from iterdiff.accuracy.correction import Correction
-from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.accuracy.estimate import NEAR, REASONS, ErrorEstimate, compare
 from iterdiff.accuracy.kinks import at_kink, at_prox_kink
+from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.accuracy.report import REPORT_SIZE, to_vector
 from iterdiff.accuracy.sensitivity import Sensitivity
 from iterdiff.jaxtools import tree
@@ -114,6 +114,11 @@ class Checked(Mode):
         if self.on_failure not in get_args(OnFailure):
             names = ", ".join(repr(name) for name in get_args(OnFailure))
             raise ValueError(f"`on_failure` must be one of {names}, not {self.on_failure!r}.")
+        if self.report is not None and jnp.shape(self.report) != (REPORT_SIZE,):
+            raise ValueError(
+                "`report` must be the second argument that `value_and_grad_with_report` passes to "
+                f"the loss, not an array of shape {jnp.shape(self.report)}."
+            )
 
     @property
     def corrects_answer(self) -> bool:

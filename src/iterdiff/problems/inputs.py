@@ -37,7 +37,8 @@ def check_inputs(
         If an argument is wrong; the message names it.
     """
     check_problem(problem)
-    x, theta = check_x0(x, name), check_theta(theta)
+    x = check_x0(x, name)
+    theta = check_theta(theta, x)
     problem = with_data(problem, args)
     return with_snapshot(problem, check_residual(problem, x, theta)), x, theta
 

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_bool, check_callable
 from iterdiff.problems.functions import has_room
-from iterdiff.problems.problem import Problem, check_callable
+from iterdiff.problems.problem import Problem
 
 
 def _as_operand(matrix: Any) -> Any:
@@ -124,7 +125,7 @@ class LinearSystem(Problem):
     Raises
     ------
     TypeError
-        If `rhs` is not callable.
+        If `rhs` is not callable, or a flag not True or False.
     ValueError
         If `operator` is neither callable nor a square matrix.
     """
@@ -144,6 +145,7 @@ class LinearSystem(Problem):
         positive_definite: bool = False,
     ):
         check_callable(rhs=rhs)
+        check_bool(symmetric=symmetric, positive_definite=positive_definite)
         if isinstance(operator, lx.AbstractLinearOperator):
             symmetric = symmetric or lx.is_symmetric(operator)
             positive_definite = positive_definite or lx.is_positive_semidefinite(operator)

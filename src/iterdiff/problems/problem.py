@@ -9,7 +9,7 @@ Pass every quantity that you differentiate with respect to in `theta`, and data 
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_callable, check_tolerance
 from iterdiff.jaxtools.snapshot import Snapshot
 from iterdiff.linalg.solve import Structure
 from iterdiff.problems.functions import Bound
@@ -87,19 +88,6 @@ class Problem(eqx.Module):
         pytree
             The residual, with the structure, shapes and dtypes of `x`.
         """
-
-
-def check_callable(**functions: Any) -> None:
-    """Raise TypeError unless every keyword argument is callable.
-
-    Raises
-    ------
-    TypeError
-        If one is not; the message names it.
-    """
-    for name, function in functions.items():
-        if not callable(function):
-            raise TypeError(f"`{name}` must be a function, not {function!r}; pass a callable.")
 
 
 class ProblemOfFunctions(Problem):
@@ -285,8 +273,9 @@ class CompositeMinimization(ProblemOfFunctions):
     def __check_init__(self):
         """Check that the functions are callable and that `residual_step` is positive."""
         check_callable(smooth=self.smooth, prox=self.prox)
-        if not self.residual_step > 0:
-            raise ValueError(f"`residual_step` must be positive, but it is {self.residual_step}.")
+        if self.penalty is not None:
+            check_callable(penalty=self.penalty)
+        check_tolerance("residual_step", self.residual_step)
 
     def forward_backward(self, x: PyTree, step_size: Float[Array, ""], theta: PyTree) -> PyTree:
         """Return one proximal gradient step, ``prox(x - s grad smooth(x), s, theta)``.

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_tolerance
 from iterdiff.problems.problem import CompositeMinimization, Problem
 
 T = TypeVar("T", bound=PyTree)
@@ -170,6 +171,11 @@ def weakly_active(
         Like `x`. True where the derivative is one-sided: `Implicit` and `Unrolled` then each
         return at most one of the two one-sided derivatives.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If `problem` is not a `Problem` or `tol` not a positive number.
+
     Examples
     --------
     >>> import jax.numpy as jnp
@@ -182,6 +188,10 @@ def weakly_active(
     >>> itd.prox.weakly_active(problem, jnp.array([2.0, 0.0, 0.0]), theta).tolist()
     [False, True, False]
     """
+    if not isinstance(problem, Problem):
+        raise TypeError(f"`problem` must be an iterdiff.Problem, not {problem!r}.")
+    if tol is not None:
+        check_tolerance("tol", tol)
     x, theta = jax.lax.stop_gradient((x, theta))
     function, point, scale = _map_with_kinks(problem, x, theta)
     narrow = jnp.finfo(narrowest(x))

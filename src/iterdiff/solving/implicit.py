@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_bool, check_callable
 from iterdiff.jaxtools.closures import nan_derivative_where
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.transformations import transforming
@@ -105,11 +106,17 @@ def implicit(
     (Array(2., dtype=float...), Array(0.08333333, dtype=float...))
     """
     mode = _check_mode(problem, Implicit() if mode is None else mode)
+    check_bool(throw=throw)
+    if traceable is not None:
+        check_bool(traceable=traceable)
 
     def decorate(solver: Callable[..., Any]) -> Callable[..., PyTree]:
+        check_callable(solver=solver)
+
         @functools.wraps(solver)
         def solved(x0: PyTree, theta: PyTree, *args, **kwargs) -> PyTree:
-            x0, theta = check_x0(x0), check_theta(theta)
+            x0 = check_x0(x0)
+            theta = check_theta(theta, x0)
             data = kwargs.get(DATA_NAME) if takes_data(problem) else None
             start, constant, args, kwargs = stop_gradient((x0, theta, args, kwargs))
             call = SolverCall(solver, start, constant, args, kwargs, throw)

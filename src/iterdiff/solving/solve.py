@@ -8,6 +8,7 @@ from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_bool
 from iterdiff.jaxtools.closures import nan_derivative_where
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.raise_if import raise_if
@@ -115,6 +116,7 @@ def solve(
     mode = Implicit() if mode is None else mode
     check_fits(problem, algorithm)
     check_kinds(stop, mode)
+    check_bool(throw=throw)
     problem, x0, theta = check_inputs(problem, x0, theta, args)
     mode.check(stop)
     task = Task(problem, algorithm, x0, theta, stop)
