@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
-from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
 from iterdiff.linalg.any_solver import AnySolver
+from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
 from iterdiff.linalg.solve import Inverse, Structure
 from tests.helpers import compiled, relative_error
 from tests.linalg.systems import (

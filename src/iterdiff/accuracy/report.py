@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.accuracy.estimate import NOT_REPORTED, REASONS, ErrorEstimate
+from iterdiff.jaxtools.arguments import check_callable
 
 
 class DerivativeReport(eqx.Module):
@@ -85,6 +86,11 @@ def value_and_grad_with_report(
         ``(theta, *args) -> (value, gradient in theta, DerivativeReport)``. If the loss does not
         pass `report` on, the report is flagged and its numbers are NaN.
 
+    Raises
+    ------
+    TypeError
+        If `loss` is not callable.
+
     Examples
     --------
     >>> import jax.numpy as jnp
@@ -100,6 +106,7 @@ def value_and_grad_with_report(
     >>> bool(report.flagged), bool(report.trusted)
     (True, True)
     """
+    check_callable(loss=loss)
 
     def with_report(theta: PyTree, *args):
         silent = jnp.zeros(REPORT_SIZE)

@@ -5,7 +5,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -13,14 +12,18 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_bool, check_callable
+from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.lax import only_if
 from iterdiff.jaxtools.raise_if import raise_if
+from iterdiff.jaxtools.snapshot import snapshot, traced
 from iterdiff.jaxtools.transformations import transforming
 from iterdiff.linalg.dense_or_krylov import Limits
 from iterdiff.linalg.residual_check import RESIDUAL_SLACK, CheckedSolver, default_rtol
 from iterdiff.linalg.solve import Inverse, Structure
 from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.implicit import Implicit
+from iterdiff.problems.inputs import with_snapshot
 from iterdiff.problems.problem import Problem
 
 USER_SOLVE_MAX_RESIDUAL = 1e-2
@@ -151,7 +154,9 @@ def custom_root(
     Raises
     ------
     TypeError
-        When the solver is differentiated, if an argument does not fit the signature.
+        At once, if an argument has the wrong type. When the solver runs, if it should return
+        ``(sol, aux)`` and does not. When it is differentiated, if an argument does not fit the
+        signature.
     SolveError
         When the derivative is computed, if its linear solve fails.
 
@@ -165,6 +170,10 @@ def custom_root(
     >>> jax.jacfwd(square_root, argnums=1)(None, 4.0)
     Array(0.25, dtype=float...)
     """
+    check_callable(optimality_fun=optimality_fun)
+    check_bool(has_aux=has_aux)
+    if solve is not None:
+        check_callable(solve=solve)
     chosen = (
         MatvecSolver(least_norm) if solve is None else MatvecSolver(solve, USER_SOLVE_MAX_RESIDUAL)
     )
@@ -181,10 +190,14 @@ def custom_root(
             bound.apply_defaults()
             inputs = stop_gradient((bound.args, bound.kwargs))
             result = stop_gradient(solver(*inputs[0], **inputs[1]))
+            if has_aux and not isinstance(result, tuple):
+                raise TypeError(
+                    f"`has_aux` is True, so the solver must return (solution, aux), not {result!r}."
+                )
             x = _arrays(result[0] if has_aux else result)
             if transforming():
                 theta = _parameters(reference, bound)
-                x = _attach(problem, mode, x, _arrays(theta))
+                x = _attached(problem, mode, x, _arrays(theta))
             return _first_replaced(result, x) if has_aux else x
 
         return solved
@@ -192,7 +205,13 @@ def custom_root(
     return decorate
 
 
-@eqx.filter_jit
+def _attached(problem: Problem, mode: Implicit, x: PyTree, theta: PyTree) -> PyTree:
+    """Return `x` with the derivative in `theta` that the optimality function now implies."""
+    taken = snapshot(traced(problem.residual, x, theta)[0])
+    return _attach(with_snapshot(problem, taken), mode, x, theta)
+
+
+@compiled
 def _attach(problem: Problem, mode: Implicit, x: PyTree, theta: PyTree) -> PyTree:
     return mode.attach(problem, x, theta, throw=True)
 

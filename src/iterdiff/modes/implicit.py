@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from iterdiff.accuracy.sensitivity import Sensitivity, explicit
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import check_count
+from iterdiff.jaxtools.arguments import check_count, check_linear_solver
 from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.stopping import StoppingRule
@@ -74,12 +74,7 @@ class Implicit(Mode):
     def __check_init__(self):
         """Check the types and ranges of the fields."""
         check_count("refine", self.refine, least=0)
-        solver = self.linear_solver
-        if solver is not None and not isinstance(solver, lx.AbstractLinearSolver):
-            raise TypeError(
-                f"`linear_solver` must be a lineax solver, not {solver!r}; pass an instance such "
-                "as lineax.CG(rtol=1e-8, atol=1e-8)."
-            )
+        check_linear_solver(self.linear_solver)
 
     @property
     def corrects_answer(self) -> bool:
