@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.closures import hoist
+from iterdiff.jaxtools.reverse_only import first_order_only, reverse_only
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.solve import Inverse, Structure
 from iterdiff.problems.problem import Problem
@@ -118,6 +119,39 @@ class Sensitivity:
         """Return the same, given ``A^{-1}`` times a unit vector that it stretches."""
         stretch = tree.norm(self.inverse.product(unit(self.inverse.product(random))))
         return jnp.maximum(stretch * tree.norm(inverse_direction), 1.0)
+
+
+NO_FORWARD_RULE = (
+    "The residual of the problem calls a `jax.custom_vjp` function, which has no forward-mode rule: "
+    "only first derivatives in reverse mode (jax.grad, jax.jacrev) work. Give the function a "
+    "`jax.custom_jvp` rule for forward mode and second derivatives."
+)
+
+
+def forward_by_reverse(
+    residual: Residual,
+    x: PyTree,
+    theta: PyTree,
+    structure: Structure,
+    tangents: PyTree,
+    *,
+    solver: lx.AbstractLinearSolver | None = None,
+    throw: bool = False,
+) -> PyTree:
+    """Return ``J v`` such that JAX can transpose it, if the residual has a reverse rule only.
+
+    ``J^T w`` needs ``A^T`` and ``r_theta^T``, which reverse mode gives. The value of ``J v`` itself
+    raises a TypeError if it is needed. Parameters as in `Sensitivity`.
+    """
+    x, theta = first_order_only((x, theta), NO_FORWARD_RULE)
+    pull = jax.vjp(residual, x, theta)[1]
+    structure = structure._replace(hessian=False)
+    adjoint = Inverse(lambda w: pull(w)[0], x, structure, solver=solver, throw=throw)
+
+    def transposed(w):
+        return tree.scale(-1.0, pull(adjoint.constant(w))[1])
+
+    return reverse_only(transposed, tangents, x, NO_FORWARD_RULE)
 
 
 def sensitivity(

@@ -47,6 +47,13 @@ from iterdiff.linalg.factor import Factors, Vector, substitute
 Matvec = Callable[[PyTree], PyTree]
 Answer = tuple[PyTree, lx.RESULTS, dict[str, Any]]
 
+FAILURE = (
+    "The linear solve behind an implicit derivative (or a Newton step) failed: the Jacobian of the "
+    "residual is singular, so that it leaves the derivative open, or too ill-conditioned for the "
+    "method. Use float64, add the equations that make the solution unique, declare "
+    "`positive_definite` if it is, pass your own `linear_solver`, or pass `throw=False` for NaN."
+)
+
 UNIQUE = "unique"
 """The option of a solver's `compute` that says whether the answer has to be the only one. If False,
 a singular operator is no failure as long as the answer solves the system."""
@@ -238,4 +245,14 @@ class CheckedSolver(lx.AbstractLinearSolver):
 
     It returns another result than ``lineax.RESULTS.successful``, or raises, if the answer is not
     accepted. Any other solver is wrapped in `iterdiff.linalg.any_solver.AnySolver`.
+
+    Attributes
+    ----------
+    advice : str
+        The message of the error if a solve fails.
     """
+
+    @property
+    def advice(self) -> str:
+        """The message of the error if a solve fails."""
+        return FAILURE

@@ -7,10 +7,11 @@ import jax
 import lineax as lx
 from jaxtyping import PyTree
 
-from iterdiff.accuracy.sensitivity import Sensitivity, explicit
+from iterdiff.accuracy.sensitivity import Sensitivity, explicit, forward_by_reverse
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_count, check_linear_solver
 from iterdiff.jaxtools.closures import attach_jvp
+from iterdiff.jaxtools.reverse_only import has_custom_vjp
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
@@ -113,16 +114,15 @@ class Implicit(Mode):
             x = jax.lax.stop_gradient(tree.sub(x, at.inverse(at.value)))
 
         def rule(x, perturbed):
-            at = Sensitivity(
-                lambda y, primals: residual(y, perturbed.rebuild(primals)),
-                x,
-                perturbed.primals,
-                structure,
-                solver=solver,
-                throw=throw,
-                factor=False,
-            )
-            return at.forward(perturbed.tangents)
+            in_primals = lambda y, primals: residual(y, perturbed.rebuild(primals))  # noqa: E731
+            here = (in_primals, x, perturbed.primals, structure)
+            try:
+                at = Sensitivity(*here, solver=solver, throw=throw, factor=False)
+                return at.forward(perturbed.tangents)
+            except TypeError:
+                if not has_custom_vjp(in_primals, x, perturbed.primals):
+                    raise
+            return forward_by_reverse(*here, perturbed.tangents, solver=solver, throw=throw)
 
         return attach_jvp(x, inputs, rule)
 
