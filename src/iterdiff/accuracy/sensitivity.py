@@ -169,7 +169,8 @@ def sensitivity(
     def in_theta(y, floating):
         return residual(y, ((of_problem, eqx.combine(floating, rest)), closed_over))
 
-    return Sensitivity(in_theta, x, floating, problem.structure, solver=linear_solver)
+    structure = problem.structure_at(x, theta)
+    return Sensitivity(in_theta, x, floating, structure, solver=linear_solver)
 
 
 def explicit(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Callable, Any]:

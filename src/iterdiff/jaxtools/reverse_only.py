@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import equinox as eqx
 import equinox.internal as eqxi
 import jax
 from jax.extend.core import Primitive
@@ -13,15 +14,21 @@ from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.jaxpr import does
 
 
-def has_custom_vjp(function: Callable, *args: PyTree) -> bool:
-    """Return whether ``function(*args)`` calls a `jax.custom_vjp` function, at any depth."""
-    return does(jax.make_jaxpr(function)(*args).jaxpr, ("custom_vjp_call",))
+def custom_rules_in(function: Callable, *args: PyTree) -> frozenset[str]:
+    """Return which of "custom_vjp" and "custom_jvp" a function uses, at any depth.
 
-
-def has_custom_rule(function: Callable, *args: PyTree) -> bool:
-    """Return whether ``function(*args)`` calls a function with any custom derivative rule."""
-    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
-    return does(jaxpr, ("custom_vjp_call", "custom_jvp_call"))
+    Parameters
+    ----------
+    function : callable
+        Returns a pytree of arrays.
+    args : pytree
+        Its arguments; arrays give shapes and dtypes only.
+    """
+    arrays, static = eqx.partition(args, eqx.is_array)
+    shapes = jax.tree.map(jax.typeof, arrays)
+    jaxpr = jax.make_jaxpr(lambda given: function(*eqx.combine(given, static)))(shapes).jaxpr
+    rules = {"custom_vjp": "custom_vjp_call", "custom_jvp": "custom_jvp_call"}
+    return frozenset(name for name, primitive in rules.items() if does(jaxpr, (primitive,)))
 
 
 def _refuse(*_: Any, message: str) -> NoReturn:

@@ -11,7 +11,7 @@ from iterdiff.accuracy.sensitivity import Sensitivity, explicit, forward_by_reve
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_count, check_linear_solver
 from iterdiff.jaxtools.closures import attach_jvp
-from iterdiff.jaxtools.reverse_only import has_custom_vjp
+from iterdiff.jaxtools.reverse_only import custom_rules_in
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
@@ -108,7 +108,7 @@ class Implicit(Mode):
         """
         x = jax.lax.stop_gradient(x)
         residual, inputs = explicit(problem, x, theta)
-        structure, solver = problem.structure, self.linear_solver
+        structure, solver = problem.structure_at(x, theta), self.linear_solver
         for _ in range(self.refine):
             at = Sensitivity(residual, x, inputs, structure, solver=solver, factor=False)
             x = jax.lax.stop_gradient(tree.sub(x, at.inverse(at.value)))
@@ -120,7 +120,7 @@ class Implicit(Mode):
                 at = Sensitivity(*here, solver=solver, throw=throw, factor=False)
                 return at.forward(perturbed.tangents)
             except TypeError:
-                if not has_custom_vjp(in_primals, x, perturbed.primals):
+                if "custom_vjp" not in custom_rules_in(in_primals, x, perturbed.primals):
                     raise
             return forward_by_reverse(*here, perturbed.tangents, solver=solver, throw=throw)
 
