@@ -24,7 +24,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.lax import computed_once, only_if
@@ -43,6 +43,7 @@ from iterdiff.linalg.residual_check import (
     result_of,
     solve_by_factors,
 )
+from iterdiff.linalg.tridiagonal import solve_tridiagonal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +229,8 @@ class DenseOrKrylov(CheckedSolver):
             x, accepted = self._krylov(system, b, budget)
             if system.unique:
                 accepted &= self._regular(system, b, budget)
-            return x, accepted
+            answers, accepted = _or_by_bands(system, b[None], x[None], accepted[None])
+            return answers[0], accepted[0]
         linear_map = LinearMap.of(system.matvec, b)
         solve = self._shared_solve(linear_map, system)
         answers, accepted = solve(linear_map.constants, b[None])
@@ -282,6 +284,7 @@ class DenseOrKrylov(CheckedSolver):
                 dense, accepted = solve_densely(zero)
                 return jnp.where(solved[:, None], answers, dense), solved | accepted
 
+            answers, solved = _or_by_bands(bound_system, rows, answers, solved)
             return only_if(~jnp.all(solved), solve_the_rest, (answers, solved))
 
         solve = jax.custom_batching.custom_vmap(solve_rows)
@@ -340,6 +343,21 @@ class System(NamedTuple):
     positive_definite: bool
     unique: bool
     rtol: float
+
+
+def _or_by_bands(
+    system: System, rows: Float[Array, "k n"], answers: Float[Array, "k n"], solved: Array
+) -> tuple[Float[Array, "k n"], Bool[Array, " k"]]:
+    """Return the answers; those not solved by a tridiagonal solve, if the matrix is tridiagonal."""
+
+    def by_bands():
+        found, accepted = solve_tridiagonal(
+            system.matvec, rows, unique=system.unique, rtol=system.rtol
+        )
+        use = ~solved & accepted
+        return jnp.where(use[:, None], found, answers), solved | accepted
+
+    return only_if(~jnp.all(solved), by_bands, (answers, solved))
 
 
 def _by_factors(factors: Factors, system: System, b: Vector) -> tuple[Vector, Bool[Array, ""]]:
