@@ -70,7 +70,8 @@ class Limits:
     trial_min_products : int
         A trial of fewer products predicts nothing, so the dense method is used at once.
     trial_max_products : int
-        The longest trial of GMRES where the dense method is no alternative.
+        The longest trial of GMRES where the dense method is no alternative; a tenth of the
+        products that it may take in all.
     restart_max_vectors : int
         GMRES restarts after this many products.
     """
@@ -247,8 +248,10 @@ class DenseOrKrylov(CheckedSolver):
         that has not made progress in a long trial will not.
         """
         longest = 10 * size
-        trial = longest if positive_definite else min(longest, self.limits.trial_max_products)
-        return Budget(trial, longest)
+        if positive_definite:
+            return Budget(longest, longest)
+        trial = min(longest, self.limits.trial_max_products)
+        return Budget(trial, min(longest, 10 * trial))
 
     def _regular(self, system: "System", like: Vector, budget: Budget) -> Bool[Array, ""]:
         """Whether the Krylov method finds an answer that is known: the operator is regular."""

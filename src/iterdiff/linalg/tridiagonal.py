@@ -90,7 +90,7 @@ def _bands(product: Matvec, like: Vector) -> tuple[Bands, Bool[Array, ""]]:
     """Return the diagonals of an operator, and whether these are all of it."""
     size = like.size
     places = jnp.arange(size, dtype=jnp.int32)
-    probes = (places % 3 == jnp.arange(3, dtype=jnp.int32)[:, None]).astype(like.dtype)
+    probes = (places[None] % 3 == jnp.arange(3, dtype=jnp.int32)[:, None]).astype(like.dtype)
     images = jax.vmap(product)(probes)
 
     def image_of(offset):
