@@ -18,6 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
@@ -105,7 +106,8 @@ class Sensitivity:
             return self.inverse.factored(b)
         if self.solver is not None:
             return self.inverse(b)
-        return Inverse(self.operator, self.x, self.structure, rtol=LOOSE_RTOL / 10)(b)
+        loose = {"unique": False, "rtol": LOOSE_RTOL / 10}
+        return Inverse(self.operator, self.x, self.structure, **loose)(b)
 
     def condition(self) -> Float[Array, ""]:
         """Return an estimate of the condition number of ``A``, from below."""
@@ -172,6 +174,20 @@ def random_vector(like: PyTree) -> PyTree:
         return draw()
     with jax.ensure_compile_time_eval():
         return draw()
+
+
+def irregular(like: PyTree) -> PyTree:
+    """Return fixed factors of both signs, of sizes between 1/2 and 1.
+
+    A sum whose terms are multiplied by them is about as large as the terms, even if these cancel.
+    """
+
+    def factors(leaf):
+        waves = np.cos(1.3 * np.arange(leaf.size) + 0.4)
+        sizes = waves / 2 + np.where(waves >= 0, 0.5, -0.5)
+        return jnp.asarray(sizes.reshape(leaf.shape), leaf.dtype)
+
+    return jax.tree.map(factors, like)
 
 
 def unit(a: PyTree) -> PyTree:

@@ -5,7 +5,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -14,14 +13,17 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_bool, check_callable
+from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.lax import only_if
 from iterdiff.jaxtools.raise_if import raise_if
+from iterdiff.jaxtools.snapshot import snapshot, traced
 from iterdiff.jaxtools.transformations import transforming
 from iterdiff.linalg.dense_or_krylov import Limits
 from iterdiff.linalg.residual_check import RESIDUAL_SLACK, CheckedSolver, default_rtol
 from iterdiff.linalg.solve import Inverse, Structure
 from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.implicit import Implicit
+from iterdiff.problems.inputs import with_snapshot
 from iterdiff.problems.problem import Problem
 
 USER_SOLVE_MAX_RESIDUAL = 1e-2
@@ -195,7 +197,7 @@ def custom_root(
             x = _arrays(result[0] if has_aux else result)
             if transforming():
                 theta = _parameters(reference, bound)
-                x = _attach(problem, mode, x, _arrays(theta))
+                x = _attached(problem, mode, x, _arrays(theta))
             return _first_replaced(result, x) if has_aux else x
 
         return solved
@@ -203,7 +205,13 @@ def custom_root(
     return decorate
 
 
-@eqx.filter_jit
+def _attached(problem: Problem, mode: Implicit, x: PyTree, theta: PyTree) -> PyTree:
+    """Return `x` with the derivative in `theta` that the optimality function now implies."""
+    taken = snapshot(traced(problem.residual, x, theta)[0])
+    return _attach(with_snapshot(problem, taken), mode, x, theta)
+
+
+@compiled
 def _attach(problem: Problem, mode: Implicit, x: PyTree, theta: PyTree) -> PyTree:
     return mode.attach(problem, x, theta, throw=True)
 

@@ -64,5 +64,5 @@ def newton_step(
 ) -> PyTree:
     """Return `x` after one Newton step on the residual; NaN if the linear solve fails."""
     residual, tangent = jax.linearize(lambda y: problem.residual(y, theta), x)
-    solve = Inverse(tangent, x, problem.structure, solver=linear_solver)
+    solve = Inverse(tangent, x, problem.structure, solver=linear_solver, unique=False)
     return tree.sub(x, solve(residual))

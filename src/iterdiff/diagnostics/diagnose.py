@@ -20,6 +20,7 @@ from iterdiff.diagnostics.reference import MAX_ROUNDING, polish
 from iterdiff.diagnostics.trace import trace
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_count, check_tolerance
+from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.spectrum import Spectrum, probe
 from iterdiff.loop.stopping import Steps
@@ -27,7 +28,8 @@ from iterdiff.loop.task import Task
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
 from iterdiff.modes.unrolled import OneStep, Unrolled
-from iterdiff.problems.checks import check_residual, check_theta, check_untraced, check_x0
+from iterdiff.problems.checks import check_untraced
+from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import Minimization, Problem
 from iterdiff.theory.measured import measured_burn_in
 
@@ -73,6 +75,7 @@ def diagnose(
     *,
     rtol: float = 1e-2,
     budget: int | None = None,
+    args: PyTree = None,
 ) -> Diagnosis:
     """Measure an iteration and its derivatives on a trial run, and recommend a mode.
 
@@ -84,6 +87,8 @@ def diagnose(
         The largest acceptable relative error of the derivative.
     budget : int, optional
         Steps of the trial run, by default 1000.
+    args : pytree, optional
+        As in `solve`.
 
     Returns
     -------
@@ -109,9 +114,7 @@ def diagnose(
     check_tolerance("rtol", rtol)
     budget = DEFAULT_STEPS if budget is None else check_count("budget", budget)
     check_fits(problem, algorithm)
-    x0 = check_x0(x0)
-    theta = check_theta(theta, x0)
-    check_residual(problem, x0, theta)
+    problem, x0, theta = check_inputs(problem, x0, theta, args)
     check_untraced("diagnose", problem, algorithm, x0, theta)
     task = Task(problem, algorithm, x0, theta, Steps(budget))
     trial = _run_trial(task)
@@ -207,7 +210,7 @@ def _contraction_rate(task: Task, end: Any, solution: PyTree | None) -> float:
     return float("nan") if at_rest and meaningless else rate
 
 
-@eqx.filter_jit
+@compiled
 def _last_state(task: Task) -> Any:
     return Implicit().primal(task).state
 

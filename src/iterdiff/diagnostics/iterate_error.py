@@ -14,7 +14,7 @@ from iterdiff.jaxtools.arguments import as_array
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.modes.unrolled import Unrolled
-from iterdiff.problems.checks import check_residual, check_theta, check_x0
+from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import Problem
 from iterdiff.solving.solve import solve
 
@@ -30,6 +30,7 @@ def iterate_derivative_error(
     tangent: PyTree | None = None,
     cotangent: PyTree | None = None,
     loss: Callable[[PyTree, PyTree], Float[Array, ""]] | None = None,
+    args: PyTree = None,
 ) -> ErrorEstimate:
     r"""Return the error of `derivative` as *iterate derivative*.
 
@@ -40,7 +41,7 @@ def iterate_derivative_error(
 
     Parameters
     ----------
-    problem, algorithm, x0, theta, stop
+    problem, algorithm, x0, theta, stop, args
         As in `solve`.
     derivative, tangent, cotangent, loss
         As in `derivative_error`.
@@ -74,9 +75,7 @@ def iterate_derivative_error(
     (0.25, 0.75)
     """
     check_fits(problem, algorithm)
-    x0 = check_x0(x0)
-    theta = check_theta(theta, x0)
-    check_residual(problem, x0, theta)
+    problem, x0, theta = check_inputs(problem, x0, theta, args)
     apply = applied(x0, theta, tangent, cotangent, loss)
     derivative = jax.tree.map(lambda leaf: as_array("`derivative`", leaf), derivative)
     check_layout(apply, x0, theta, derivative)

@@ -20,7 +20,8 @@ from iterdiff.loop.status import Status
 from iterdiff.loop.stopping import Steps
 from iterdiff.loop.task import Task
 from iterdiff.modes.base import Mode
-from iterdiff.problems.checks import check_residual, check_theta, check_untraced, check_x0
+from iterdiff.problems.checks import check_untraced
+from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import Problem
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def trace(
     probes: int | tuple[int, Array] | None = None,
     every: int = 1,
     estimate: bool = False,
+    args: PyTree = None,
     progress: Progress | None = None,
 ) -> "xarray.Dataset":
     r"""Measure how the iterates, and their derivatives by each mode, converge.
@@ -70,6 +72,8 @@ def trace(
         Whether to also estimate the Jacobian errors without the reference, as `derivative_error`
         does. Costs two factorisations and some solves per record, and differentiates the residual
         twice.
+    args : pytree, optional
+        As in `solve`.
     progress : callable, optional
         Called as ``progress(done, total)`` with numbers of records, at most 100 times.
 
@@ -119,7 +123,7 @@ def trace(
         check_callable(progress=progress)
     run = (problem, algorithm, x0, theta)
     options = {"reference": reference, "probes": probes, "every": every, "estimate": estimate}
-    recorder = build_recorder(*run, steps=steps, modes=modes, **options)
+    recorder = build_recorder(*run, steps=steps, modes=modes, args=args, **options)
     with traceable_step(algorithm):
         records = record_all(recorder, progress)
     return to_dataset(recorder, records)
@@ -137,6 +141,7 @@ def build_recorder(
     probes: int | tuple[int, Array] | None = None,
     every: int = 1,
     estimate: bool = False,
+    args: PyTree = None,
 ) -> Recorder:
     """Check the arguments of `trace`, find the reference, and return what `trace` runs.
 
@@ -151,9 +156,7 @@ def build_recorder(
     """
     drawn = _check_options(modes, probes, every, steps, estimate)
     check_fits(problem, algorithm)
-    x0 = check_x0(x0)
-    theta = check_theta(theta, x0)
-    check_residual(problem, x0, theta)
+    problem, x0, theta = check_inputs(problem, x0, theta, args)
     check_untraced("trace", problem, algorithm, x0, theta)
     task = Task(problem, algorithm, x0, theta, Steps(steps))
     floating = floating_part(theta)[0]

@@ -36,10 +36,12 @@ def detach(function: Callable, *examples: PyTree, seen: dict | None = None) -> C
     Functions that are given the same `seen` share these values, so that the compiler recognises
     work that they have in common.
     """
-    converted, consts = jax.closure_convert(function, *examples)
+    converted, closed_over = hoist(function, *examples)
     seen = {} if seen is None else seen
-    cut = [seen.setdefault(id(c), (c, jax.lax.stop_gradient(c)))[1] for c in consts]
-    return lambda *args: converted(*args, *cut)
+    cut = jax.tree.map(
+        lambda c: seen.setdefault(id(c), (c, jax.lax.stop_gradient(c)))[1], closed_over
+    )
+    return lambda *args: converted(cut, *args)
 
 
 def merge(*trees: PyTree) -> tuple[list, list[Callable[[list], PyTree]]]:

@@ -4,7 +4,8 @@ Every function takes pytrees of real floating arrays of one structure. Scalars a
 each leaf's dtype, so that a float64 step size never turns a float32 iterate into float64.
 """
 
-from typing import TypeVar
+import functools
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -57,11 +58,69 @@ def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
     return jax.tree.reduce(jnp.add, products)
 
 
+@jax.jit
 def norm(a: PyTree) -> Float[Array, ""]:
-    """Return the Euclidean norm over all leaves, with derivative zero at zero."""
-    square = dot(a, a)
-    zero = square == 0
-    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
+    """Return the Euclidean norm over all leaves, with derivative zero at zero.
+
+    It is accurate for all normal numbers, also where their squares leave the range. If an entry is
+    not finite, the result is NaN. Compiled as one function, which is traced once for each shape.
+    """
+    return _norm(a)
+
+
+# If a scan drops this rule (see `closures`), only the derivatives of extreme norms suffer.
+@jax.custom_jvp
+def _norm(a: PyTree) -> Float[Array, ""]:
+    dtype = result_dtype(a)
+    units = _units(dtype)
+    squares = [_sums_of_squares(leaf.astype(dtype), units) for leaf in jax.tree.leaves(a)]
+    small, middle, large = functools.reduce(jnp.add, squares)
+    limit = 2.0 ** (jnp.finfo(dtype).maxexp * 3 // 4)
+
+    def chosen(in_units: Any) -> Float[Array, ""]:
+        return jnp.where(
+            middle < 1 / limit, in_units[0], jnp.where(middle > limit, in_units[2], in_units[1])
+        )
+
+    square = chosen((small, middle, large))
+    # A quotient, no choice between two results: the compiler may compute the entries twice, with
+    # different rounding, so that two comparisons with zero need not agree.
+    return chosen(units) * (square / jnp.sqrt(jnp.where(square == 0, 1, square)))
+
+
+@_norm.defjvp
+def _norm_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    dtype = result_dtype(primals[0])
+    a, tangent = (jax.tree.map(lambda leaf: leaf.astype(dtype), v) for v in (*primals, *tangents))
+    length = _norm(a)
+    # In units of about the length, for derivatives of higher order.
+    _, exponent = jnp.frexp(jax.lax.stop_gradient(length))
+    normal = jnp.minimum(exponent, jnp.finfo(dtype).maxexp - 4)
+    per_unit = jnp.ldexp(jnp.ones_like(length), -normal)
+    scaled = jnp.where(length == 0, 1, per_unit * length)
+    direction = jax.tree.map(lambda leaf: (per_unit * leaf) / scaled, a)
+    return length, dot(direction, tangent)
+
+
+def _units(dtype: np.dtype) -> np.ndarray:
+    """Return three units, such that every normal number has a normal square in one of them.
+
+    They are powers of two, so that a change of units does not round.
+    """
+    exponent = int(jnp.finfo(dtype).maxexp) * 5 // 8
+    return np.array([2.0**-exponent, 1.0, 2.0**exponent]).astype(dtype)
+
+
+def _sums_of_squares(leaf: Array, units: np.ndarray) -> Float[Array, "3"]:
+    """Return the sum of squares in each of three units.
+
+    All three in one pass: a compiler makes one kernel of it. A scale that depends on the entries
+    would need two, and twice the time to compile.
+    """
+    # Behind a barrier, or the compiler would multiply the factors first, which overflows.
+    factors = jax.lax.optimization_barrier((1 / units).reshape(3, *(1,) * leaf.ndim))
+    scaled = leaf[None] * factors
+    return jnp.sum(scaled * scaled, axis=range(1, scaled.ndim))
 
 
 def all_finite(a: PyTree) -> Bool[Array, ""]:
@@ -93,8 +152,13 @@ def nbytes(a: PyTree) -> int:
 
 
 def result_dtype(a: PyTree) -> np.dtype:
-    """Return the dtype of a single vector that holds all leaves of `a`."""
-    return np.dtype(jnp.result_type(*jax.tree.leaves(a)))
+    """Return the dtype of a single vector that holds all leaves of `a`.
+
+    JAX's weak types count as what they are: the float64 that a Python number becomes is no
+    narrower than any other.
+    """
+    dtypes = [getattr(leaf, "dtype", None) or jnp.result_type(leaf) for leaf in jax.tree.leaves(a)]
+    return np.dtype(jnp.result_type(*dtypes))
 
 
 def basis(a: T) -> T:

@@ -1,9 +1,16 @@
-"""Factor a matrix once; solve with it, and with its transpose, as often as needed."""
+r"""Factor a matrix once; solve with it, and with its transpose, as often as needed.
+
+The matrix ``A`` is equilibrated first: ``B = R A C``, where the diagonal matrices ``R`` and ``C``
+make the largest entry of every row and column about one. An equation or an unknown in other units
+then changes neither the pivots nor the condition number. The scales are powers of two, so that
+scaling rounds nothing.
+"""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from iterdiff.jaxtools import tree
@@ -11,23 +18,51 @@ from iterdiff.jaxtools.lax import only_if
 
 Vector = Float[Array, " n"]
 
+MAX_CONDITION = {64: 3e13, 32: 2e6}
+"""Largest condition number of a matrix that counts as regular, by bits of its dtype. A singular
+matrix, rounded, has one of about 1 / eps, which is 5e15 and 8e6. Systems of condition 1e12 and 1e6
+have to be solved."""
+
+
+class Scales(NamedTuple):
+    """The diagonals of ``R`` and ``C`` in ``B = R A C``.
+
+    Attributes
+    ----------
+    rows, columns : array, shape (n,)
+        Powers of two.
+    """
+
+    rows: Vector
+    columns: Vector
+
+    def transposed(self) -> "Scales":
+        """Return the scales of the transpose."""
+        return Scales(self.columns, self.rows)
+
 
 class Factors(NamedTuple):
-    """The factors of a square matrix ``A`` by Cholesky, QR or LU.
+    """The factors of a square matrix ``A``, after equilibration, by Cholesky, QR or LU.
 
     Attributes
     ----------
     left, right : array, shape (n, n)
-        If ``A`` should be positive definite: ``A = left @ right.T`` with `right` lower triangular.
+        If ``A`` should be positive definite: ``B = left @ right.T`` with `right` lower triangular.
         Then `left` equals `right` after Cholesky, and is orthogonal after QR. Otherwise both are
-        the packed array of LAPACK's LU: ``A[order] = L U``, with `U` in the upper triangle and
+        the packed array of LAPACK's LU: ``B[order] = L U``, with `U` in the upper triangle and
         `L` below the diagonal (its unit diagonal is not stored).
     order : array of int, shape (n,), or None
         The row permutation of LU.
     definite : bool or None
-        Whether Cholesky succeeded; None if it was not tried.
+        Whether ``A`` is symmetric and Cholesky succeeded; None if it was not tried.
     matrix : array, shape (n, n), or None
-        ``A``, if it was kept to check answers.
+        ``B``, if it was kept to check answers.
+    scales : Scales
+        What makes ``B`` of ``A``.
+    norm : scalar
+        The spectral norm of ``B``, estimated from below.
+    condition : scalar
+        The condition number of ``B`` in the spectral norm, estimated from below.
     """
 
     left: Float[Array, "n n"]
@@ -35,6 +70,14 @@ class Factors(NamedTuple):
     order: Int[Array, " n"] | None
     definite: Bool[Array, ""] | None
     matrix: Float[Array, "n n"] | None
+    scales: Scales
+    norm: Float[Array, ""]
+    condition: Float[Array, ""]
+
+    @property
+    def regular(self) -> Bool[Array, ""]:
+        """Whether the matrix is not singular to working precision."""
+        return self.condition < MAX_CONDITION[jnp.finfo(self.condition.dtype).bits]
 
 
 def factor(matrix: Float[Array, "n n"], *, positive_definite: bool, keep: bool) -> Factors:
@@ -45,33 +88,110 @@ def factor(matrix: Float[Array, "n n"], *, positive_definite: bool, keep: bool) 
     matrix : array, shape (n, n)
         ``A``. Cholesky reads its lower triangle only.
     positive_definite : bool
-        Whether it should be positive definite.
+        Whether it should be symmetric and positive definite.
     keep : bool
         Whether to keep the matrix; LU then factors a copy.
     """
-    kept = matrix if keep else None
+    scales = _scales_of_definite(matrix) if positive_definite else _scales(matrix)
+    matrix = scales.rows[:, None] * matrix * scales.columns[None]
+    left, right, order, definite = _decomposed(matrix, positive_definite)
+    one = jnp.ones((), matrix.dtype)
+    factors = Factors(left, right, order, definite, matrix, scales, one, one)
+    norm, condition = _condition(factors)
+    return factors._replace(matrix=matrix if keep else None, norm=norm, condition=condition)
+
+
+def _decomposed(matrix: Float[Array, "n n"], positive_definite: bool) -> tuple:
+    """Return `left`, `right`, `order` and `definite` of `Factors`."""
     if not positive_definite:
         packed, _, order = jax.lax.linalg.lu(matrix)
-        return Factors(packed, packed, order, None, kept)
+        packed = _without_zero_pivots(packed)
+        return packed, packed, order, None
     lower = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
     # A value that is not finite in any row makes the last row not finite.
-    definite = tree.all_finite(jax.lax.slice_in_dim(lower, -1, None))
+    definite = tree.all_finite(jax.lax.slice_in_dim(lower, -1, None)) & _symmetric(matrix)
 
     def by_qr() -> tuple:
         q, r = jax.lax.linalg.qr(matrix, full_matrices=False)
-        return q, r.T
+        return q, _without_zero_pivots(r.T)
 
     left, right = only_if(~definite, by_qr, (lower, lower))
-    return Factors(left, right, None, definite, kept)
+    return left, right, None, definite
+
+
+def _symmetric(matrix: Float[Array, "n n"]) -> Bool[Array, ""]:
+    """Whether an equilibrated matrix is symmetric, to half the digits."""
+    return jnp.max(jnp.abs(matrix - matrix.T)) <= float(jnp.finfo(matrix.dtype).eps) ** 0.5
+
+
+def _without_zero_pivots(triangle: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Return a triangular factor of ``B`` whose diagonal is at least eps.
+
+    That perturbs ``B`` within its rounding errors. A singular system with solutions then has one
+    of them as its answer, as it would have after another rounding.
+    """
+    eps = jnp.finfo(triangle.dtype).eps
+    tiny = jnp.abs(triangle) < eps
+    return jnp.where(jnp.eye(triangle.shape[0], dtype=bool) & tiny, eps, triangle)
+
+
+def _scales(matrix: Float[Array, "n n"]) -> Scales:
+    """Return scales that make the largest entries of rows, then of columns, about one."""
+    sizes = jnp.abs(matrix)
+    rows = _inverse_power_of_two(jnp.max(sizes, axis=1))
+    return Scales(rows, _inverse_power_of_two(jnp.max(rows[:, None] * sizes, axis=0)))
+
+
+def _scales_of_definite(matrix: Float[Array, "n n"]) -> Scales:
+    """Return equal scales of rows and columns that make the diagonal about one."""
+    diagonal = jnp.diagonal(matrix)
+    positive = jnp.where(diagonal > 0, diagonal, jnp.max(jnp.abs(matrix), axis=1))
+    scale = _inverse_power_of_two(jnp.sqrt(positive))
+    return Scales(scale, scale)
+
+
+def _inverse_power_of_two(sizes: Vector) -> Vector:
+    """Return ``1 / sizes`` with the sizes rounded to powers of two; 1 where they are zero."""
+    rounded = jax.lax.reduce_precision(sizes, jnp.finfo(sizes.dtype).nexp, 0)
+    return 1 / jnp.where(rounded > 0, rounded, jnp.where(sizes == 0, 1.0, sizes))
+
+
+def _condition(factors: Factors) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the norm of ``B`` and its condition number, by a power step each from a random vector.
+
+    Both are lower bounds that rarely miss by a factor of three. The norm counts as at least one:
+    that of an equilibrated matrix is, unless the matrix is zero.
+    """
+    matrix = factors.matrix
+    assert matrix is not None
+    start = jnp.asarray(np.random.default_rng(0).standard_normal(matrix.shape[0]), matrix.dtype)
+    norm = tree.norm(matrix.T @ _unit(matrix @ start))
+    there = _unit(substitute_scaled(factors, start))
+    inverse_norm = tree.norm(substitute_scaled(factors, there, transpose=True))
+    norm = jnp.maximum(norm, 1.0)
+    return norm, norm * inverse_norm
+
+
+def _unit(v: Vector) -> Vector:
+    length = tree.norm(v)
+    return v / jnp.where(length > 0, length, 1.0)
 
 
 def substitute(factors: Factors, b: Vector, *, transpose: bool = False) -> Vector:
-    """Return ``A^{-1} b``, or ``A^{-T} b``, unchecked.
+    """Return ``A^{-1} b``, or ``A^{-T} b``, unchecked."""
+    scales = factors.scales.transposed() if transpose else factors.scales
+    y = substitute_scaled(factors, scales.rows * b, transpose=transpose)
+    return scales.columns * y
 
-    A matrix that should be positive definite is taken to be symmetric: `transpose` is ignored.
-    """
-    left, right, order, definite, _ = factors
+
+def substitute_scaled(factors: Factors, b: Vector, *, transpose: bool = False) -> Vector:
+    """Return ``B^{-1} b``, or ``B^{-T} b``, as `substitute`."""
+    left, right, order = factors.left, factors.right, factors.order
+    definite = factors.definite
     if definite is not None:
+        if transpose:
+            y = _triangular(right, b, lower=True)
+            return jnp.where(definite, _triangular(right, y, lower=True, transpose=True), left @ y)
         y = jnp.where(definite, _triangular(left, b, lower=True), b @ left)
         return _triangular(right, y, lower=True, transpose=True)
     if transpose:

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from iterdiff.jaxtools import tree
+
 
 def safe_length(v: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
     """Return Euclidean norms along the last axis; 1, with derivative 0, for zero vectors."""
-    square = jnp.sum(v * v, axis=-1)
-    return jnp.sqrt(jnp.where(square == 0, 1.0, square))
+    length = jax.vmap(tree.norm)(v) if v.ndim > 1 else tree.norm(v)
+    return jnp.where(length == 0, 1, length)
 
 
 def least_squares(

@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import as_array, is_known, is_number
+from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.problems.linear_system import LinearSystem
 from iterdiff.problems.problem import CompositeMinimization, FixedPoint, Minimization, Problem
 
@@ -134,7 +135,7 @@ def _parameter(where: str, leaf: Any, weak: np.dtype | None) -> Any:
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(
             f"{where} is complex ({array.dtype}); pass its real and imaginary parts as two leaves. "
-            "If it is data, let the problem's function close over it."
+            "If it is data, pass it in `args`."
         )
     floating = jnp.issubdtype(array.dtype, jnp.floating)
     if floating and is_known(array) and np.any(np.isnan(np.asarray(array))):
@@ -185,10 +186,15 @@ def _parts(problem: Problem) -> list[_Part]:
     return [_Part("residual", problem.residual, _check_like_x0)]
 
 
-def check_residual(problem: Problem, x0: PyTree, theta: PyTree) -> None:
+def check_residual(problem: Problem, x0: PyTree, theta: PyTree) -> Snapshot:
     """Raise unless the functions of `problem` accept `x0` and return what they should.
 
     The functions are traced, not run.
+
+    Returns
+    -------
+    Snapshot
+        What the functions compute at this moment.
 
     Raises
     ------
@@ -197,13 +203,24 @@ def check_residual(problem: Problem, x0: PyTree, theta: PyTree) -> None:
     ValueError
         If a function cannot be evaluated at `x0`, or its result is not like `x0`.
     """
-    for part in _parts(problem):
+    arrays, static = eqx.partition(problem, eqx.is_array)  # the arrays may differ in every call
+    jaxprs = []
+    for place, part in enumerate(_parts(problem)):
+
+        def evaluate(x, theta, arrays, place=place):
+            return _parts(eqx.combine(arrays, static))[place].evaluate(x, theta)
+
         name = f"the {part.name} of {type(problem).__name__}"
-        part.check(name, _shapes_of(name, part.evaluate, x0, theta), x0)
+        jaxpr, result = _traced(name, evaluate, x0, theta, arrays)
+        part.check(name, result, x0)
+        jaxprs.append(jaxpr)
+    return snapshot(*jaxprs)
 
 
-def _shapes_of(name: str, function: Callable, x0: PyTree, theta: PyTree) -> Any:
-    """Return the result of `function` as shapes and dtypes.
+def _traced(
+    name: str, function: Callable, x0: PyTree, theta: PyTree, arrays: PyTree
+) -> tuple[Any, Any]:
+    """Return the jaxpr of `function`, and its result as shapes and dtypes.
 
     Raises
     ------
@@ -212,7 +229,7 @@ def _shapes_of(name: str, function: Callable, x0: PyTree, theta: PyTree) -> Any:
         since they explain the cause better.
     """
     try:
-        return eqx.filter_eval_shape(function, x0, theta)
+        return traced(function, x0, theta, arrays)
     except jax.errors.JAXTypeError:
         raise
     except (TypeError, ValueError) as error:
@@ -276,16 +293,16 @@ def check_untraced(
     caller : str
         The calling function's name in the error message.
     problem, algorithm, x0, theta
-        As in `solve`.
+        As `check_inputs` returns them.
 
     Raises
     ------
     TypeError
         If a value is being traced.
     """
-    closed_over = eqx.filter_make_jaxpr(problem.residual)(x0, theta)[0].consts
-    leaves = jax.tree.leaves((problem, algorithm, x0, theta, closed_over))
-    if not all(is_known(leaf) for leaf in leaves):
+    taken = check_residual(problem, x0, theta) if problem.snapshot is None else problem.snapshot
+    known = all(is_known(leaf) for leaf in jax.tree.leaves((problem, algorithm, x0, theta)))
+    if taken.traced or not known:
         raise TypeError(
             f"`{caller}` returns data; call it outside jit, vmap and grad. JAX is tracing a value "
             "in `problem`, `algorithm`, `x0` or `theta`."

@@ -1,7 +1,7 @@
 """Linear systems, with a matrix or a matrix-free operator."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_bool, check_callable
+from iterdiff.problems.functions import has_room
 from iterdiff.problems.problem import Problem
 
 
@@ -77,11 +78,11 @@ class MatrixOperator(eqx.Module):
         if not callable(self.matrix):
             _check_square(self.matrix)
 
-    def __call__(self, x: PyTree, theta: PyTree) -> PyTree:
-        """Return ``A(theta) x``."""
+    def __call__(self, x: PyTree, theta: PyTree, *args: PyTree) -> PyTree:
+        """Return ``A(theta) x``; a function of theta receives `args`, too, if it has room."""
         matrix = self.matrix
         if callable(matrix):
-            matrix = _as_operand(matrix(theta))
+            matrix = _as_operand(matrix(theta, *args) if has_room(matrix, 1) else matrix(theta))
             _check_square(matrix)
         return matrix.mv(x) if isinstance(matrix, lx.AbstractLinearOperator) else matrix @ x
 
@@ -133,6 +134,7 @@ class LinearSystem(Problem):
     rhs: Callable[[PyTree], PyTree]
     _symmetric: bool = eqx.field(static=True)
     _positive_definite: bool = eqx.field(static=True)
+    functions: ClassVar[dict[str, int]] = {"operator": 2, "rhs": 1}
 
     def __init__(
         self,

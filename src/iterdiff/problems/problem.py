@@ -2,9 +2,9 @@
 
 A problem owns ``residual(x, theta)``, which vanishes at the solution ``x*(theta)``. Implicit
 differentiation differentiates this equation, and stopping rules measure convergence by it.
-Pass every quantity that you differentiate with respect to in `theta`; values that a user's
-function closes over are data. (A closed-over value that JAX is tracing is detected, and the
-derivative includes it.)
+Pass every quantity that you differentiate with respect to in `theta`, and data in `args` of
+`solve`. What a user's function closes over is data, too: its value at the time of the call counts.
+(A closed-over value that JAX is tracing is detected, and the derivative includes it.)
 """
 
 import abc
@@ -18,7 +18,9 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_callable, check_tolerance
+from iterdiff.jaxtools.snapshot import Snapshot
 from iterdiff.linalg.solve import Structure
+from iterdiff.problems.functions import Bound
 
 
 class Problem(eqx.Module):
@@ -39,9 +41,17 @@ class Problem(eqx.Module):
         a Hessian, and its transpose need not be formed.
     structure : Structure
         These three, for linear solves.
+    functions : dict of str to int
+        The fields that hold functions of the user's, each with its number of inputs. Data come
+        after these.
+    snapshot : Snapshot or None
+        What the functions computed when a call of iterdiff checked them. Programs are reused only
+        for a problem with an equal snapshot.
     """
 
     residual_is_gradient: ClassVar[bool] = False
+    functions: ClassVar[dict[str, int]] = {}
+    snapshot: Snapshot | None = eqx.field(kw_only=True, default=None, repr=False)
 
     @property
     def structure(self) -> Structure:
@@ -57,6 +67,10 @@ class Problem(eqx.Module):
     def positive_definite(self) -> bool:
         """Whether ``d residual / dx`` is symmetric and positive definite at the solution."""
         return False
+
+    def aux(self, x: PyTree, theta: PyTree) -> PyTree:
+        """Return the auxiliary output at `x`, which becomes ``Solution.aux``; by default None."""
+        del x, theta
 
     @abc.abstractmethod
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
@@ -76,7 +90,33 @@ class Problem(eqx.Module):
         """
 
 
-class Minimization(Problem):
+class ProblemOfFunctions(Problem):
+    """A problem made of functions of the user's, whose first may have an auxiliary output.
+
+    Attributes
+    ----------
+    has_aux : bool
+        Whether the first of `functions` returns a pair ``(value, aux)``. ``Solution.aux`` is the
+        second at the answer.
+    """
+
+    has_aux: bool = eqx.field(static=True, kw_only=True, default=False)
+
+    def __post_init__(self):
+        """Separate the value from the auxiliary output, with `has_aux`."""
+        name = next(iter(self.functions))
+        function = getattr(self, name)
+        if self.has_aux and callable(function) and not isinstance(function, Bound):
+            setattr(self, name, Bound(function, has_aux=True))
+
+    def aux(self, x: PyTree, theta: PyTree) -> PyTree:
+        """Return the auxiliary output at `x`; None without `has_aux`."""
+        if not self.has_aux:
+            return None
+        return getattr(self, next(iter(self.functions))).aux(x, theta)
+
+
+class Minimization(ProblemOfFunctions):
     r"""Minimise ``objective(x, theta)`` over `x`, without constraints.
 
     The residual is the gradient :math:`\nabla_x f(x, \theta)`, and its Jacobian is the Hessian:
@@ -88,6 +128,9 @@ class Minimization(Problem):
     objective : callable
         ``objective(x, theta)`` returns a real floating scalar. It must be twice differentiable
         near the solution; error estimates and ``Implicit(refine=1)`` need a third derivative.
+    has_aux : bool
+        Whether `objective` returns a pair ``(value, aux)``: the second, any pytree, becomes
+        ``Solution.aux``, which JAX differentiates like the answer.
 
     Raises
     ------
@@ -105,6 +148,7 @@ class Minimization(Problem):
 
     objective: Callable[[PyTree, PyTree], Float[Array, ""]]
     residual_is_gradient: ClassVar[bool] = True
+    functions: ClassVar[dict[str, int]] = {"objective": 2}
 
     def __check_init__(self):
         """Check that `objective` is callable."""
@@ -125,7 +169,7 @@ class Minimization(Problem):
         return jax.grad(self.objective)(x, theta)
 
 
-class RootFinding(Problem):
+class RootFinding(ProblemOfFunctions):
     """Find `x` with ``function(x, theta) = 0``.
 
     Parameters
@@ -133,6 +177,9 @@ class RootFinding(Problem):
     function : callable
         ``function(x, theta)`` returns a pytree like `x`. It must be differentiable near the
         solution, with a nonsingular Jacobian with respect to `x` there.
+    has_aux : bool
+        Whether `function` returns a pair ``(value, aux)``: the second, any pytree, becomes
+        ``Solution.aux``, which JAX differentiates like the answer.
 
     Raises
     ------
@@ -141,6 +188,7 @@ class RootFinding(Problem):
     """
 
     function: Callable[[PyTree, PyTree], PyTree]
+    functions: ClassVar[dict[str, int]] = {"function": 2}
 
     def __check_init__(self):
         """Check that `function` is callable."""
@@ -151,7 +199,7 @@ class RootFinding(Problem):
         return self.function(x, theta)
 
 
-class FixedPoint(Problem):
+class FixedPoint(ProblemOfFunctions):
     """Find `x` with ``x = update(x, theta)``.
 
     The residual is ``x - update(x, theta)``, whose Jacobian is ``I - d update / dx``.
@@ -161,6 +209,9 @@ class FixedPoint(Problem):
     update : callable
         ``update(x, theta)`` returns a pytree like `x`. It must be differentiable near the fixed
         point, and 1 must not be an eigenvalue of its Jacobian there.
+    has_aux : bool
+        Whether `update` returns a pair ``(value, aux)``: the second, any pytree, becomes
+        ``Solution.aux``, which JAX differentiates like the answer.
 
     Raises
     ------
@@ -169,6 +220,7 @@ class FixedPoint(Problem):
     """
 
     update: Callable[[PyTree, PyTree], PyTree]
+    functions: ClassVar[dict[str, int]] = {"update": 2}
 
     def __check_init__(self):
         """Check that `update` is callable."""
@@ -179,7 +231,7 @@ class FixedPoint(Problem):
         return tree.sub(x, self.update(x, theta))
 
 
-class CompositeMinimization(Problem):
+class CompositeMinimization(ProblemOfFunctions):
     r"""Minimise ``smooth(x, theta)`` plus a term given by its proximal operator.
 
     The residual is the natural map
@@ -200,6 +252,9 @@ class CompositeMinimization(Problem):
     residual_step : float
         The step ``s`` in the residual, positive. A value near the inverse of the largest
         eigenvalue of the Hessian of `smooth` gives the best-conditioned implicit system.
+    has_aux : bool
+        Whether `smooth` returns a pair ``(value, aux)``: the second, any pytree, becomes
+        ``Solution.aux``, which JAX differentiates like the answer.
 
     Raises
     ------
@@ -213,6 +268,7 @@ class CompositeMinimization(Problem):
     prox: Callable[[PyTree, Float[Array, ""], PyTree], PyTree]
     penalty: Callable[[PyTree, PyTree], Float[Array, ""]] | None = None
     residual_step: float = eqx.field(static=True, default=1.0)
+    functions: ClassVar[dict[str, int]] = {"smooth": 2, "prox": 3, "penalty": 2}
 
     def __check_init__(self):
         """Check that the functions are callable and that `residual_step` is positive."""

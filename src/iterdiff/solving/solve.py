@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
@@ -11,6 +10,7 @@ from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_bool
 from iterdiff.jaxtools.closures import nan_derivative_where
+from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.raise_if import raise_if
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import stop_gradient
@@ -19,7 +19,7 @@ from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Task
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
-from iterdiff.problems.checks import check_residual, check_theta, check_x0
+from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import CompositeMinimization, Problem
 from iterdiff.problems.prox import weakly_active
 from iterdiff.solving.solution import Solution
@@ -33,6 +33,7 @@ def solve(
     *,
     stop: StoppingRule,
     mode: Mode | None = None,
+    args: PyTree = None,
     throw: bool = True,
 ) -> Solution:
     """Solve `problem` with `algorithm`, and let JAX differentiate the answer with respect to theta.
@@ -69,6 +70,11 @@ def solve(
     mode : Mode, optional
         How to differentiate; by default ``Implicit()``. The mode changes only the derivative, not
         the answer (except that ``Implicit(refine=...)`` corrects the answer by Newton steps).
+    args : pytree, optional
+        Data, which the problem's functions receive as their last argument: ``objective(x, theta,
+        args)``. A function without room for one argument more is called without it. The data are
+        never differentiated in; ``vmap`` batches them, for example over the folds of a
+        cross-validation.
     throw : bool
         Whether to raise if the run fails. If False, the answer is the last finite iterate with
         its `Status`. The derivative is NaN if its linear solve failed or the run could not start
@@ -111,9 +117,7 @@ def solve(
     check_fits(problem, algorithm)
     check_kinds(stop, mode)
     check_bool(throw=throw)
-    x0 = check_x0(x0)
-    theta = check_theta(theta, x0)
-    check_residual(problem, x0, theta)
+    problem, x0, theta = check_inputs(problem, x0, theta, args)
     mode.check(stop)
     task = Task(problem, algorithm, x0, theta, stop)
     with traceable_step(algorithm):
@@ -139,7 +143,7 @@ def check_kinds(stop: StoppingRule, mode: Mode) -> None:
         )
 
 
-@eqx.filter_jit
+@compiled
 def _solve(task: Task, mode: Mode, throw: bool) -> Solution:
     outcome = mode.solve(task, throw=throw)
     x = outcome.x
@@ -152,7 +156,8 @@ def _solve(task: Task, mode: Mode, throw: bool) -> Solution:
     kinks = None
     if isinstance(task.problem, CompositeMinimization):
         kinks = weakly_active(task.problem, x, task.theta)
-    return Solution(x, outcome.steps, status.astype(jnp.int32), residual_norm, kinks)
+    aux = task.problem.aux(x, task.theta)
+    return Solution(x, outcome.steps, status.astype(jnp.int32), residual_norm, kinks, aux)
 
 
 def _raise_on_failure(solution: Solution) -> Solution:
