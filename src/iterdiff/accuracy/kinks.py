@@ -79,8 +79,8 @@ def at_kink(at: Sensitivity, x: PyTree) -> Bool[Array, ""]:
 
 def _second_differences(at: Sensitivity, point: PyTree, direction: PyTree, h: Array) -> Array:
     """Return the second differences along a direction, in rows, one for each increment."""
-    sizes = h * INCREMENT_FACTOR ** jnp.arange(3)
-    steps = jnp.concatenate([sizes, -sizes, jnp.zeros(1)])
+    sizes = h * jnp.asarray([INCREMENT_FACTOR**k for k in range(3)], h.dtype)
+    steps = jnp.concatenate([sizes, -sizes, jnp.zeros_like(sizes[:1])])
 
     def value(step):
         return tree.to_vector(at.residual(*tree.axpy(step, direction, point)))
