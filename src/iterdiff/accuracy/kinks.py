@@ -69,7 +69,7 @@ def at_kink(at: Sensitivity, x: PyTree) -> Bool[Array, ""]:
     seconds = _second_differences(at, (x, at.theta), (dx, v), h)
     mixed = at.operator(jax.tree.map(jnp.multiply, irregular(x), dx))
     terms = tree.to_vector(jax.tree.map(lambda u, v: jnp.abs(u) + jnp.abs(v), pushed, mixed))
-    first, middle, last = seconds / jnp.where(terms > 0, terms, 1.0)
+    first, middle, last = seconds / jnp.where(terms > 0, terms, 1.0)[None]
     return (
         _proportional(first, middle)
         & _proportional(middle, last)
@@ -86,7 +86,7 @@ def _second_differences(at: Sensitivity, point: PyTree, direction: PyTree, h: Ar
         return tree.to_vector(at.residual(*tree.axpy(step, direction, point)))
 
     values = jax.vmap(value)(steps)
-    return values[:3] + values[3:6] - 2 * values[6]
+    return values[:3] + values[3:6] - 2 * values[6:]
 
 
 def _proportional(shorter: Array, longer: Array) -> Bool[Array, ""]:
