@@ -69,7 +69,7 @@ def at_kink(at: Sensitivity, x: PyTree) -> Bool[Array, ""]:
     seconds = _second_differences(at, (x, at.theta), (dx, v), h)
     mixed = at.operator(jax.tree.map(jnp.multiply, irregular(x), dx))
     terms = tree.to_vector(jax.tree.map(lambda u, v: jnp.abs(u) + jnp.abs(v), pushed, mixed))
-    first, middle, last = seconds / jnp.where(terms > 0, terms, 1.0)
+    first, middle, last = seconds / jnp.where(terms > 0, terms, 1.0)[None]
     return (
         _proportional(first, middle)
         & _proportional(middle, last)
