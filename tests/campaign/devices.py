@@ -13,7 +13,9 @@ import iterdiff as itd
 from tests.campaign.call import Call
 
 COUNT = 4
-ENVIRONMENT = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={COUNT}"}
+FLAGS = (f"--xla_force_host_platform_device_count={COUNT}",)
+"""Settings of XLA for the process that makes these calls."""
+
 BATCH = np.linspace(0.5, 2.0, COUNT)
 
 MODES: dict[str, Callable[[], itd.Mode]] = {

@@ -142,10 +142,6 @@ def _decorated(x0: Any, theta: Any) -> Any:
     return solver(x0, theta)
 
 
-def _number(checkup: Any) -> float:
-    return float(checkup.ok)
-
-
 def _estimated(x: Any, theta: Any) -> Any:
     return itd.derivative_error(_problem(), x, theta, x, tangent=theta).absolute
 
@@ -153,16 +149,9 @@ def _estimated(x: Any, theta: Any) -> Any:
 ENTRIES: dict[str, Callable[[Any, Any], Any]] = {
     "solve": _solved,
     "grad, implicit": _graded(None),
-    "grad, unrolled": _graded(itd.Unrolled()),
     "grad, checked": _graded(itd.Checked(itd.Implicit(), on_failure="raise")),
     "implicit": _decorated,
     "derivative_error": _estimated,
-    "check_derivative": lambda x0, t: _number(
-        itd.check_derivative(_problem(), DESCENT, x0, t, stop=RULE)
-    ),
-    "trace": lambda x0, t: itd.trace(
-        _problem(), DESCENT, x0, t, steps=3, modes={"implicit": itd.Implicit()}
-    ).iterate_error.values[-1],
     "weakly_active": lambda x0, t: itd.weakly_active(_problem(), x0, t),
 }
 

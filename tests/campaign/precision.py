@@ -81,7 +81,6 @@ MAPS: dict[str, Callable[[Any], Callable]] = {
     "decorated": _decorated,
 }
 MODES: dict[str, Callable[[], itd.Mode]] = {
-    "implicit": itd.Implicit,
     "unrolled": itd.Unrolled,
     "checked": lambda: itd.Checked(itd.Implicit(), on_failure="raise"),
 }
@@ -96,7 +95,9 @@ def _call(setting: str, which: str, mode: str, way: str) -> Call:
     def run() -> Any:
         with SETTINGS[setting]():
             theta = jnp.asarray(THETA, jnp.result_type(float))
-            return jax.block_until_ready(WAYS[way](MAPS[which](MODES[mode]()))(theta))
+            return jax.block_until_ready(
+                WAYS[way](MAPS[which](MODES.get(mode, itd.Implicit)()))(theta)
+            )
 
     short = setting in ("float32", "matmul in bfloat16", "32 bits by default")
     return Call(

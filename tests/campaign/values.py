@@ -10,8 +10,8 @@ import numpy as np
 import iterdiff as itd
 from tests.campaign.call import Call
 
-SCALES = [float(f"1e{k}") for k in range(-320, 309, 20)] + [0.0, -0.0, 5e-324, 1.7e308, -1e-300]
-SCALES32 = [float(f"1e{k}") for k in range(-44, 39, 6)] + [0.0, -0.0, 1e-45, 3e38]
+SCALES = [float(f"1e{k}") for k in range(-320, 309, 40)] + [0.0, -0.0, 5e-324, 1.7e308, -1e-300]
+SCALES32 = [float(f"1e{k}") for k in range(-44, 39, 12)] + [0.0, -0.0, 1e-45, 3e38]
 NOT_FINITE = {
     "NaN": np.nan,
     "infinity": np.inf,

@@ -79,14 +79,14 @@ def at_kink(at: Sensitivity, x: PyTree) -> Bool[Array, ""]:
 
 def _second_differences(at: Sensitivity, point: PyTree, direction: PyTree, h: Array) -> Array:
     """Return the second differences along a direction, in rows, one for each increment."""
-    sizes = h * INCREMENT_FACTOR ** jnp.arange(3)
-    steps = jnp.concatenate([sizes, -sizes, jnp.zeros(1)])
+    sizes = h * jnp.asarray([INCREMENT_FACTOR**k for k in range(3)], h.dtype)
+    steps = jnp.concatenate([sizes, -sizes, jnp.zeros_like(sizes[:1])])
 
     def value(step):
         return tree.to_vector(at.residual(*tree.axpy(step, direction, point)))
 
     values = jax.vmap(value)(steps)
-    return values[:3] + values[3:6] - 2 * values[6]
+    return values[:3] + values[3:6] - 2 * values[6:]
 
 
 def _proportional(shorter: Array, longer: Array) -> Bool[Array, ""]:
