@@ -84,7 +84,7 @@ class Perturbed(NamedTuple):
 
     @classmethod
     def of(cls, inputs: PyTree, tangents: PyTree) -> "Perturbed":
-        """Find the leaves whose tangent is not a symbolic zero."""
+        """Find the leaves whose tangent is not a symbolic zero; an empty leaf cannot change."""
 
         def is_zero(leaf):
             return isinstance(leaf, SymbolicZero)
@@ -93,7 +93,7 @@ class Perturbed(NamedTuple):
         found = [
             (primal, tangent, place)
             for place, (primal, tangent) in enumerate(zip(*leaves, strict=True))
-            if tree.is_floating(primal) and not is_zero(tangent)
+            if tree.is_floating(primal) and primal.size and not is_zero(tangent)
         ]
         moved, directions, places = zip(*found, strict=True) if found else ((), (), ())
         return cls(inputs, moved, directions, places)
