@@ -98,7 +98,12 @@ def _sum(tree: Any) -> Any:
     """Return the sum of all numbers of a tree of parameters, as float64."""
     numbers = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array_like(leaf)]
     numbers = [leaf for leaf in numbers if not _is_key(leaf)]
-    return sum(jnp.sum(jnp.asarray(leaf).astype(float)) for leaf in numbers)
+    return sum(jnp.sum(_converted(leaf).astype(float)) for leaf in numbers)
+
+
+def _converted(leaf: Any) -> Any:
+    known = isinstance(leaf, np.ndarray | np.generic)
+    return jnp.asarray(np.asarray(leaf, float) if known else leaf)
 
 
 def _is_key(leaf: Any) -> bool:
@@ -149,10 +154,8 @@ def _estimated(x: Any, theta: Any) -> Any:
 ENTRIES: dict[str, Callable[[Any, Any], Any]] = {
     "solve": _solved,
     "grad, implicit": _graded(None),
-    "grad, checked": _graded(itd.Checked(itd.Implicit(), on_failure="raise")),
     "implicit": _decorated,
     "derivative_error": _estimated,
-    "weakly_active": lambda x0, t: itd.weakly_active(_problem(), x0, t),
 }
 
 

@@ -31,6 +31,12 @@ def solve(problem=PROBLEM, algorithm=DESCENT, x0=X0, theta=THETA, **options):
     return itd.solve(problem, algorithm, x0, theta, **{"stop": STOP, **options})
 
 
+def deleted():
+    array = jnp.zeros(2)
+    array.delete()
+    return array
+
+
 REFUSED = {  # the call, the exception, what its message names
     "x0 masked": (lambda: solve(x0=np.ma.masked_equal(VALUE, 1.0)), TypeError, "`x0`"),
     "x0 of objects": (lambda: solve(x0=np.array([1.0, None])), TypeError, "`x0`"),
@@ -45,6 +51,9 @@ REFUSED = {  # the call, the exception, what its message names
         TypeError,
         "`x0`.activation",
     ),
+    "x0 with mixed keys": (lambda: solve(x0={"x": X0, 1: X0}), ValueError, "`x0`"),
+    "theta with mixed keys": (lambda: solve(theta={"x": X0, 1: X0}), ValueError, "`theta`"),
+    "x0 deleted": (lambda: solve(x0=deleted()), ValueError, "`x0`"),
     "theta of objects": (lambda: solve(theta=np.array([1.0, None])), TypeError, "`theta`"),
     "theta masked": (lambda: solve(theta=np.ma.ones(2)), TypeError, "`theta`"),
     "theta too large": (lambda: solve(theta=(THETA, 2**70)), ValueError, "`theta`[1]"),

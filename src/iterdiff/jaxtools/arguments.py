@@ -177,9 +177,11 @@ def as_array(name: str, leaf: Any, weak: np.dtype | None = None) -> Array:
         If the value is no number, or JAX has no arrays of its kind: a masked array, objects, text,
         dates, extended precision.
     ValueError
-        If a number does not fit the dtype that JAX gives it.
+        If a number does not fit the dtype that JAX gives it, or an array was deleted.
     """
     if isinstance(leaf, jax.Array):
+        if is_known(leaf) and leaf.is_deleted():
+            raise ValueError(f"{name} was deleted or donated to another program; pass a copy.")
         if not getattr(leaf, "weak_type", False):
             return leaf
         floats = weak is not None and jnp.issubdtype(leaf.dtype, jnp.floating)

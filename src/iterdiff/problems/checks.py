@@ -57,12 +57,22 @@ def check_x0(x0: PyTree, name: str = "x0") -> PyTree:
     ValueError
         If there are no numbers, or a known leaf contains NaN or infinity.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(x0)
-    if not any(np.size(leaf) for _, leaf in leaves):
+    checked = _each_leaf(f"`{name}`", _unknown, x0)
+    if not any(np.size(leaf) for leaf in jax.tree.leaves(checked)):
         raise ValueError(f"`{name}` contains no numbers; pass an array or a pytree of arrays.")
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _unknown(f"`{name}`{jax.tree_util.keystr(path)}", leaf), x0
-    )
+    return checked
+
+
+def _each_leaf(name: str, function: Callable[[str, Any], Any], given: PyTree) -> PyTree:
+    """Return ``function(where, leaf)`` of every leaf; ``where`` is its name in messages."""
+    try:
+        leaves, structure = jax.tree_util.tree_flatten_with_path(given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} is no pytree: {str(error).rstrip('.')}. In a dict, use keys of one type."
+        ) from error
+    made = [function(f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
+    return jax.tree.unflatten(structure, made)
 
 
 def _unknown(where: str, leaf: Any) -> Array:
@@ -116,9 +126,7 @@ def check_theta(theta: PyTree, x0: PyTree = None) -> PyTree:
         If no leaf is floating, a known leaf contains NaN, or a number does not fit its dtype.
     """
     weak = None if x0 is None else tree.result_dtype(x0)
-    checked = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _parameter(f"`theta`{jax.tree_util.keystr(path)}", leaf, weak), theta
-    )
+    checked = _each_leaf("`theta`", lambda where, leaf: _parameter(where, leaf, weak), theta)
     if not any(tree.is_floating(leaf) for leaf in jax.tree.leaves(checked)):
         raise ValueError(
             "`theta` has no floating leaf, so there is nothing to differentiate with respect to. "
