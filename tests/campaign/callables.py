@@ -138,8 +138,10 @@ POSED: dict[str, tuple[Callable, Callable]] = {
         lambda: itd.GradientDescent(0.3),
     ),
     "LinearSystem": (
-        lambda f: itd.LinearSystem(lambda x, t: f(x, 0 * t), lambda t: t),
-        lambda: itd.Richardson(0.5),
+        lambda f: itd.LinearSystem(
+            lambda x, t: f(x, 0 * t), lambda t: jax.tree.map(jnp.negative, f(0 * t, t))
+        ),
+        lambda: itd.Richardson(0.4),
     ),
 }
 

@@ -181,7 +181,7 @@ def test_numbers_that_do_not_fit_float32():
             with pytest.raises(ValueError, match="`x0`.*float32"):
                 solve(x0=value)
         with pytest.raises(ValueError, match="`theta`.*int32"):
-            solve(theta=(jnp.ones(2), np.array([2**40])))
+            solve(x0=jnp.zeros(2), theta=(jnp.ones(2), np.array([2**40])))
 
 
 def test_the_numbers_of_a_network_are_an_unknown():
