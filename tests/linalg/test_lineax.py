@@ -176,7 +176,7 @@ def test_a_least_squares_solver_needs_a_consistent_system():
     def by(b):
         return solve(SINGULAR, b, DEFINITE, OF_LINEAX["svd"])
 
-    both = compiled(lambda b: (by(b), jax.linear_transpose(by, b)(b)[0]))
+    both = compiled(lambda b: (by(b), jax.vjp(by, b)[1](b)[0]))
     consistent = SINGULAR @ RHS
     tangent, adjoint = both(consistent)
     np.testing.assert_allclose(adjoint, np.linalg.pinv(SINGULAR) @ consistent, atol=1e-12)

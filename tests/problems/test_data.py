@@ -99,6 +99,9 @@ def test_entry_points_accept_data():
     assert error.absolute < 1e-12
     assert itd.check_derivative(*run, stop=STOP, args=DATA).ok
     assert itd.check_derivative(problem, lambda x0, t, d: d * t, X0, THETA, args=DATA).ok
+    composite, _ = PROBLEMS["composite"]
+    kinks = itd.weakly_active(composite, jnp.zeros(2), jnp.array([0.0, 1.0]), args=DATA)
+    assert kinks.tolist() == [True, False]
     assert "implicit" in str(itd.diagnose(*run, budget=3, args=DATA))
 
 

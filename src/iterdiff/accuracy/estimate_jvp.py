@@ -74,7 +74,7 @@ def with_derivative(
         def in_theta(y, floating):
             return residual(y, ((of_problem, eqx.combine(floating, rest)), closed_over))
 
-        return Sensitivity(in_theta, y, floating, problem.structure, solver=solver)
+        return Sensitivity(in_theta, y, floating, problem.structure_at(y, of_theta), solver=solver)
 
     def rule(_, perturbed, constants):
         del constants

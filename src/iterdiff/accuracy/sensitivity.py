@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.closures import hoist
+from iterdiff.jaxtools.reverse_only import first_order_only, reverse_only
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.solve import Inverse, Structure
 from iterdiff.problems.problem import Problem
@@ -120,6 +121,39 @@ class Sensitivity:
         return jnp.maximum(stretch * tree.norm(inverse_direction), 1.0)
 
 
+NO_FORWARD_RULE = (
+    "The residual of the problem calls a `jax.custom_vjp` function, which has no forward-mode rule: "
+    "only first derivatives in reverse mode (jax.grad, jax.jacrev) work. Give the function a "
+    "`jax.custom_jvp` rule for forward mode and second derivatives."
+)
+
+
+def forward_by_reverse(
+    residual: Residual,
+    x: PyTree,
+    theta: PyTree,
+    structure: Structure,
+    tangents: PyTree,
+    *,
+    solver: lx.AbstractLinearSolver | None = None,
+    throw: bool = False,
+) -> PyTree:
+    """Return ``J v`` such that JAX can transpose it, if the residual has a reverse rule only.
+
+    ``J^T w`` needs ``A^T`` and ``r_theta^T``, which reverse mode gives. The value of ``J v`` itself
+    raises a TypeError if it is needed. Parameters as in `Sensitivity`.
+    """
+    x, theta = first_order_only((x, theta), NO_FORWARD_RULE)
+    pull = jax.vjp(residual, x, theta)[1]
+    structure = structure._replace(hessian=False)
+    adjoint = Inverse(lambda w: pull(w)[0], x, structure, solver=solver, throw=throw)
+
+    def transposed(w):
+        return tree.scale(-1.0, pull(adjoint.constant(w))[1])
+
+    return reverse_only(transposed, tangents, x, NO_FORWARD_RULE)
+
+
 def sensitivity(
     problem: Problem,
     x: PyTree,
@@ -135,7 +169,8 @@ def sensitivity(
     def in_theta(y, floating):
         return residual(y, ((of_problem, eqx.combine(floating, rest)), closed_over))
 
-    return Sensitivity(in_theta, x, floating, problem.structure, solver=linear_solver)
+    structure = problem.structure_at(x, theta)
+    return Sensitivity(in_theta, x, floating, structure, solver=linear_solver)
 
 
 def explicit(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Callable, Any]:

@@ -64,5 +64,6 @@ def newton_step(
 ) -> PyTree:
     """Return `x` after one Newton step on the residual; NaN if the linear solve fails."""
     residual, tangent = jax.linearize(lambda y: problem.residual(y, theta), x)
-    solve = Inverse(tangent, x, problem.structure, solver=linear_solver, unique=False)
+    structure = problem.structure_at(x, theta)
+    solve = Inverse(tangent, x, structure, solver=linear_solver, unique=False)
     return tree.sub(x, solve(residual))

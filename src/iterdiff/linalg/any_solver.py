@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, PyTree
@@ -81,6 +82,46 @@ class AnySolver(CheckedSolver):
         product, inner = state
         inner, options = self.solver.conj(inner, options)
         return (product, inner), options
+
+    def assume_full_rank(self) -> bool:
+        """Whether the solver assumes that operators have full rank."""
+        return self.solver.assume_full_rank()
+
+
+class Advised(CheckedSolver):
+    """A checked solver whose failures are reported with a message of the caller's.
+
+    Parameters
+    ----------
+    solver : CheckedSolver
+        Solves.
+    message : str
+        What `SolveError` says if a solve fails.
+    """
+
+    solver: CheckedSolver
+    message: str = eqx.field(static=True)
+
+    @property
+    def advice(self) -> str:
+        """The message."""
+        return self.message
+
+    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Any:
+        """Return the solver's state."""
+        return self.solver.init(operator, options)
+
+    def compute(self, state: Any, vector: PyTree, options: dict[str, Any]) -> Answer:
+        """Return the solver's answer."""
+        return self.solver.compute(state, vector, options)
+
+    def transpose(self, state: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the state for the transposed operator."""
+        return self.solver.transpose(state, options)
+
+    def conj(self, state: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the state for the conjugate operator, which is real."""
+        return self.solver.conj(state, options)
 
     def assume_full_rank(self) -> bool:
         """Whether the solver assumes that operators have full rank."""

@@ -47,6 +47,13 @@ from iterdiff.linalg.factor import Factors, Vector, substitute
 Matvec = Callable[[PyTree], PyTree]
 Answer = tuple[PyTree, lx.RESULTS, dict[str, Any]]
 
+FAILURE = (
+    "The linear solve behind an implicit derivative (or a Newton step) failed: the Jacobian of the "
+    "residual is singular, so that it leaves the derivative open, or too ill-conditioned for the "
+    "method. Use float64, add the equations that make the solution unique, declare "
+    "`positive_definite` if it is, pass your own `linear_solver`, or pass `throw=False` for NaN."
+)
+
 UNIQUE = "unique"
 """The option of a solver's `compute` that says whether the answer has to be the only one. If False,
 a singular operator is no failure as long as the answer solves the system."""
@@ -111,7 +118,7 @@ def residual_small(
     All norms are taken in units of the largest entry of `b`, whose square may be zero or infinite.
     """
     unit = _unit_of(b)
-    residual = tree.norm((product(x) - b) / unit)
+    residual = _length((product(x) - b) / unit)
     return (residual <= _allowed(b, unit, rtol, atol)) & tree.all_finite(x)
 
 
@@ -158,8 +165,8 @@ def judge(
     else:
         image = (factors.matrix.T if transpose else factors.matrix) @ y
     unit, eps = _unit_of(b), float(jnp.finfo(b.dtype).eps)
-    rounding = BACKWARD_SLACK * b.size**0.5 * eps * factors.norm * tree.norm(y / unit)
-    return Judged(tree.norm((image - b) / unit), _allowed(b, unit, rtol, 0.0), rounding)
+    rounding = BACKWARD_SLACK * b.size**0.5 * eps * factors.norm * _length(y / unit)
+    return Judged(_length((image - b) / unit), _allowed(b, unit, rtol, 0.0), rounding)
 
 
 def solve_by_factors(
@@ -198,8 +205,13 @@ def known_found(known: Vector, found: Vector, rtol: Any) -> Bool[Array, ""]:
     own = KNOWN_MAX_RELATIVE_ERROR * rtol
     relative = jnp.maximum(KNOWN_MAX_ERROR / known.size**0.5, own)
     largest = jnp.maximum(KNOWN_MAX_ENTRY_ERROR, own)
-    close = tree.norm(error) <= relative * tree.norm(known)
+    close = _length(error) <= relative * _length(known)
     return close & (jnp.max(jnp.abs(error)) <= largest)
+
+
+def _length(v: Vector) -> Float[Array, ""]:
+    """Return the Euclidean norm of a vector in units in which its square is representable."""
+    return jnp.sqrt(jnp.sum(v * v))
 
 
 def _unit_of(b: Vector) -> Float[Array, ""]:
@@ -213,7 +225,7 @@ def _allowed(b: Vector, unit: Float[Array, ""], rtol: Any, atol: Any) -> Float[A
     # Decided while tracing if possible: most solves have constant tolerances.
     floor, constant = default_rtol(b.dtype), (int, float)
     rtol = max(rtol, floor) if isinstance(rtol, constant) else jnp.maximum(rtol, floor)
-    allowed = rtol * tree.norm(b / unit)
+    allowed = rtol * _length(b / unit)
     if not (isinstance(atol, constant) and atol == 0):
         allowed += b.size**0.5 * (atol / unit)
     return RESIDUAL_SLACK * allowed
@@ -233,4 +245,14 @@ class CheckedSolver(lx.AbstractLinearSolver):
 
     It returns another result than ``lineax.RESULTS.successful``, or raises, if the answer is not
     accepted. Any other solver is wrapped in `iterdiff.linalg.any_solver.AnySolver`.
+
+    Attributes
+    ----------
+    advice : str
+        The message of the error if a solve fails.
     """
+
+    @property
+    def advice(self) -> str:
+        """The message of the error if a solve fails."""
+        return FAILURE

@@ -25,14 +25,6 @@ from iterdiff.linalg.factor import substitute
 from iterdiff.linalg.krylov import Vector
 from iterdiff.linalg.residual_check import UNIQUE, CheckedSolver, Product
 
-FAILURE = (
-    "The linear solve behind an implicit derivative (or a Newton step) failed: its residual is too "
-    "large or not finite, so the Jacobian of the residual is singular or too ill-conditioned for "
-    "the method. Use float64, add the equations that make the solution unique, or pass "
-    "`throw=False` to get NaN instead."
-)
-
-
 NEGLIGIBLE_MAX_CHANGE = 100
 """A cotangent w of a singular system counts as zero if the vector ``w_i max(|x_i|, 1)`` is shorter
 than this many times eps. It is then the rounding error of a loss of order one that does not depend
@@ -145,9 +137,7 @@ class Inverse:
             return self._raised(x, failed)
 
         def transposed_solve(_: Any, w: Vector) -> Vector:
-            x, failed = self._computed(self._prepared_transposed(), w, False)
-            negligible = self._negligible(w)
-            return self._raised(jnp.where(failed & negligible, 0.0, x), failed & ~negligible)
+            return self._adjoint(self._prepared_transposed(), w)
 
         x = jax.lax.custom_linear_solve(
             self._of_vectors.mv,
@@ -157,6 +147,13 @@ class Inverse:
             symmetric=self.structure.hessian,
         )
         return tree.from_vector(x, self.like)
+
+    def constant(self, w: PyTree) -> PyTree:
+        """Return ``A^{-1} w`` without a derivative, for a cotangent w; checked.
+
+        Nothing is transposed: `operator` may be any function that is linear in value.
+        """
+        return tree.from_vector(self._adjoint(self._prepared, tree.to_vector(w)), self.like)
 
     def _prepared_transposed(self) -> Any:
         """Return the solver's state for the transpose, which may be the operator itself."""
@@ -174,16 +171,22 @@ class Inverse:
         zero = jnp.all(b == 0)
         return jnp.where(zero, 0.0, x), (result != lx.RESULTS.successful) & ~zero
 
+    def _adjoint(self, state: Any, w: Vector) -> Vector:
+        """Return the answer to a cotangent, of which the residual is what matters."""
+        x, failed = self._computed(state, w, False)
+        negligible = self._negligible(w)
+        return self._raised(jnp.where(failed & negligible, 0.0, x), failed & ~negligible)
+
     def _negligible(self, w: Vector) -> Bool[Array, ""]:
         """Whether a cotangent is zero to rounding: see `NEGLIGIBLE_MAX_CHANGE`."""
         sizes = jnp.maximum(jnp.abs(tree.to_vector(self.like)), 1.0)
         limit = NEGLIGIBLE_MAX_CHANGE * float(jnp.finfo(w.dtype).eps)
-        return tree.norm(w * sizes) <= limit
+        return jnp.sum((w * sizes) ** 2) <= limit**2
 
     def _raised(self, x: Vector, failed: Bool[Array, ""]) -> Vector:
         """Return `x`; where `failed` holds, raise or return NaN."""
         if self.throw:
-            return raise_if(x, failed, [FAILURE])
+            return raise_if(x, failed, [self._solver.advice])
         return jnp.where(failed, jnp.nan, x)
 
     def transposed(self, w: PyTree) -> PyTree:

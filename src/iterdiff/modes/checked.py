@@ -176,7 +176,7 @@ class Checked(Mode):
         report = jnp.zeros(REPORT_SIZE) if self.report is None else self.report
         inputs = (explicit, tolerances, report)
         place_of_report = len(jax.tree.leaves(inputs)) - 1
-        structure = given.problem.structure
+        structure = given.problem.structure_at(x, given.theta)
         # The check computes the default implicit derivative at `x` anyway.
         shared = isinstance(self.mode, Implicit) and self.mode.linear_solver is None
 

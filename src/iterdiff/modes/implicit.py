@@ -4,14 +4,17 @@ import dataclasses
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import PyTree
 
-from iterdiff.accuracy.sensitivity import Sensitivity, explicit
+from iterdiff.accuracy.sensitivity import Residual, Sensitivity, explicit, forward_by_reverse
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_count, check_linear_solver
 from iterdiff.jaxtools.closures import attach_jvp
+from iterdiff.jaxtools.reverse_only import custom_rules_in
 from iterdiff.jaxtools.tree import floating_part
+from iterdiff.linalg.solve import Structure
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
@@ -45,7 +48,8 @@ class Implicit(Mode):
         1e-5 in float32 (see `iterdiff.linalg.solve`).
     refine : int
         Number of Newton corrections of `x` before it is differentiated and returned. Each costs one
-        linear solve and squares the distance to the solution.
+        linear solve and squares the distance to the solution. A correction that fails, or does not
+        reduce the norm of the residual, is not made, and none after it.
 
     Raises
     ------
@@ -107,24 +111,42 @@ class Implicit(Mode):
         """
         x = jax.lax.stop_gradient(x)
         residual, inputs = explicit(problem, x, theta)
-        structure, solver = problem.structure, self.linear_solver
-        for _ in range(self.refine):
-            at = Sensitivity(residual, x, inputs, structure, solver=solver, factor=False)
-            x = jax.lax.stop_gradient(tree.sub(x, at.inverse(at.value)))
+        structure, solver = problem.structure_at(x, theta), self.linear_solver
+        if self.refine:
+            x = self._refined(residual, x, jax.lax.stop_gradient(inputs), structure)
 
         def rule(x, perturbed):
-            at = Sensitivity(
-                lambda y, primals: residual(y, perturbed.rebuild(primals)),
-                x,
-                perturbed.primals,
-                structure,
-                solver=solver,
-                throw=throw,
-                factor=False,
-            )
-            return at.forward(perturbed.tangents)
+            in_primals = lambda y, primals: residual(y, perturbed.rebuild(primals))  # noqa: E731
+            here = (in_primals, x, perturbed.primals, structure)
+            try:
+                at = Sensitivity(*here, solver=solver, throw=throw, factor=False)
+                return at.forward(perturbed.tangents)
+            except TypeError:
+                if "custom_vjp" not in custom_rules_in(in_primals, x, perturbed.primals):
+                    raise
+            return forward_by_reverse(*here, perturbed.tangents, solver=solver, throw=throw)
 
         return attach_jvp(x, inputs, rule)
+
+    def _refined(
+        self, residual: Residual, x: PyTree, inputs: PyTree, structure: Structure
+    ) -> PyTree:
+        """Return `x` after Newton corrections, as long as each reduces the residual."""
+
+        def unfinished(carry):
+            _, count, reduced = carry
+            return reduced & (count < self.refine)
+
+        def correct(carry):
+            x, count, _ = carry
+            at = Sensitivity(
+                residual, x, inputs, structure, solver=self.linear_solver, factor=False
+            )
+            new = tree.sub(x, at.inverse(at.value))
+            reduced = tree.norm(residual(new, inputs)) < tree.norm(at.value)  # False for NaN
+            return tree.where(reduced, new, x), count + 1, reduced
+
+        return jax.lax.while_loop(unfinished, correct, (x, jnp.int32(0), jnp.array(True)))[0]
 
     def answer(self, task: Task, x: PyTree, *, throw: bool) -> PyTree:
         """Return `x` with its derivative, and without further Newton corrections."""

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_callable, check_tolerance
+from iterdiff.jaxtools.reverse_only import custom_rules_in
 from iterdiff.jaxtools.snapshot import Snapshot
 from iterdiff.linalg.solve import Structure
 from iterdiff.problems.functions import Bound
@@ -57,6 +58,11 @@ class Problem(eqx.Module):
     def structure(self) -> Structure:
         """What the problem declares about ``d residual / dx``."""
         return Structure(self.symmetric, self.positive_definite, self.residual_is_gradient)
+
+    def structure_at(self, x: PyTree, theta: PyTree) -> Structure:
+        """What is known about ``d residual / dx`` at a point; by default what is declared."""
+        del x, theta
+        return self.structure
 
     @property
     def symmetric(self) -> bool:
@@ -121,7 +127,9 @@ class Minimization(ProblemOfFunctions):
 
     The residual is the gradient :math:`\nabla_x f(x, \theta)`, and its Jacobian is the Hessian:
     symmetric, and positive definite at a strict minimiser. `Implicit` verifies definiteness, so
-    that the derivative at a saddle point is correct too.
+    that the derivative at a saddle point is correct too. It does not rely on symmetry if the
+    objective calls a function with a derivative rule of its own (`jax.custom_vjp`,
+    `jax.custom_jvp`): an overridden gradient is no gradient of a function.
 
     Parameters
     ----------
@@ -163,6 +171,17 @@ class Minimization(ProblemOfFunctions):
     def positive_definite(self) -> bool:
         """True, as at every strict minimiser (second-order sufficient condition)."""
         return True
+
+    def structure_at(self, x: PyTree, theta: PyTree) -> Structure:
+        """What is known of the Hessian: of an overridden gradient, nothing for certain.
+
+        A `jax.custom_vjp` rule is taken to override. With a `jax.custom_jvp` rule, which many
+        functions of JAX have, symmetry is a claim that linear solves verify.
+        """
+        rules = custom_rules_in(self.objective, x, theta)
+        if "custom_vjp" in rules:
+            return Structure(False, False)
+        return self.structure._replace(hessian=not rules)
 
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
         """Return the gradient of the objective with respect to `x`."""

@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_tolerance
+from iterdiff.problems.inputs import with_data
 from iterdiff.problems.problem import CompositeMinimization, Problem
 
 T = TypeVar("T", bound=PyTree)
@@ -138,7 +139,12 @@ def _like(bound: Bound, x: PyTree) -> PyTree:
 
 
 def weakly_active(
-    problem: Problem, x: PyTree, theta: PyTree, tol: Float[Array, ""] | float | None = None
+    problem: Problem,
+    x: PyTree,
+    theta: PyTree,
+    tol: Float[Array, ""] | float | None = None,
+    *,
+    args: PyTree = None,
 ) -> PyTree[Bool[Array, "..."]]:
     r"""Return the coordinates at a kink, where the derivative of the solution is one-sided.
 
@@ -164,6 +170,8 @@ def weakly_active(
         1e-6, or 1e-3 if any leaf is in float32. For a `CompositeMinimization` the size is that of
         the argument of the prox or, if larger, of the terms that add up to it. For every other
         problem it is the largest absolute coordinate. If the size is zero, `tol` is absolute.
+    args : pytree, optional
+        Data for the problem's functions, as in `iterdiff.solve`.
 
     Returns
     -------
@@ -192,6 +200,7 @@ def weakly_active(
         raise TypeError(f"`problem` must be an iterdiff.Problem, not {problem!r}.")
     if tol is not None:
         check_tolerance("tol", tol)
+    problem = with_data(problem, args)
     x, theta = jax.lax.stop_gradient((x, theta))
     function, point, scale = _map_with_kinks(problem, x, theta)
     narrow = jnp.finfo(narrowest(x))
