@@ -8,6 +8,7 @@ import lineax as lx
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.sparse
 
 import iterdiff as itd
 from tests.problems.test_bad_input import check_message
@@ -55,6 +56,16 @@ REFUSED = {  # the call, the exception, what its message names
     "theta with mixed keys": (lambda: solve(theta={"x": X0, 1: X0}), ValueError, "`theta`"),
     "x0 deleted": (lambda: solve(x0=deleted()), ValueError, "`x0`"),
     "theta of objects": (lambda: solve(theta=np.array([1.0, None])), TypeError, "`theta`"),
+    "theta a shape": (
+        lambda: solve(theta=(THETA, jax.ShapeDtypeStruct((2,), float))),
+        TypeError,
+        "`theta`[1]",
+    ),
+    "theta a sparse matrix of SciPy": (
+        lambda: solve(theta=(THETA, scipy.sparse.eye(2).tocsr())),
+        TypeError,
+        "`theta`[1]",
+    ),
     "theta masked": (lambda: solve(theta=np.ma.ones(2)), TypeError, "`theta`"),
     "theta too large": (lambda: solve(theta=(THETA, 2**70)), ValueError, "`theta`[1]"),
     "theta with a complex constant": (

@@ -121,7 +121,7 @@ def check_theta(theta: PyTree, x0: PyTree = None) -> PyTree:
     Raises
     ------
     TypeError
-        If a leaf is complex, or JAX has no arrays of its kind.
+        If a leaf is complex, JAX has no arrays of its kind, or it only resembles an array.
     ValueError
         If no leaf is floating, a known leaf contains NaN, or a number does not fit its dtype.
     """
@@ -138,6 +138,11 @@ def check_theta(theta: PyTree, x0: PyTree = None) -> PyTree:
 def _parameter(where: str, leaf: Any, weak: np.dtype | None) -> Any:
     """Return a leaf of `theta`, as an array if it is a number; `where` is its name in messages."""
     if not is_number(leaf):
+        if hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"{where} is a {type(leaf).__name__}, which has a dtype but is no array; convert "
+                "it with numpy.asarray."
+            )
         return leaf
     array = as_array(where, leaf, weak)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
