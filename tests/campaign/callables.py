@@ -124,6 +124,7 @@ UNLIKE = {  # these have another solution, or another derivative by intent
     "ignores theta": (np.zeros(2), np.zeros((2, 2))),
     "stop_gradient of theta": (THETA, np.zeros((2, 2))),
     "float()": None,
+    "returns an int": None,
     "sorted": (THETA, np.eye(2)),
 }
 
