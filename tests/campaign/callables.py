@@ -120,13 +120,27 @@ RESIDUALS: dict[str, Callable[[], Callable]] = {  # the root is theta
     "stop_gradient of x": lambda: lambda x, t: jax.lax.stop_gradient(x) - t,
     "stop_gradient of theta": lambda: lambda x, t: x - jax.lax.stop_gradient(t),
 }
-UNLIKE = {  # these have another solution, or another derivative by intent
+UNLIKE = {  # these have another solution or derivative; None: it depends on the kind of problem
     "ignores theta": (np.zeros(2), np.zeros((2, 2))),
     "stop_gradient of theta": (THETA, np.zeros((2, 2))),
     "float()": None,
     "returns an int": None,
+    "returns a scalar": None,
+    "returns a larger array": None,
+    "returns a constant": None,
     "sorted": (THETA, np.eye(2)),
 }
+
+NOT_DIFFERENTIABLE = (
+    "branch on a value",
+    "NumPy inside",
+    "float()",
+    "cached",
+    "a builtin",
+    "callback",
+    "while",
+)
+"""JAX's own error says why it cannot trace or differentiate such a function, and passes through."""
 
 POSED: dict[str, tuple[Callable, Callable]] = {
     "RootFinding": (itd.RootFinding, itd.Newton),
@@ -163,6 +177,8 @@ def _residual(posed: str, name: str, way: str) -> Call:
         return x(t), jax.jacrev(x)(t)
 
     expected = UNLIKE.get(name, (THETA, np.eye(2)))
+    if name == "ignores x" and posed == "Minimization":
+        expected = None  # every point is a minimum
     if way == "implicit" and name in ("ignores theta", "without a root"):
         expected = None  # the decorated solver does not solve this problem
     return Call(
@@ -170,7 +186,7 @@ def _residual(posed: str, name: str, way: str) -> Call:
         run,
         right=None if expected is None else (lambda: expected),
         may_be_nan=name in ("returns NaN", "returns infinity"),
-        own=name in ("branch on a value", "NumPy inside", "float()", "cached", "a builtin"),
+        own=name in NOT_DIFFERENTIABLE,
     )
 
 

@@ -138,7 +138,23 @@ REFUSED = {  # the call, the exception, what its message names
         TypeError,
         "`symmetric`",
     ),
-    "step size a key": (lambda: itd.GradientDescent(jax.random.key(0)), TypeError, "number"),
+    "step size a key": (
+        lambda: itd.GradientDescent(jax.random.key(0)),
+        TypeError,
+        "`step_size`",
+    ),
+    "end of a bracket": (lambda: itd.Bisection("a", 1.0), TypeError, "`lower`"),
+    "last a list": (lambda: itd.Unrolled(last=[3]), TypeError, "`last`"),
+    "norm a list": (
+        lambda: itd.Sobolev(1.0, 2.0, norm=["B"]),
+        ValueError,
+        "`norm`",
+    ),
+    "word a list": (
+        lambda: itd.Checked(itd.Implicit(), on_failure=["warn"]),
+        ValueError,
+        "`on_failure`",
+    ),
     "tolerance a text in an array": (
         lambda: itd.ResidualBelow(rtol=np.array("x")),
         TypeError,
