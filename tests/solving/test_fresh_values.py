@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,36 @@ def test_diagnostics_are_of_the_present_function(box):
         exact = jnp.diag(jnp.asarray(box.factor))
         error = itd.derivative_error(box.problem, jnp.asarray(box.factor), ONES, exact)
         assert error.absolute < 1e-12
+
+
+def test_an_algorithm_of_ones_own_may_change_too(box):
+    class Descent(itd.extend.StatelessAlgorithm):
+        accepts: ClassVar = (itd.Minimization,)
+
+        def step(self, problem, state, theta):
+            gradient = problem.residual(state.x, theta)
+            return itd.Iterate(state.x - box.scale * gradient)
+
+    for rate in (0.25, 0.5):
+        box.scale = rate
+        problem = itd.Minimization(lambda x, theta: jnp.sum((x - theta) ** 2))
+        x = itd.solve(problem, Descent(), X0, ONES, stop=itd.Steps(1)).x
+        np.testing.assert_allclose(x, 2 * rate)
+
+
+def test_a_reference_of_ones_own_may_change_too(box):
+    def formula(theta):
+        return jnp.asarray(box.factor) * theta
+
+    run = (box.problem, itd.GradientDescent(0.4), X0, ONES)
+    for _ in changes(box):
+        data = itd.trace(
+            *run,
+            steps=2,
+            modes={"implicit": itd.Implicit()},
+            reference=formula,
+        )
+        np.testing.assert_allclose(data.iterate_error[0], np.linalg.norm(box.factor))
 
 
 def test_new_functions_leave_no_programs_and_no_data_behind():

@@ -164,7 +164,7 @@ class _Trial(NamedTuple):
 def _run_trial(task: Task) -> _Trial:
     problem, theta = task.problem, task.theta
     with traceable_step(task.algorithm):
-        end = _last_state(task)
+        end = _last_state(task.with_snapshot())
     solution, stuck = None, True
     for guess in (end.x, task.x0):
         x, found, stuck_here = polish(problem, guess, theta)

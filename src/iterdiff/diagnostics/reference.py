@@ -12,6 +12,7 @@ from iterdiff.accuracy.sensitivity import sensitivity
 from iterdiff.algorithms.newton import newton_step
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.jit import compiled
+from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.problems.checks import check_x0
 from iterdiff.problems.problem import Problem
@@ -74,7 +75,8 @@ def find_reference(
         If the solution or its derivative cannot be computed, or `given` does not fit.
     """
     if callable(given):
-        x, tangents = _from_formula(given, theta, directions)
+        taken = snapshot(traced(given, theta)[0])
+        x, tangents = _from_formula(given, taken, theta, directions)
         return Reference(_like(x, guess), tangents)
     if given is None:
         x, converged, _ = polish(problem, guess, theta)
@@ -111,8 +113,10 @@ def _like(x: PyTree, guess: PyTree) -> PyTree:
 
 @compiled
 def _from_formula(
-    formula: Callable[[PyTree], PyTree], theta: PyTree, directions: PyTree
+    formula: Callable[[PyTree], PyTree], taken: Snapshot, theta: PyTree, directions: PyTree
 ) -> tuple[PyTree, PyTree]:
+    """Return the solution and its tangents; the formula's snapshot only tells programs apart."""
+    del taken
     floating, static = floating_part(theta)
 
     def solution(floating):

@@ -166,6 +166,7 @@ def build_recorder(
         count, key = drawn
         directions = tree.random_directions(key, floating, count)
     with traceable_step(algorithm):
+        task = task.with_snapshot()
         guess = _last_iterate(task) if reference is None else x0
         truth = find_reference(problem, guess, theta, directions, reference)
         tangents = {label: mode.tangents(task, directions) for label, mode in modes.items()}

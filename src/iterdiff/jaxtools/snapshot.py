@@ -48,6 +48,10 @@ class Snapshot:
         """Whether the functions close over a value that JAX is tracing."""
         return any(tree.is_traced(v) for v in self.arrays)
 
+    def __or__(self, other: "Snapshot") -> "Snapshot":
+        """Return the snapshot of the functions of both."""
+        return Snapshot(self.content + other.content, self.arrays + other.arrays)
+
     def __hash__(self) -> int:
         """Return the hash of the equations."""
         return self._hash

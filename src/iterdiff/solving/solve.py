@@ -121,7 +121,7 @@ def solve(
     mode.check(stop)
     task = Task(problem, algorithm, x0, theta, stop)
     with traceable_step(algorithm):
-        solution = _solve(task, mode, throw)
+        solution = _solve(task.with_snapshot(), mode, throw)
     return _raise_on_failure(solution) if throw else solution
 
 
