@@ -36,6 +36,19 @@ WRONG: dict[str, Callable[[], Any]] = {
     "a function": lambda: len,
 }
 
+WRONG_TO_FUNCTIONS = (
+    "a text",
+    "None",
+    "minus one",
+    "NaN",
+    "complex",
+    "a vector",
+    "an object",
+    "a key",
+    "a function",
+)
+"""The values that functions receive; constructors, which cost less, receive all."""
+
 QUADRATIC = itd.Minimization(lambda x, t: jnp.sum((x - t) ** 2))
 LINEAR = itd.LinearSystem(2 * np.eye(2), lambda t: 2 * t)
 ROOT = itd.RootFinding(lambda x, t: x - t)
@@ -327,5 +340,5 @@ def calls() -> Iterator[Call]:
                 yield _constructed(name, parameter, wrong)
     for name, made in {**CALLED, **dict(_theory())}.items():
         for parameter in made[1]:
-            for wrong in WRONG:
+            for wrong in WRONG_TO_FUNCTIONS:
                 yield _called(name, made, parameter, wrong)

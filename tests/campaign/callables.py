@@ -179,6 +179,8 @@ def _residual(posed: str, name: str, way: str) -> Call:
     expected = UNLIKE.get(name, (THETA, np.eye(2)))
     if name == "ignores x" and posed == "Minimization":
         expected = None  # every point is a minimum
+    if name == "stop_gradient of x" and posed == "Minimization":
+        expected = None  # the gradient is zero everywhere
     if way == "implicit" and name in ("ignores theta", "without a root"):
         expected = None  # the decorated solver does not solve this problem
     return Call(
@@ -228,9 +230,7 @@ SOLVERS: dict[str, Callable[[Any, Any], Any]] = {  # the answer is theta
 WAYS: dict[str, Callable[[Callable], Callable]] = {
     "eager": lambda x: x,
     "jit": jax.jit,
-    "vmap": lambda x: lambda t: jax.vmap(x)(jnp.stack([t, t]))[0],
-    "grad": lambda x: jax.grad(lambda t: jnp.sum(x(t) * t)),
-    "jit of jacfwd": lambda x: jax.jit(jax.jacfwd(x)),
+    "grad of vmap": lambda x: jax.grad(lambda t: jnp.sum(jax.vmap(x)(jnp.stack([t, t])) * t[None])),
 }
 
 
@@ -260,7 +260,8 @@ def calls() -> Iterator[Call]:
     """Yield every function in every kind of problem, and every solver in every way."""
     for name in RESIDUALS:
         for posed in POSED:
-            ways = ("solve", "unrolled") if posed != "RootFinding" else ("solve", "implicit")
+            second = {"RootFinding": ("implicit",), "Minimization": ("unrolled",)}
+            ways = ("solve", *second.get(posed, ()))
             for way in ways:
                 yield _residual(posed, name, way)
     for name in SOLVERS:
