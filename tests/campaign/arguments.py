@@ -329,7 +329,8 @@ def _called(name: str, made: tuple[Callable, dict], parameter: str, wrong: str) 
         found = function(**{**usual, parameter: WRONG[wrong]()})
         return getattr(found, "x", None)
 
-    return Call(f"{name}({parameter}={wrong})", run, may_be_nan=True)
+    # A function may be called, and raise what it raises.
+    return Call(f"{name}({parameter}={wrong})", run, may_be_nan=True, own=wrong == "a function")
 
 
 def calls() -> Iterator[Call]:

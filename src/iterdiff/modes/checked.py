@@ -32,7 +32,7 @@ from iterdiff.accuracy.correction import Correction
 from iterdiff.accuracy.estimate import NEAR, REASONS, ErrorEstimate, compare
 from iterdiff.accuracy.kinks import at_kink, at_prox_kink
 from iterdiff.accuracy.points import NewtonPoints
-from iterdiff.accuracy.report import REPORT_SIZE, to_vector
+from iterdiff.accuracy.report import REPORT_SIZE, check_report, to_vector
 from iterdiff.accuracy.sensitivity import Sensitivity
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import Tolerance, check_tolerance, check_word
@@ -112,11 +112,7 @@ class Checked(Mode):
         check_tolerance("rtol", self.rtol)
         check_tolerance("atol", self.atol, zero=True)
         check_word("on_failure", self.on_failure, get_args(OnFailure))
-        if self.report is not None and jnp.shape(self.report) != (REPORT_SIZE,):
-            raise ValueError(
-                "`report` must be the second argument that `value_and_grad_with_report` passes to "
-                f"the loss, not an array of shape {jnp.shape(self.report)}."
-            )
+        check_report(self.report)
 
     @property
     def corrects_answer(self) -> bool:

@@ -294,6 +294,26 @@ def _check_like_x0(name: str, result: Any, x0: PyTree) -> None:
             )
 
 
+def checked_loss(loss: Any, x: PyTree, theta: PyTree) -> Callable:
+    """Return `loss`, which must be a function ``(x, theta) -> scalar``.
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    wanted = "`loss` must be a function (x, theta) -> scalar"
+    if not callable(loss):
+        raise TypeError(f"{wanted}, not {loss!r}.")
+    try:
+        found = eqx.filter_eval_shape(loss, x, theta)
+    except TypeError as error:
+        raise TypeError(f"{wanted}, but calling it fails: {error}") from error
+    if getattr(found, "shape", None) != ():
+        raise TypeError(f"{wanted}, but it returns {found!r}.")
+    return loss
+
+
 def check_untraced(
     caller: str, problem: Problem, algorithm: PyTree, x0: PyTree, theta: PyTree
 ) -> None:
