@@ -25,6 +25,7 @@ from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import Tolerance, as_array, check_linear_solver, check_tolerance
 from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.tree import floating_part
+from iterdiff.problems.checks import checked_loss
 from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import Problem
 
