@@ -8,6 +8,7 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.manual_axes import aligned
 from iterdiff.jaxtools.closures import nan_derivative_where
 from iterdiff.jaxtools.transformations import transforming
 from iterdiff.jaxtools.tree import floating_part
@@ -107,6 +108,7 @@ def implicit(
         @functools.wraps(solver)
         def solved(x0: PyTree, theta: PyTree, *args, **kwargs) -> PyTree:
             x0, theta = check_x0(x0), check_theta(theta)
+            x0, theta = aligned((x0, theta), (args, kwargs))
             start, constant, args, kwargs = stop_gradient((x0, theta, args, kwargs))
             call = SolverCall(solver, start, constant, args, kwargs, throw)
             x = run_solver(call, traceable)
