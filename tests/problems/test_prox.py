@@ -7,7 +7,7 @@ import pytest
 
 import iterdiff as itd
 from iterdiff import prox
-from iterdiff.accuracy.estimate import ONE_SIDED
+from iterdiff.accuracy.reasons import ONE_SIDED
 from tests.helpers import compiled
 
 

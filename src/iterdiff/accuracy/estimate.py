@@ -9,6 +9,7 @@ reliable that estimate is.
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,46 +19,31 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.accuracy.correction import Correction, correct
-from iterdiff.accuracy.estimate_jvp import Apply, sizes, with_derivative
+from iterdiff.accuracy.estimate_jvp import sizes, with_derivative
+from iterdiff.accuracy.forms import Apply, applied, check_layout
 from iterdiff.accuracy.points import NewtonPoints
+from iterdiff.accuracy.reasons import (
+    AWAY,
+    DISAGREES,
+    FLOOR,
+    NOT_FINITE,
+    OK,
+    ONE_SIDED,
+    REASONS,
+    REPELLED,
+    SADDLE,
+    SINGULAR,
+    TOO_FAR,
+)
 from iterdiff.accuracy.sensitivity import Sensitivity, irregular
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import Tolerance, as_array, check_linear_solver, check_tolerance
 from iterdiff.jaxtools.closures import attach_jvp
+from iterdiff.jaxtools.jit import compiled
+from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.jaxtools.tree import floating_part
-from iterdiff.problems.checks import checked_loss
 from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import Problem
-
-REASONS = (
-    "",
-    "A linear solve failed: the Jacobian of the residual is singular or nearly so. The solution "
-    "has no derivative there, or none that this precision can compute.",
-    "Too far from a solution to estimate the error: one Newton step does not get close enough. Run "
-    "more steps. (If the derivative you passed is itself a `corrected` one, it may still be "
-    "accurate.)",
-    "At the limit of the precision: the estimated error is no larger than rounding errors, or the "
-    "noise of the residual, amplified by the condition of the linear system, may be. In float32, "
-    "use float64; tighten the tolerances of solvers inside the residual.",
-    "Near a saddle: the closest stationary point is not a minimum, so that the iterations may end "
-    "elsewhere, with another derivative. Run more steps, or state the problem as RootFinding if "
-    "you want the saddle.",
-    "The residual does not vanish here: its solution is farther away than `near` allows. Run more "
-    "steps; if the solver has converged, it has solved another problem than the residual states "
-    "(see iterdiff.check_derivative).",
-    "The algorithm has a fixed point where the residual does not vanish: the two belong to "
-    "different problems (see iterdiff.check_derivative).",
-    "One-sided: the solution is at a kink (abs, max, a constraint about to become active). It has "
-    "two one-sided derivatives there, and this is at most one of them. "
-    "`iterdiff.weakly_active(problem, x, theta)` shows where.",
-    "The given derivative is not finite.",
-    "No derivative was checked: the loss does not pass `report` on to a solve. Write "
-    "mode=Checked(mode, report=report) in the loss.",
-    "The iteration moves away from the closest root of the residual, so that it will end elsewhere, "
-    "with another derivative. Run more steps, or start elsewhere.",
-)
-OK, SINGULAR, TOO_FAR, FLOOR, SADDLE, AWAY, DISAGREES, ONE_SIDED, NOT_FINITE = range(9)
-NOT_REPORTED, REPELLED = 9, 10
 
 TRUSTED_MAX_UNCERTAINTY = 0.3
 """An estimate is trusted if its uncertainty is at most this fraction of it."""
@@ -228,9 +214,33 @@ def derivative_error(
     check_linear_solver(linear_solver)
     check_tolerance("near", near)
     problem, x, theta = check_inputs(problem, x, theta, args, name="x")
-    apply = applied(x, theta, tangent, cotangent, loss)
     derivative = jax.tree.map(lambda leaf: as_array("`derivative`", leaf), derivative)
-    check_layout(apply, x, theta, derivative)
+    check_layout(applied(x, theta, tangent, cotangent, loss), x, theta, derivative)
+    taken = None if loss is None else snapshot(traced(loss, x, theta)[0])
+    given = _Given(problem, x, theta, derivative, (tangent, cotangent, loss), taken)
+    return _derivative_error(given, linear_solver, near)
+
+
+class _Given(NamedTuple):
+    """What `derivative_error` judges; `taken` is the snapshot of the loss.
+
+    The snapshot only tells programs apart.
+    """
+
+    problem: Problem
+    x: PyTree
+    theta: PyTree
+    derivative: PyTree
+    form: tuple
+    taken: Snapshot | None
+
+
+@compiled
+def _derivative_error(
+    given: _Given, linear_solver: lx.AbstractLinearSolver | None, near: Tolerance
+) -> ErrorEstimate:
+    problem, x, theta, derivative, form, _ = given
+    apply = applied(x, theta, *form)
     correction = correct(problem, x, theta, linear_solver, near=near)
     floating = jax.lax.stop_gradient(floating_part(theta)[0])
     estimate = _estimate(correction, floating, derivative, apply)
@@ -238,73 +248,6 @@ def derivative_error(
     parts = tuple(getattr(estimate, name) for name in names)
     parts = with_derivative(parts, problem, (derivative, x, theta), apply, linear_solver)
     return dataclasses.replace(estimate, **dict(zip(names, parts, strict=True)))
-
-
-def applied(x: PyTree, theta: PyTree, tangent, cotangent, loss) -> Apply:
-    """Return a function that takes the requested derivative of a map ``theta -> x``."""
-    given = [k for k in (tangent, cotangent, loss) if k is not None]
-    if len(given) > 1:
-        raise ValueError(
-            "`tangent`, `cotangent` and `loss` exclude each other; pass at most one of them."
-        )
-    floating, rest = floating_part(theta)
-    if tangent is not None:
-        direction = _matching("tangent", floating_part(tangent)[0], floating, "theta")
-        return Apply(lambda solution, at: jax.jvp(solution, (at,), (direction,))[1], False)
-    if cotangent is not None:
-        w = _matching("cotangent", cotangent, x, "x")
-        return Apply(lambda solution, at: jax.vjp(solution, at)[1](w)[0], True)
-    if loss is not None:
-        f = checked_loss(loss, x, theta)
-        return Apply(
-            lambda solution, at: jax.grad(
-                lambda there: f(solution(there), eqx.combine(there, rest))
-            )(at),
-            True,
-        )
-    reverse = tree.size(x) < tree.size(floating)
-    jacobian = jax.jacrev if reverse else jax.jacfwd
-    return Apply(lambda solution, at: jacobian(solution)(at), reverse)
-
-
-def _matching(name: str, given: PyTree, like: PyTree, of: str) -> PyTree:
-    if jax.tree.structure(given) != jax.tree.structure(like):
-        raise ValueError(
-            f"`{name}` must have the structure of `{of}`'s floating leaves, "
-            f"{jax.tree.structure(like)}, not {jax.tree.structure(given)}."
-        )
-
-    def cast(u, v):
-        if jnp.shape(u) != jnp.shape(v):
-            raise ValueError(f"`{name}` must have the shapes of `{of}`: {v.shape}.")
-        return jnp.asarray(u, v.dtype)
-
-    return jax.tree.map(cast, given, like)
-
-
-def check_layout(apply: Apply, x: PyTree, theta: PyTree, derivative: PyTree) -> None:
-    """Raise unless `derivative` has the layout of what `apply` returns.
-
-    Raises
-    ------
-    TypeError
-        If a leaf is not real.
-    ValueError
-        If shapes differ; the message gives the expected ones.
-    """
-    floating = floating_part(theta)[0]
-    expected = eqx.filter_eval_shape(lambda there: apply(lambda _: x, there), floating)
-    shapes = [leaf.shape for leaf in jax.tree.leaves(expected)]
-    given = [jnp.shape(leaf) for leaf in jax.tree.leaves(derivative)]
-    if shapes != given:
-        raise ValueError(
-            f"`derivative` has leaves of shapes {given}, but must have {shapes}: a Jacobian in the "
-            "layout of jax.jacobian, with `tangent` like `x`, with `cotangent` or `loss` like the "
-            "floating leaves of `theta`."
-        )
-    for leaf in jax.tree.leaves(derivative):
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            raise TypeError(f"`derivative` must be real, but a leaf is {jnp.result_type(leaf)}.")
 
 
 def _estimate(

@@ -5,7 +5,7 @@ computed once more, each linear solve by itself, because JAX knows the derivativ
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,30 +13,12 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float, PyTree
 
+from iterdiff.accuracy.forms import Apply
 from iterdiff.accuracy.sensitivity import Sensitivity, explicit
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.closures import Perturbed, attach_jvp, hoist, with_jvp
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.problems.problem import Problem
-
-
-class Apply(NamedTuple):
-    """Takes the derivative in question of a map ``theta -> x``.
-
-    Attributes
-    ----------
-    of : callable
-        ``of(solution, theta)`` returns the derivative of the map `solution`.
-    transposes : bool
-        Whether it is taken in reverse mode.
-    """
-
-    of: Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]
-    transposes: bool
-
-    def __call__(self, solution: Callable[[PyTree], PyTree], theta: PyTree) -> PyTree:
-        """Return the derivative of `solution` at `theta`."""
-        return self.of(solution, theta)
 
 
 def with_derivative(

@@ -29,9 +29,10 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.accuracy.consistency import disagree, may_leave, remembers, repel
 from iterdiff.accuracy.correction import Correction
-from iterdiff.accuracy.estimate import NEAR, REASONS, ErrorEstimate, compare
+from iterdiff.accuracy.estimate import NEAR, ErrorEstimate, compare
 from iterdiff.accuracy.kinks import at_kink, at_prox_kink
 from iterdiff.accuracy.points import NewtonPoints
+from iterdiff.accuracy.reasons import REASONS
 from iterdiff.accuracy.report import REPORT_SIZE, check_report, to_vector
 from iterdiff.accuracy.sensitivity import Sensitivity
 from iterdiff.jaxtools import tree
