@@ -14,6 +14,7 @@ from tests.campaign.call import (
     BAD,
     FOREIGN,
     NOT_A_NUMBER,
+    PACKAGE,
     REFUSED,
     RIGHT,
     SILENT_NAN,
@@ -35,6 +36,13 @@ def raising(error):
     return run
 
 
+def ours(source):
+    """Return the function `run` of a source as if it were in the package."""
+    names = {}
+    exec(compile(source, f"{PACKAGE}/made_up.py", "exec"), names)
+    return names["run"]
+
+
 def warned():
     warnings.warn("may be wrong", itd.DerivativeWarning, stacklevel=1)
     return jnp.array(2.0)
@@ -54,9 +62,13 @@ CALLS = {
     "refused": (Call("", lambda: itd.Steps(0)), REFUSED),
     "failed": (Call("", raising(itd.SolveError("failed"))), REFUSED),
     "of JAX alone": (Call("", lambda: jnp.ones(2) + jnp.ones(3)), THEIRS),
-    "of JAX inside": (Call("", lambda: itd.prox.box(jnp.ones(2), 0.0, jnp.ones(3))), FOREIGN),
+    "of JAX inside": (Call("", lambda: itd.extend.tree.add(jnp.ones(2), jnp.ones(3))), FOREIGN),
     "of the caller": (Call("", raising(OwnError("mine"))), THEIRS),
-    "of Python inside": (Call("", lambda: itd.theory.measured_burn_in("a")), UNCLEAR),
+    "of ours without a name": (Call("", ours("def run(): raise ValueError('no')")), UNCLEAR),
+    "of the caller's function": (
+        Call("", ours("def run(): raise ValueError('no')"), own=True),
+        THEIRS,
+    ),
 }
 
 

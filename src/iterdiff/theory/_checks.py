@@ -15,6 +15,8 @@ def known_value(value: ArrayLike) -> np.ndarray | None:
         return np.asarray(value)
     except jax.errors.TracerArrayConversionError:
         return None
+    except TypeError:  # a PRNG key
+        return np.array(None)
 
 
 def require(
@@ -44,6 +46,12 @@ def as_floating(value: ArrayLike) -> Float[Array, "..."]:
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array
     return array.astype(jnp.result_type(float))
+
+
+def as_real(name: str, value: ArrayLike) -> Float[Array, "..."]:
+    """Return `value` as a floating array; raise TypeError unless it is real."""
+    require(name, value, lambda v: np.bool_(True), "real")
+    return as_floating(value)
 
 
 def as_positive(name: str, value: ArrayLike) -> Float[Array, "..."]:

@@ -110,7 +110,7 @@ def sobolev_polynomials(
         raise ValueError(f'`norm` must be "A" or "B", not {norm!r}.')
     low, high = _checks.as_spectrum(smallest, largest, strict=True)
     weight = low * high if eta is None else _checks.as_positive("eta", eta)
-    lam = _checks.as_floating(eigenvalue)
+    lam = _checks.as_real("eigenvalue", eigenvalue)
     dtype = jnp.result_type(lam, low, high, weight)
     lam, low, high, weight = (a.astype(dtype) for a in (lam, low, high, weight))
     center, radius = (high + low) / 2, (high - low) / 2
