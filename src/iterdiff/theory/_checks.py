@@ -31,13 +31,25 @@ def require(
     ValueError
         If `holds` is false for any entry.
     """
-    known = known_value(value)
+    known = require_real(name, value)
     if known is None:
         return
-    if known.dtype.kind not in "biuf" and known.dtype != jnp.bfloat16:
-        raise TypeError(f"`{name}` must be a real number or an array of them, not {value!r}.")
     if not np.all(holds(known)):
         raise ValueError(f"`{name}` must be {rule}, but it is {value}.")
+
+
+def require_real(name: str, value: ArrayLike) -> np.ndarray | None:
+    """Return `value` if it is known; raise an error that names it unless it is real.
+
+    Raises
+    ------
+    TypeError
+        If `value` is not real.
+    """
+    known = known_value(value)
+    if known is not None and known.dtype.kind not in "biuf" and known.dtype != jnp.bfloat16:
+        raise TypeError(f"`{name}` must be a real number or an array of them, not {value!r}.")
+    return known
 
 
 def as_floating(value: ArrayLike) -> Float[Array, "..."]:
@@ -50,7 +62,7 @@ def as_floating(value: ArrayLike) -> Float[Array, "..."]:
 
 def as_real(name: str, value: ArrayLike) -> Float[Array, "..."]:
     """Return `value` as a floating array; raise TypeError unless it is real."""
-    require(name, value, lambda v: np.bool_(True), "real")
+    require_real(name, value)
     return as_floating(value)
 
 

@@ -184,6 +184,8 @@ def nesterov_factors(
     ValueError
         If an argument is known and out of range.
     """
+    for name, value in (("smallest", smallest), ("largest", largest)):
+        _checks.require(name, value, lambda v: np.bool_(v.ndim == 0), "a scalar")
     count = _checks.as_counts("t", t)
     low, high = _checks.as_spectrum(smallest, largest, strict=True)
     step, momentum = nesterov_parameters(low, high)
