@@ -356,8 +356,8 @@ def compare(
     absolute, relative = sizes(derivative, better)
     size = tree.norm(better)
     floor = points.rounding * jnp.maximum(size, terms)
-    spread = tree.norm(tree.sub(better, here)) * (points.remaining + slack)
-    uncertainty = spread + floor
+    change = tree.norm(tree.sub(better, here))
+    uncertainty = change * (points.remaining + slack) + floor
     finite = tree.all_finite(derivative)
     singular = ~jnp.isfinite(size + tree.norm(here) + points.quotient + points.rounding)
     singular |= finite & ~jnp.isfinite(absolute)
@@ -365,6 +365,8 @@ def compare(
     eps = jnp.finfo(tree.result_dtype(better)).eps
     rounded = absolute + uncertainty <= NEGLIGIBLE_MAX_ROUNDINGS * eps * size
     lost = points.quotient >= TOO_FAR_MIN_QUOTIENT
+    smooth = jnp.minimum(points.quotient, TOO_FAR_MIN_QUOTIENT)  # without noise
+    spread = change * (smooth / (1 - smooth) + slack)
     too_far = lost | ((spread > TRUSTED_MAX_UNCERTAINTY * absolute + floor) & ~rounded)
     at_floor = (uncertainty > TRUSTED_MAX_UNCERTAINTY * absolute) & ~rounded
     found = [
