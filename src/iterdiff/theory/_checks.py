@@ -1,6 +1,7 @@
 """Checks of the arguments of the formulas, and their conversion to floating arrays."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 
-def known_value(value: ArrayLike) -> np.ndarray | None:
+def known_value(value: Any) -> np.ndarray | None:
     """Return `value` as a NumPy array, or None if JAX is tracing it."""
     try:
         return np.asarray(value)
@@ -38,7 +39,7 @@ def require(
         raise ValueError(f"`{name}` must be {rule}, but it is {value}.")
 
 
-def require_real(name: str, value: ArrayLike) -> np.ndarray | None:
+def require_real(name: str, value: Any) -> np.ndarray | None:
     """Return `value` if it is known; raise an error that names it unless it is real.
 
     Raises
@@ -58,6 +59,20 @@ def as_floating(value: ArrayLike) -> Float[Array, "..."]:
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array
     return array.astype(jnp.result_type(float))
+
+
+def require_scalars(**values: Any) -> None:
+    """Raise an error that names the argument unless every value is one real number.
+
+    Raises
+    ------
+    TypeError
+        If one is not real.
+    ValueError
+        If one has dimensions.
+    """
+    for name, value in values.items():
+        require(name, value, lambda v: np.bool_(v.ndim == 0), "a scalar")
 
 
 def as_real(name: str, value: ArrayLike) -> Float[Array, "..."]:

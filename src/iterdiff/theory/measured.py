@@ -64,7 +64,7 @@ def measured_burn_in(errors: ArrayLike) -> MeasuredBurnIn:
     >>> measured_burn_in([0.0, 1.0, 3.0, 2.0, 0.5])
     MeasuredBurnIn(start_index=1, peak_index=2, peak_ratio=3.0, length=4)
     """
-    _checks.require_real("errors", errors)  # pyright: ignore[reportArgumentType]
+    _checks.require_real("errors", errors)
     curve = np.asarray(errors, float)
     if curve.ndim != 1 or curve.size == 0:
         raise ValueError(f"`errors` must be a nonempty vector, but its shape is {curve.shape}.")
