@@ -103,7 +103,7 @@ def sobolev_polynomials(
     >>> E_factor(chebyshev)
     29.2
     """
-    _checks.require_scalars(steps=steps)
+    _checks.require_scalars(steps=steps, smallest=smallest, largest=largest)
     _checks.require_count("steps", steps)
     steps = int(steps)
     _checks.require("alpha", alpha, lambda v: v > -0.5, "above -1/2")
