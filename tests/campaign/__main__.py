@@ -185,7 +185,11 @@ def _stored(out: Path) -> dict[str, list[dict[str, str]]]:
 
 
 def _store(out: Path, results: dict[str, list[dict[str, str]]]) -> None:
-    """Write all outcomes as JSON, and their counts as a table."""
+    """Write all outcomes as JSON, what is shown of faults alone, and the counts as a table."""
+    results = {
+        family: [o if o["judgement"] in BAD else {**o, "shown": ""} for o in outcomes]
+        for family, outcomes in results.items()
+    }
     stored = {
         "iterdiff": itd.__version__,
         "jax": jax.__version__,
