@@ -196,7 +196,7 @@ def _store(out: Path, results: dict[str, list[dict[str, str]]]) -> None:
         "python": platform.python_version(),
         "results": results,
     }
-    (out / "campaign.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    (out / "campaign.json").write_text(json.dumps(stored) + "\n", encoding="utf-8")
     (out / "campaign.md").write_text(table(results), encoding="utf-8")
 
 
