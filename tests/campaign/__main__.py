@@ -39,38 +39,43 @@ LIMIT_SECONDS = 180
 """A call that takes longer hangs: the slowest compiles for about ten seconds."""
 
 
-def work(family: str, first: int) -> None:
-    """Make the calls of a family from the `first` on; print one line of JSON for each."""
+def work(family: str, numbers: list[int]) -> None:
+    """Make these calls of a family; print one line of JSON for each."""
     jax.config.update("jax_enable_x64", True)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the calls print is not ours
     calls = list(importlib.import_module(f"tests.campaign.{family}").calls())
-    for number in range(first, len(calls)):
+    for done, number in enumerate(numbers):
         print(json.dumps({"begins": calls[number].name}), file=out, flush=True)
         found = judged(calls[number])
         print(json.dumps(found.__dict__), file=out, flush=True)
-        if number % 100 == 99:
+        if done % 100 == 99:
             jax.clear_caches()
 
 
-def collect(family: str) -> list[dict[str, str]]:
+def collect(family: str, stored: list[dict[str, str]]) -> list[dict[str, str]]:
     """Return the outcomes of a family, made by a process of its own.
+
+    Of a family that is stored, only the faults are made again.
 
     A process that ends or hangs costs the call that it was making; another one goes on.
     """
+    count = sum(1 for _ in importlib.import_module(f"tests.campaign.{family}").calls())
+    numbers = [i for i in range(count) if not stored or stored[i]["judgement"] in BAD]
     found: list[dict[str, str]] = []
-    begun = True
-    while begun:
-        begun = _follow(family, found)
-    return found
+    while len(found) < len(numbers):
+        _follow(family, numbers[len(found) :], found)
+    again = dict(zip(numbers, found, strict=True))
+    return [again[i] if i in again else stored[i] for i in range(count)]
 
 
-def _follow(family: str, found: list[dict[str, str]]) -> bool:
-    """Append a process's outcomes to `found`; return whether there may be more."""
+def _follow(family: str, numbers: list[int], found: list[dict[str, str]]) -> None:
+    """Append the outcomes of a process to `found`: all of them, or as far as it gets."""
     module = importlib.import_module(f"tests.campaign.{family}")
     flags = " ".join([*QUICK_TO_COMPILE, *getattr(module, "FLAGS", ())])
     environment = {**os.environ, "NPROC": "1", "JAX_TRACEBACK_FILTERING": "off", "XLA_FLAGS": flags}
-    words = [sys.executable, "-m", "tests.campaign", "--work", family, str(len(found))]
+    which = ",".join(map(str, numbers))
+    words = [sys.executable, "-m", "tests.campaign", "--work", family, which]
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
     )
@@ -84,7 +89,7 @@ def _follow(family: str, found: list[dict[str, str]]) -> bool:
             assert current is not None
             found.append({"name": current, "judgement": HANG, "shown": ""})
             _report(found[-1])
-            return True
+            return
         if not line:
             break
         record = json.loads(line)
@@ -97,10 +102,9 @@ def _follow(family: str, found: list[dict[str, str]]) -> bool:
     status = process.wait()
     if current is None:
         assert status == 0, f"{family}: the process ended with {status}"
-        return False
+        return
     found.append({"name": current, "judgement": CRASH, "shown": f"exit status {status}"})
     _report(found[-1])
-    return True
 
 
 def _report(outcome: dict[str, str]) -> None:
@@ -156,16 +160,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign")
     parser.add_argument("families", nargs="*", default=list(FAMILIES), metavar="FAMILY")
     parser.add_argument("--out", type=Path, help="folder of the results")
-    parser.add_argument("--work", nargs=2, metavar=("FAMILY", "FIRST"), help=argparse.SUPPRESS)
+    parser.add_argument("--again", action="store_true", help="make only the stored faults again")
+    parser.add_argument("--work", nargs=2, metavar=("FAMILY", "NUMBERS"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
-        work(given.work[0], int(given.work[1]))
+        work(given.work[0], [int(number) for number in given.work[1].split(",")])
         return 0
     out = given.out or Path("out/campaign")
     out.mkdir(parents=True, exist_ok=True)
     results = _stored(out)
     for family in given.families:
-        results[family] = collect(family)
+        results[family] = collect(family, results.get(family, []) if given.again else [])
         faults = sum(outcome["judgement"] in BAD for outcome in results[family])
         print(f"{family}: {len(results[family])} calls, {faults} faults", flush=True)
         _store(out, results)
@@ -180,14 +185,18 @@ def _stored(out: Path) -> dict[str, list[dict[str, str]]]:
 
 
 def _store(out: Path, results: dict[str, list[dict[str, str]]]) -> None:
-    """Write all outcomes as JSON, and their counts as a table."""
+    """Write all outcomes as JSON, what is shown of faults alone, and the counts as a table."""
+    results = {
+        family: [o if o["judgement"] in BAD else {**o, "shown": ""} for o in outcomes]
+        for family, outcomes in results.items()
+    }
     stored = {
         "iterdiff": itd.__version__,
         "jax": jax.__version__,
         "python": platform.python_version(),
         "results": results,
     }
-    (out / "campaign.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    (out / "campaign.json").write_text(json.dumps(stored) + "\n", encoding="utf-8")
     (out / "campaign.md").write_text(table(results), encoding="utf-8")
 
 

@@ -40,10 +40,13 @@ def _scaled(mode: str, stop: str, scale: float, dtype: Any) -> Call:
 
         return x(theta), jax.jacobian(x)(theta)
 
+    # XLA flushes subnormal numbers to zero. There the start is the solution, and the derivative of
+    # no steps is zero, as the documentation of `Unrolled` says.
+    no_steps = mode == "unrolled" and stop == "residual" and abs(scale) < jnp.finfo(dtype).tiny
     return Call(
         f"size {scale:g} of x and theta / {mode} / {stop} / {np.dtype(dtype).name}",
         run,
-        right=lambda: (4 * np.asarray(theta, np.longdouble), 4 * np.eye(2)),
+        right=None if no_steps else lambda: (4 * np.asarray(theta, np.longdouble), 4 * np.eye(2)),
         rtol=1e-4,
     )
 
@@ -63,11 +66,13 @@ def _units(mode: str, scale: float, dtype: Any) -> Call:
         return x(theta), jax.jacobian(x)(theta)
 
     root = np.sqrt([2.0, 3.0])
+    vanishes = abs(scale) < jnp.finfo(dtype).tiny  # flushed to zero: the equation is 0 = 0
     return Call(
         f"residual in units of {scale:g} / {mode} / {np.dtype(dtype).name}",
         run,
-        right=(lambda: (root, np.diag(0.5 / root))) if scale else None,
+        right=None if vanishes else lambda: (root, np.diag(0.5 / root)),
         rtol=1e-4,
+        may_be_nan=vanishes,
     )
 
 

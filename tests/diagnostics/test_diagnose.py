@@ -326,6 +326,7 @@ class Searching(itd.Algorithm):
 
     def init(self, problem, x0, theta):
         """Return `x0`."""
+        del problem, theta
         return itd.Iterate(x0)
 
     def step(self, problem, state, theta):

@@ -81,7 +81,7 @@ def test_every_method_of_the_curse_has_its_bound():
     for case in study.cases:
         values = case.curves["bound"](np.arange(11))
         assert values.shape == (4, 11) and np.isfinite(values[:2]).all(), case.label
-        assert 0 < case.rate < 1
+        assert 0 < case.rate < 1 if case.label == "GD, 1/L" else np.isnan(case.rate), case.label
 
 
 def test_unknown_methods_have_no_bound():

@@ -140,7 +140,11 @@ def custom_root(
     mode = Implicit(linear_solver=Advised(chosen, ADVICE))
     problem = _Optimality(optimality_fun)
 
+    if not isinstance(reference_signature, inspect.Signature | None):
+        check_callable(reference_signature=reference_signature)
+
     def decorate(solver: Callable[..., Any]) -> Callable[..., Any]:
+        check_callable(solver=solver)
         signature = inspect.signature(solver)
         reference = _signature(reference_signature, optimality_fun)
 

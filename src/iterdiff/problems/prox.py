@@ -16,7 +16,7 @@ leave zero. `weakly_active` finds such coordinates.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -25,8 +25,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import check_tolerance
-from iterdiff.problems.inputs import with_data
+from iterdiff.jaxtools.arguments import as_array, check_tolerance, is_real
+from iterdiff.problems.inputs import check_inputs, with_data
 from iterdiff.problems.problem import CompositeMinimization, Problem
 
 T = TypeVar("T", bound=PyTree)
@@ -57,9 +57,10 @@ def soft_threshold(x: T, by: Bound) -> T:
     """
 
     def shrink(leaf, bound):
-        bound = jnp.asarray(bound, leaf.dtype)
+        bound = _bound("by", bound, leaf)
         return jnp.where(jnp.abs(leaf) > bound, leaf - jnp.sign(leaf) * bound, 0)
 
+    x = _point(x)
     return jax.tree.map(shrink, x, _like(by, x))
 
 
@@ -74,12 +75,12 @@ def elastic_net(x: T, by: Bound, ridge: Bound) -> T:
         :math:`b, r \ge 0`, both multiplied by the step size.
     """
     shrunk = soft_threshold(x, by)
-    return jax.tree.map(lambda u, r: u / (1 + jnp.asarray(r, u.dtype)), shrunk, _like(ridge, x))
+    return jax.tree.map(lambda u, r: u / (1 + _bound("ridge", r, u)), shrunk, _like(ridge, x))
 
 
 def nonnegative(x: T) -> T:
     """Return the nearest point with nonnegative coordinates."""
-    return jax.tree.map(lambda leaf: jnp.where(leaf > 0, leaf, 0), x)
+    return jax.tree.map(lambda leaf: jnp.where(leaf > 0, leaf, 0), _point(x))
 
 
 def box(x: T, lower: Bound, upper: Bound) -> T:
@@ -94,9 +95,10 @@ def box(x: T, lower: Bound, upper: Bound) -> T:
     """
 
     def clip(leaf, low, high):
-        low, high = jnp.asarray(low, leaf.dtype), jnp.asarray(high, leaf.dtype)
+        low, high = _bound("lower", low, leaf), _bound("upper", high, leaf)
         return jnp.where(leaf <= low, low, jnp.where(leaf >= high, high, leaf))
 
+    x = _point(x)
     return jax.tree.map(clip, x, _like(lower, x), _like(upper, x))
 
 
@@ -119,7 +121,10 @@ def simplex(x: Float[Array, " n"], total: float | Float[Array, ""] = 1.0) -> Flo
     J. Duchi, S. Shalev-Shwartz, Y. Singer, T. Chandra, *Efficient projections onto the l1-ball for
     learning in high dimensions*, ICML 2008.
     """
-    total = jnp.asarray(total, x.dtype)
+    x = _point(x)
+    if not isinstance(x, jax.Array) or x.ndim != 1:
+        raise ValueError(f"`x` must be one vector, not {x!r}; flatten it.")
+    total = _bound("total", total, x[0])
     descending = -jnp.sort(-jax.lax.stop_gradient(x))
     excess = jnp.cumsum(descending) - jax.lax.stop_gradient(total)
     counts = jnp.arange(1, x.size + 1).astype(x.dtype)
@@ -129,6 +134,28 @@ def simplex(x: Float[Array, " n"], total: float | Float[Array, ""] = 1.0) -> Flo
     support = jax.lax.stop_gradient(x) >= threshold
     shift = (jnp.sum(jnp.where(support, x, 0)) - total) / jnp.sum(support).astype(x.dtype)
     return jnp.where(support, x - shift, 0)
+
+
+def _point(x: Any) -> Any:
+    """Return the argument of a proximal operator as a pytree of floating arrays."""
+    x = jax.tree.map(lambda leaf: as_array("`x`", leaf), x)
+    for leaf in jax.tree.leaves(x):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"`x` must hold real floating arrays, not {leaf.dtype}; convert it.")
+    return x
+
+
+def _bound(name: str, bound: Any, leaf: Array) -> Array:
+    """Return a bound in the dtype of a leaf, against whose shape it broadcasts."""
+    if not is_real(bound):
+        raise TypeError(f"`{name}` must be a real number or a real array, not {bound!r}.")
+    shape = jnp.shape(bound)
+    fits = len(shape) <= leaf.ndim and all(
+        a in (1, b) for a, b in zip(shape[::-1], leaf.shape[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(f"`{name}` has shape {shape}, but `x` has a leaf of shape {leaf.shape}.")
+    return jnp.asarray(bound, leaf.dtype)
 
 
 def _like(bound: Bound, x: PyTree) -> PyTree:
@@ -182,7 +209,7 @@ def weakly_active(
     Raises
     ------
     TypeError, ValueError
-        If `problem` is not a `Problem` or `tol` not a positive number.
+        If an argument is wrong; the message names it.
 
     Examples
     --------
@@ -196,11 +223,12 @@ def weakly_active(
     >>> itd.prox.weakly_active(problem, jnp.array([2.0, 0.0, 0.0]), theta).tolist()
     [False, True, False]
     """
-    if not isinstance(problem, Problem):
-        raise TypeError(f"`problem` must be an iterdiff.Problem, not {problem!r}.")
     if tol is not None:
         check_tolerance("tol", tol)
-    problem = with_data(problem, args)
+    if any(tree.is_traced(leaf) for leaf in jax.tree.leaves((x, theta))):
+        problem = with_data(problem, args)  # an entry point has checked the rest
+    else:
+        problem, x, theta = check_inputs(problem, x, theta, args, name="x")
     x, theta = jax.lax.stop_gradient((x, theta))
     function, point, scale = _map_with_kinks(problem, x, theta)
     narrow = jnp.finfo(narrowest(x))

@@ -1,6 +1,7 @@
 """Checks of the arguments of the formulas, and their conversion to floating arrays."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 
-def known_value(value: ArrayLike) -> np.ndarray | None:
+def known_value(value: Any) -> np.ndarray | None:
     """Return `value` as a NumPy array, or None if JAX is tracing it."""
     try:
         return np.asarray(value)
     except jax.errors.TracerArrayConversionError:
         return None
+    except TypeError:  # a PRNG key
+        return np.array(None)
 
 
 def require(
@@ -29,13 +32,25 @@ def require(
     ValueError
         If `holds` is false for any entry.
     """
-    known = known_value(value)
+    known = require_real(name, value)
     if known is None:
         return
-    if known.dtype.kind not in "biuf" and known.dtype != jnp.bfloat16:
-        raise TypeError(f"`{name}` must be a real number or an array of them, not {value!r}.")
     if not np.all(holds(known)):
         raise ValueError(f"`{name}` must be {rule}, but it is {value}.")
+
+
+def require_real(name: str, value: Any) -> np.ndarray | None:
+    """Return `value` if it is known; raise an error that names it unless it is real.
+
+    Raises
+    ------
+    TypeError
+        If `value` is not real.
+    """
+    known = known_value(value)
+    if known is not None and known.dtype.kind not in "biuf" and known.dtype != jnp.bfloat16:
+        raise TypeError(f"`{name}` must be a real number or an array of them, not {value!r}.")
+    return known
 
 
 def as_floating(value: ArrayLike) -> Float[Array, "..."]:
@@ -44,6 +59,26 @@ def as_floating(value: ArrayLike) -> Float[Array, "..."]:
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array
     return array.astype(jnp.result_type(float))
+
+
+def require_scalars(**values: Any) -> None:
+    """Raise an error that names the argument unless every value is one real number.
+
+    Raises
+    ------
+    TypeError
+        If one is not real.
+    ValueError
+        If one has dimensions.
+    """
+    for name, value in values.items():
+        require(name, value, lambda v: np.bool_(v.ndim == 0), "a scalar")
+
+
+def as_real(name: str, value: ArrayLike) -> Float[Array, "..."]:
+    """Return `value` as a floating array; raise TypeError unless it is real."""
+    require_real(name, value)
+    return as_floating(value)
 
 
 def as_positive(name: str, value: ArrayLike) -> Float[Array, "..."]:

@@ -56,7 +56,15 @@ def jacobian_bound(factors: Factors, initial_error: ArrayLike, G: ArrayLike) -> 
     D. Scieur, G. Gidel, Q. Bertrand, F. Pedregosa, *The Curse of Unrolling*, NeurIPS 2022.
     """
     error = _checks.as_nonnegative("initial_error", initial_error)
-    return factors.jacobian * error + factors.gradient * _checks.as_nonnegative("G", G)
+    slope = _checks.as_nonnegative("G", G)
+    try:
+        jnp.broadcast_shapes(factors.jacobian.shape, error.shape, slope.shape)
+    except ValueError as mismatch:
+        raise ValueError(
+            f"`initial_error` of shape {error.shape} and `G` of shape {slope.shape} must broadcast "
+            f"against the iterations, of shape {factors.jacobian.shape}."
+        ) from mismatch
+    return factors.jacobian * error + factors.gradient * slope
 
 
 def noncommuting_bound(

@@ -72,7 +72,7 @@ def burn_in(errors: ArrayLike) -> BurnIn:
     >>> int(found.peak_iteration), float(found.peak), int(found.length)
     (1, 3.0, 3)
     """
-    curve = _checks.as_floating(errors)
+    curve = _checks.as_real("errors", errors)
     if curve.ndim == 0 or curve.shape[-1] == 0:
         raise ValueError("`errors` must hold the error of at least one iteration.")
     curve = jnp.where(jnp.isnan(curve), jnp.inf, curve)

@@ -44,7 +44,7 @@ def jacobian_part(polynomial: ResidualPolynomial, eigenvalue: ArrayLike) -> Floa
     float array
         Dimensionless, of the broadcast shape.
     """
-    return polynomial.value - _checks.as_floating(eigenvalue) * polynomial.derivative
+    return polynomial.value - _checks.as_real("eigenvalue", eigenvalue) * polynomial.derivative
 
 
 def commuting_error(

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from iterdiff.theory import _checks
+
 MAX_ROUNDING = 1e-9
 """An error counts as above its start only if it exceeds it by more than this, relatively."""
 
@@ -51,6 +53,8 @@ def measured_burn_in(errors: ArrayLike) -> MeasuredBurnIn:
 
     Raises
     ------
+    TypeError
+        If `errors` is not real.
     ValueError
         If `errors` is empty or has more than one dimension.
 
@@ -60,6 +64,7 @@ def measured_burn_in(errors: ArrayLike) -> MeasuredBurnIn:
     >>> measured_burn_in([0.0, 1.0, 3.0, 2.0, 0.5])
     MeasuredBurnIn(start_index=1, peak_index=2, peak_ratio=3.0, length=4)
     """
+    _checks.require_real("errors", errors)
     curve = np.asarray(errors, float)
     if curve.ndim != 1 or curve.size == 0:
         raise ValueError(f"`errors` must be a nonempty vector, but its shape is {curve.shape}.")

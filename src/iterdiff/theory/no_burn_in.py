@@ -80,7 +80,7 @@ def mode_error(t: ArrayLike, relative_step: ArrayLike, ratio: ArrayLike) -> Floa
     """
     count, s = _checks.as_counts("t", t), _checks.as_rate("relative_step", relative_step)
     n = _checks.cast_like(count, s)
-    return (1 - s) ** (n - 1) * (1 - s - n * s * _checks.as_floating(ratio))
+    return (1 - s) ** (n - 1) * (1 - s - n * s * _checks.as_real("ratio", ratio))
 
 
 def mode_has_burn_in(ratio: ArrayLike) -> Bool[Array, "..."]:
@@ -110,5 +110,5 @@ def mode_has_burn_in(ratio: ArrayLike) -> Bool[Array, "..."]:
     >>> theory.mode_has_burn_in(jnp.array([-2.0, 0.0, 4.0])).tolist()
     [True, False, True]
     """
-    r = _checks.as_floating(ratio)
+    r = _checks.as_real("ratio", ratio)
     return (r < -1) | (r > _LARGEST_RATIO)

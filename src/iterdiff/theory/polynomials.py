@@ -69,7 +69,7 @@ def gradient_descent_polynomial(
     >>> float(value), float(derivative)
     (0.25, -1.0)
     """
-    count, lam = _checks.as_counts("t", t), _checks.as_floating(eigenvalue)
+    count, lam = _checks.as_counts("t", t), _checks.as_real("eigenvalue", eigenvalue)
     h = _checks.as_positive("step_size", step_size)
     factor = 1 - h * lam
     derivative = (
@@ -310,7 +310,7 @@ def _momentum_arguments(
 
 def _with_derivative(evaluate, eigenvalue: ArrayLike) -> ResidualPolynomial:
     """Evaluate an elementwise function and its derivative."""
-    lam = _checks.as_floating(eigenvalue)
+    lam = _checks.as_real("eigenvalue", eigenvalue)
     value, derivative = jax.jvp(evaluate, (lam,), (jnp.ones_like(lam),))
     return ResidualPolynomial(value, derivative)
 

@@ -103,6 +103,7 @@ def sobolev_polynomials(
     >>> E_factor(chebyshev)
     29.2
     """
+    _checks.require_scalars(steps=steps, smallest=smallest, largest=largest)
     _checks.require_count("steps", steps)
     steps = int(steps)
     _checks.require("alpha", alpha, lambda v: v > -0.5, "above -1/2")
@@ -110,7 +111,7 @@ def sobolev_polynomials(
         raise ValueError(f'`norm` must be "A" or "B", not {norm!r}.')
     low, high = _checks.as_spectrum(smallest, largest, strict=True)
     weight = low * high if eta is None else _checks.as_positive("eta", eta)
-    lam = _checks.as_floating(eigenvalue)
+    lam = _checks.as_real("eigenvalue", eigenvalue)
     dtype = jnp.result_type(lam, low, high, weight)
     lam, low, high, weight = (a.astype(dtype) for a in (lam, low, high, weight))
     center, radius = (high + low) / 2, (high - low) / 2

@@ -184,6 +184,7 @@ def nesterov_factors(
     ValueError
         If an argument is known and out of range.
     """
+    _checks.require_scalars(smallest=smallest, largest=largest)
     count = _checks.as_counts("t", t)
     low, high = _checks.as_spectrum(smallest, largest, strict=True)
     step, momentum = nesterov_parameters(low, high)
@@ -272,6 +273,7 @@ def sobolev_factors(
     ValueError
         If an argument is known and out of range.
     """
+    _checks.require_scalars(steps=steps, smallest=smallest, largest=largest)
     _checks.require_count("steps", steps)
     if not steps < points:
         raise ValueError(f"`steps` must be below `points`, but {steps} is not below {points}.")
