@@ -69,7 +69,7 @@ KNOWN_MAX_ERROR = 0.02
 """Largest error of the answer that is known, in the Euclidean norm, of a vector with entries of
 order one: a null vector of length one usually changes it by more."""
 
-KNOWN_MAX_ENTRY_ERROR = 0.05
+KNOWN_MAX_ENTRY_ERROR = 0.01
 """The same for each entry."""
 
 KNOWN_MAX_RELATIVE_ERROR = 1000
