@@ -80,12 +80,13 @@ def repel(step: Callable[[PyTree], PyTree], points: NewtonPoints) -> Bool[Array,
     def grows() -> Bool[Array, ""]:
         push = jax.linearize(step, root)[1]
 
-        def trial(v):
-            return jax.lax.fori_loop(0, TRIAL_STEPS, lambda _, v: push(v), v)
+        def advance(k, carry):
+            v, middle = carry
+            return push(v), jnp.where(k == TRIAL_STEPS, tree.norm(v), middle)
 
-        middle = trial(tree.add(unit(away), unit(random_vector(root))))
-        later = trial(middle)
-        return tree.norm(later) > jnp.maximum(tree.norm(middle), eps**0.5)
+        start = tree.add(unit(away), unit(random_vector(root)))
+        end = jax.lax.fori_loop(0, 2 * TRIAL_STEPS, advance, (start, tree.norm(start)))
+        return tree.norm(end[0]) > jnp.maximum(end[1], eps**0.5)
 
     return only_if(moves, grows, jnp.zeros_like(moves))
 

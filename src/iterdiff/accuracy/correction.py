@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.accuracy.kinks import at_kink, at_prox_kink
 from iterdiff.accuracy.points import (
+    CHORD_MAX_FACTOR,
     NOISE_FACTOR,
     Corrections,
     NewtonPoints,
@@ -39,16 +40,13 @@ from iterdiff.accuracy.sensitivity import (
     sensitivity,
     unit,
 )
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.lax import only_if
 from iterdiff.linalg.solve import Inverse
 from iterdiff.problems.problem import CompositeMinimization, Problem
 
 MAX_REFINEMENTS = 10
 """Rounds of iterative refinement; if they do not suffice, the matrix is factored again."""
-
-CHORD_MAX_FACTOR = 1e3
-"""A Newton step is taken to be at most this many times as long as a chord step."""
 
 
 class Correction:
@@ -76,18 +74,23 @@ class Correction:
             return at.residual(y, at.theta)
 
         value, self._operator = jax.linearize(residual, corrected)
-        systems = value, unit(inverse_random), self._operator(first)
-        chord, stretched, bent = _solve_all(at.loosely, *systems)
-        condition = at.condition_from(random, stretched)
         excess = violation(residual, corrected, value, self._operator)
+        systems = value, unit(inverse_random), self._operator(first)
+        if at.inverse.factors is None:  # a bound replaces one iterative solve
+            chord, stretched, bent = _solve_all(at.loosely, *systems)
+            noise = tree.norm(excess) * tree.norm(stretched)
+        else:
+            chord, stretched, bent, unexplained = _solve_all(at.loosely, *systems, excess)
+            noise = tree.norm(unexplained)
+        condition = at.condition_from(random, stretched)
         rounding = rounding_of(condition, corrected)
         steps = Corrections(
             first=first,
             second=self._newton_from_chord(chord, first, rounding),
+            chord=chord,
             predicted=tree.scale(0.5, tree.sub(first, bent)),
             stretched=stretched,
         )
-        noise = self._length_after_solve(excess, stretched)
         self.points = judge(at, corrected, steps, condition, noise, near)
 
     def _newton_from_chord(
@@ -109,12 +112,6 @@ class Correction:
         inner = jnp.where(jnp.abs(inner) > least, inner, least)
         factor = square / jnp.where(inner == 0, 1.0, inner)
         return tree.scale(jnp.where(matters, factor, 1.0), chord)
-
-    def _length_after_solve(self, b: PyTree, stretched: PyTree) -> Float[Array, ""]:
-        """Return the length of ``A^{-1} b``, or an upper bound if a solve would be iterative."""
-        if self.at.inverse.factors is None:
-            return tree.norm(b) * tree.norm(stretched)
-        return tree.norm(self.at.inverse.factored(b))
 
     def exactly(self) -> Sensitivity:
         """Return the residual linearised at the corrected point, with a factorisation there."""
@@ -238,5 +235,5 @@ def _refine(
 
     rate = jnp.minimum(10 * points.quotient, 0.9)
     begin = (start, jnp.zeros_like(rate), jnp.full_like(rate, jnp.inf), rate, jnp.array(0))
-    y, _, slack, _, _ = jax.lax.while_loop(unfinished, refine, begin)
+    y, _, slack, _, _ = manual_axes.while_loop(unfinished, refine, begin)
     return y, slack

@@ -43,11 +43,14 @@ NOISE_FACTOR = 10
 CONVERGES_MAX_QUOTIENT = 0.1
 """Newton's method converges quadratically if every step shrinks the error by this factor."""
 
+CHORD_MAX_FACTOR = 1e3
+"""A Newton step is taken to be at most this many times as long as a chord step."""
+
 MIN_UNKNOWN_SHARE = 0.1
 """A correction of an unknown by less than this fraction of it counts as converged, however short
 the correction before was."""
 
-NOISE_MAX_RATIO = 1e3
+NOISE_MAX_RATIO = 1e4
 """A second correction up to this many times the measured noise may be noise: one sample of noise,
 over a short displacement, can be far smaller than the next."""
 
@@ -104,14 +107,17 @@ class Corrections(NamedTuple):
     ----------
     first, second : pytree
         The corrections.
+    chord : pytree
+        The second one with the matrix of the first.
     predicted : pytree
-        The second one, as a smooth residual predicts it.
+        The chord step, as a smooth residual predicts it.
     stretched : pytree
         The image under the inverse of a unit vector that the inverse stretches.
     """
 
     first: PyTree
     second: PyTree
+    chord: PyTree
     predicted: PyTree
     stretched: PyTree
 
@@ -144,8 +150,12 @@ def judge(
     eps = jnp.finfo(tree.result_dtype(at.x)).eps
     scale, length = tree.norm(corrected), tree.norm(steps.first)
     rounding = rounding_of(condition, corrected)
-    quotient = _quotient(steps.second, steps.first, corrected, rounding)
-    smooth = _quotient(steps.predicted, steps.first, corrected, rounding)
+    bent = _by_unknown(steps.predicted, steps.first, corrected, rounding)
+    chord = _by_unknown(steps.chord, steps.first, corrected, rounding)
+    # The slope in an unknown changes by the factor 1 - 2 * bent from one point to the other.
+    single = jnp.max(chord / jnp.maximum(1 - 2 * bent, 1 / CHORD_MAX_FACTOR), initial=0.0)
+    quotient = jnp.maximum(_quotient(steps.second, length, rounding), single)
+    smooth = jnp.maximum(_quotient(steps.predicted, length, rounding), jnp.max(bent, initial=0.0))
     # Otherwise the corrections are predicted, and their quotient says everything.
     noisy = (smooth < CONVERGES_MAX_QUOTIENT) & (quotient > CONVERGES_MAX_QUOTIENT)
     noisy &= tree.norm(steps.second) <= NOISE_MAX_RATIO * noise
@@ -179,20 +189,20 @@ def rounding_of(condition: Float[Array, ""], x: PyTree) -> Float[Array, ""]:
     return NOISE_FACTOR * jnp.finfo(tree.result_dtype(x)).eps * condition * tree.norm(x)
 
 
-def _quotient(step: PyTree, before: PyTree, x: PyTree, noise: Float[Array, ""]) -> Float[Array, ""]:
-    """Return the length of a correction over the one before, or the same of a single unknown."""
-    length = tree.norm(before)
-    whole = tree.norm(step) / jnp.where(length > 0, length, 1.0)
-    hidden = (tree.norm(step) <= noise) & (whole > CONVERGES_MAX_QUOTIENT)
-    whole = jnp.where(hidden, CONVERGES_MAX_QUOTIENT, whole)
+def _quotient(step: PyTree, before: Float[Array, ""], noise: Float[Array, ""]) -> Array:
+    """Return the length of a correction over that of the one before."""
+    length = tree.norm(step)
+    quotient = length / jnp.where(before > 0, before, 1.0)
+    hidden = (length <= noise) & (quotient > CONVERGES_MAX_QUOTIENT)
+    return jnp.where(hidden, CONVERGES_MAX_QUOTIENT, quotient)
 
-    def of_unknowns(step, before, x):
-        least = jnp.maximum(MIN_UNKNOWN_SHARE * jnp.abs(x), noise / CONVERGES_MAX_QUOTIENT)
-        scale = jnp.maximum(jnp.abs(before), least.astype(step.dtype))
-        return jnp.max(jnp.abs(step) / jnp.where(scale > 0, scale, 1.0), initial=0.0)
 
-    single = jax.tree.leaves(jax.tree.map(of_unknowns, step, before, x))
-    return jnp.max(jnp.stack([whole, *(v.astype(whole.dtype) for v in single)]))
+def _by_unknown(step: PyTree, before: PyTree, x: PyTree, noise: Float[Array, ""]) -> Array:
+    """Return the same for every unknown, as a vector."""
+    step, before, x = (jnp.abs(tree.to_vector(v)) for v in (step, before, x))
+    least = jnp.maximum(MIN_UNKNOWN_SHARE * x, noise / CONVERGES_MAX_QUOTIENT)
+    scale = jnp.maximum(before, least)
+    return step / jnp.where(scale > 0, scale, 1.0)
 
 
 def displacement(x: PyTree) -> PyTree:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, PyTree
 
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 
 JAX_KEEPS_RULES_IN_SCANS = jax.__version_info__ >= (0, 12)
 """Earlier versions drop the rule of a `jax.custom_jvp` function inside a scan that is
@@ -84,7 +84,7 @@ class Perturbed(NamedTuple):
 
     @classmethod
     def of(cls, inputs: PyTree, tangents: PyTree) -> "Perturbed":
-        """Find the leaves whose tangent is not a symbolic zero."""
+        """Find the leaves whose tangent is not a symbolic zero; an empty leaf cannot change."""
 
         def is_zero(leaf):
             return isinstance(leaf, SymbolicZero)
@@ -93,7 +93,7 @@ class Perturbed(NamedTuple):
         found = [
             (primal, tangent, place)
             for place, (primal, tangent) in enumerate(zip(*leaves, strict=True))
-            if tree.is_floating(primal) and not is_zero(tangent)
+            if tree.is_floating(primal) and primal.size and not is_zero(tangent)
         ]
         moved, directions, places = zip(*found, strict=True) if found else ((), (), ())
         return cls(inputs, moved, directions, places)
@@ -214,7 +214,7 @@ def zero_tangent(a: PyTree) -> PyTree:
     def zero(leaf):
         if tree.is_floating(leaf):
             return jnp.zeros_like(leaf)
-        return np.zeros(jnp.shape(leaf), jax.dtypes.float0)
+        return manual_axes.varying_as(leaf, np.zeros(jnp.shape(leaf), jax.dtypes.float0))
 
     return jax.tree.map(zero, a)
 
