@@ -42,6 +42,7 @@ from iterdiff.accuracy.sensitivity import (
 )
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.lax import only_if
+from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
 from iterdiff.linalg.solve import Inverse
 from iterdiff.problems.problem import CompositeMinimization, Problem
 
@@ -165,7 +166,8 @@ class Correction:
             back = jax.linear_transpose(operator, at.x)
             operator = lambda w: back(w)[0]  # noqa: E731
         if at.inverse.factors is None:
-            loose = Inverse(operator, at.x, at.structure, unique=False, rtol=LOOSE_RTOL / 10)
+            solver = DenseOrKrylov(rtol=LOOSE_RTOL / 10)
+            loose = Inverse(operator, at.x, at.structure, solver=solver, unique=False)
             change = loose(tree.sub(b, operator(start)))
             return tree.add(start, change), jnp.asarray(LOOSE_RTOL, tree.result_dtype(start))
 

@@ -25,6 +25,7 @@ from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.closures import hoist
 from iterdiff.jaxtools.reverse_only import first_order_only, reverse_only
 from iterdiff.jaxtools.tree import floating_part
+from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
 from iterdiff.linalg.solve import Inverse, Structure
 from iterdiff.problems.problem import Problem
 
@@ -107,8 +108,9 @@ class Sensitivity:
             return self.inverse.factored(b)
         if self.solver is not None:
             return self.inverse(b)
-        loose = {"unique": False, "rtol": LOOSE_RTOL / 10}
-        return Inverse(self.operator, self.x, self.structure, **loose)(b)
+        solver = DenseOrKrylov(rtol=LOOSE_RTOL / 10)
+        inverse = Inverse(self.operator, self.x, self.structure, solver=solver, unique=False)
+        return inverse(b)
 
     def condition(self) -> Float[Array, ""]:
         """Return an estimate of the condition number of ``A``, from below."""

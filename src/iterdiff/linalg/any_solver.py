@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.lax import computed_once, only_if
@@ -58,8 +58,8 @@ class AnySolver(CheckedSolver):
             return tree.to_vector(product(tree.from_vector(v, vector)))
 
         def solve(b: Vector) -> tuple[Vector, lx.RESULTS, Any]:
-            x, *rest = self.solver.compute(inner, tree.from_vector(b, vector), given)
-            return tree.to_vector(x), *rest
+            x, result, stats = self.solver.compute(inner, tree.from_vector(b, vector), given)
+            return tree.to_vector(x), result, stats
 
         x, result, stats = solve(b)
         accepted = residual_small(matvec, x, b, *_tolerances(self.solver))
@@ -135,7 +135,7 @@ def _accepted_by_factors(
     """Whether an answer is accepted, given whether its residual is `small`."""
     linear_map = LinearMap.of(matvec, b)
 
-    def with_factors(zero=0) -> Bool[Array, ""]:
+    def with_factors(zero: Int[Array, ""] | int = 0) -> Bool[Array, ""]:
         factors = factored(linear_map, False, zero)
         judged = judge(factors.scales, scaled_product_of(factors, matvec, False), x, b)
         accepted = factors.scales.regular & (small | (judged.residual <= judged.rounding))

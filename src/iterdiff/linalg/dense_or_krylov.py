@@ -269,7 +269,7 @@ class DenseOrKrylov(CheckedSolver):
             budget = self.budget(bound, definite, len(rows))
             zero = jnp.zeros((), jnp.int32)  # closed over: see LinearMap.matrix
 
-            def solve_densely(zero=0):
+            def solve_densely(zero: Int[Array, ""] | int = 0):
                 factors = factored(bound, definite, zero)
                 return jax.vmap(partial(_by_factors, factors, bound_system))(rows)
 

@@ -7,7 +7,6 @@ result is differentiable to any order, transposable, and batched by ``vmap``, wi
 for all right-hand sides. No tolerance is inherited from the solver of the outer problem.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -84,8 +83,6 @@ class Inverse:
         Whether a solve with ``A`` fails if ``A`` is singular, although the system has solutions: a
         tangent has to be unique, and a Newton step does not. Solves with the transpose do not
         fail: all their solutions give the same gradient (see `iterdiff.linalg.residual_check`).
-    rtol : float, optional
-        Replaces the `rtol` of a `DenseOrKrylov`.
 
     Attributes
     ----------
@@ -104,13 +101,12 @@ class Inverse:
         throw: bool = False,
         factor: bool = False,
         unique: bool = True,
-        rtol: float | None = None,
     ):
         self.operator, self.like, self.structure = operator, like, structure
         self.throw, self.unique = throw, unique
         policy = _policy(solver)
         if policy is not None:
-            solver = policy if rtol is None else dataclasses.replace(policy, rtol=rtol)
+            solver = policy
         assert solver is not None
         self._solver = solver if isinstance(solver, CheckedSolver) else AnySolver(solver)
         self._of_vectors = _of_vectors(operator, like, structure)
