@@ -24,7 +24,8 @@ def mapped(f, **options):
     return jax.jit(jax.shard_map(lambda b: f(b[0])[None], mesh=mesh, in_specs=spec,
                                  out_specs=spec, **options))
 
-solver = itd.implicit(itd.RootFinding(lambda x, theta: jnp.sinh(x - theta)))(lambda x0, theta: theta)
+root = itd.RootFinding(lambda x, theta: jnp.sinh(x - theta))
+solver = itd.implicit(root)(lambda x0, theta: theta)
 cases = {
     "implicit": lambda theta: square(theta, itd.Implicit(refine=1), jnp.zeros(1), stop),
     "unrolled": lambda theta: square(theta, itd.Unrolled(), jnp.zeros(1), stop),

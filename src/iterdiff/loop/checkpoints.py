@@ -96,7 +96,9 @@ class Checkpoints(eqx.Module):
             new = step(jax.tree.map(lambda r: r[place - 1], rows))
             return jax.tree.map(lambda r, v: _put(r, v, place), rows, new)
 
-        return manual_axes.fori_loop(0, missing.sum(dtype=jnp.int32), fill, self.get(indices)), first
+        return manual_axes.fori_loop(
+            0, missing.sum(dtype=jnp.int32), fill, self.get(indices)
+        ), first
 
     @classmethod
     def empty(cls, arrays: PyTree, slots: int, max_steps: int) -> "Checkpoints":

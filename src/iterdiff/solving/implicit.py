@@ -8,8 +8,8 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.manual_axes import aligned
 from iterdiff.jaxtools.closures import nan_derivative_where
+from iterdiff.jaxtools.manual_axes import aligned
 from iterdiff.jaxtools.transformations import transforming
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import stop_gradient
