@@ -104,7 +104,7 @@ def quadratic(kappa, n=30, p=3):
 polyak = theory.polyak_parameters(0.01, 1.0)
 RUNS = [
     ("GD, 1/L", 0.1, itd.GradientDescent(1.0), theory.gradient_descent_rate(0.1, 1.0, 1.0)),
-    ("GD, 2/(L+l)", 0.01, itd.GradientDescent(2 / 1.01), theory.chebyshev_rate(1e-4, 1.0)),
+    ("GD, 2/(L+ℓ)", 0.01, itd.GradientDescent(2 / 1.01), theory.chebyshev_rate(1e-4, 1.0)),
     ("heavy ball", 0.01, itd.HeavyBall(*polyak), theory.chebyshev_rate(0.01, 1.0)),
 ]
 TOTALS = [(20, 40, 80), (100, 300), (30, 60, 100)]

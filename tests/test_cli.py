@@ -1,14 +1,18 @@
 """The command line: what it writes, and that wrong input ends in one line."""
 
+import inspect
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import xarray
 
 import iterdiff as itd
 from iterdiff.cli import main
+from iterdiff.diagnostics.diagnose import DEFAULT_STEPS
 from iterdiff.study.catalog import BUILT_IN
+from iterdiff.study.problems.datasets import read_csv
 
 SCALAR = 'study = "scalar-quadratic"\nsteps = 20\nproblem.b = 0.0\n'
 
@@ -101,8 +105,30 @@ BAD = {
     "dataset is missing": (["explore", "none.nc"], "none.nc"),
     "dataset is none": (["explore", "t.csv"], "t.csv"),
     "no steps on the page": (["explore", "--steps", "0"], "--steps"),
+    "steps of a dataset": (["explore", "t.nc", "--steps", "5"], "`--steps`"),
+    "page of a table": (["explore", "t.csv"], "iterdiff study ridge --data t.csv"),
+    "page of settings": (["explore", "s.toml"], "iterdiff study s.toml"),
     "no module": (["diagnose", "nothing_like_it:run"], "nothing_like_it"),
+    "no module file": (["diagnose", "nothing.py:run"], "nothing.py"),
+    "no name": (["diagnose", "runs.py:nothing"], "`nothing`"),
+    "module with an error": (["diagnose", "runs.py:fails"], "ZeroDivisionError"),
+    "module that ends": (["diagnose", "ends.py:run"], "SystemExit"),
+    "module that cannot be read": (["diagnose", "broken.py:run"], "SyntaxError"),
+    "objective with an error": (["diagnose", "runs.py:wrong"], "KeyError"),
+    "rtol": (["diagnose", "runs.py:run", "--rtol", "0"], "`rtol`"),
 }
+
+RUNS = """
+import jax.numpy as jnp
+import iterdiff as itd
+
+problem = itd.Minimization(lambda x, t: jnp.sum((x - t) ** 2))
+run = problem, itd.Newton(), jnp.zeros(2), jnp.ones(2)
+wrong = itd.Minimization(lambda x, t: {}["a"]), itd.Newton(), jnp.zeros(2), jnp.ones(2)
+
+def fails():
+    return 1 / 0
+"""
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -111,6 +137,9 @@ def test_wrong_input_ends_in_one_line(name, tmp_path, monkeypatch, capsys):
     (tmp_path / "t.csv").write_text("a,y\n1,2\n3,4\n")
     (tmp_path / "text.csv").write_text("a,y\n1,2\nred,4\n")
     (tmp_path / "s.toml").write_text(SCALAR)
+    (tmp_path / "runs.py").write_text(RUNS)
+    (tmp_path / "ends.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "broken.py").write_text("def (:\n")
     before = sorted(path.name for path in tmp_path.iterdir())
     words, expected = BAD[name]
     out = ["--out", "out"] if words and words[0] != "diagnose" else []
@@ -118,7 +147,64 @@ def test_wrong_input_ends_in_one_line(name, tmp_path, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert expected in captured.err and captured.err.count("\n") == 1
     assert captured.out == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    found = {path.name for path in tmp_path.iterdir()}
+    assert sorted(found - {"__pycache__"}) == before
+
+
+def test_diagnose_reads_a_file_and_has_the_defaults_of_python(tmp_path, capsys, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "runs.py").write_text(RUNS)
+    called = {}
+    monkeypatch.setattr(itd, "diagnose", lambda *run, **options: called.update(options) or "done")
+    assert main(["diagnose", str(tmp_path / "folder" / "runs.py:run")]) == 0
+    assert capsys.readouterr().out == "done\n" and called == {}
+    with pytest.raises(SystemExit):
+        main(["diagnose", "--help"])
+    monkeypatch.undo()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"default: {inspect.signature(itd.diagnose).parameters['rtol'].default:g}" in shown
+    assert f"default: {DEFAULT_STEPS}" in shown
+
+
+def test_a_folder_with_the_name_of_a_file_is_an_error_that_writes_nothing(tmp_path, capsys):
+    (tmp_path / "s.toml").write_text(SCALAR)
+    out = tmp_path / "out"
+    (out / "report.txt").mkdir(parents=True)
+    words = ["study", str(tmp_path / "s.toml"), "--out", str(out), "--quiet"]
+    assert main(words) == 2
+    assert "report.txt is a folder" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["report.txt"]
+
+
+@pytest.mark.parametrize("column", ["1e308,-1e308,0", "1e200,3e200,2e200", "1e-300,3e-300,2e-300"])
+def test_huge_and_tiny_numbers_of_a_table(column, tmp_path):
+    table = tmp_path / "t.csv"
+    rows = [f"{value},{y}" for value, y in zip(column.split(","), (1, 2, 4), strict=True)]
+    table.write_text("\n".join(["a,y", *rows]) + "\n")
+    features = read_csv(table, "y").standardised()
+    np.testing.assert_allclose(features.mean(), 0, atol=1e-12)
+    np.testing.assert_allclose(features.std(), 1, rtol=1e-12)
+
+
+def test_an_interrupt_while_libraries_load_ends_the_process(tmp_path):
+    # The program interrupts itself at the first import of JAX.
+    script = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'jax':\n"
+        "            try:\n"
+        "                os.kill(os.getpid(), signal.SIGINT)\n"
+        "                for _ in range(10**6): pass\n"
+        "            except BaseException: pass  # as an extension module may do\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from iterdiff.cli import main\n"
+        f"sys.exit(main(['study', 'scalar-quadratic', '--out', {str(tmp_path / 'out')!r}]))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 130
+    assert run.stderr.count("\n") == 1 and "interrupted" in run.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_folder_that_cannot_be_written_is_reported_at_once(tmp_path, monkeypatch, capsys):

@@ -3,7 +3,12 @@
 import argparse
 import contextlib
 import importlib
+import importlib.util
+import os
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +18,8 @@ from iterdiff.jaxtools.extras import import_extra
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+INTERRUPTED_MESSAGE = "iterdiff: interrupted; no file was written."
+DEFAULT_EXPLORER_STEPS = 600
 STUDY_LIBRARIES = (
     "pydantic",
     "pandas",
@@ -36,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0, or 2 after wrong input, which is reported in one line.
+        The exit status: 0; 2 after an error, which is reported in one line; 130 after an interrupt.
 
     Notes
     -----
@@ -44,20 +51,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        parsed = _parser().parse_args(arguments)
-        import jax
+        with _interrupts_end_the_process():
+            parsed = _parser().parse_args(arguments)
+            import jax
 
-        jax.config.update("jax_enable_x64", True)
-        parsed.run(parsed)
-    except (ImportError, OSError, TypeError, ValueError) as error:
+            jax.config.update("jax_enable_x64", True)
+            command = parsed.load(parsed)
+        command()
+    except KeyboardInterrupt:
+        print(INTERRUPTED_MESSAGE, file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
         if "--traceback" in arguments:
             raise
-        print(f"iterdiff: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"iterdiff: error: {_in_one_line(error)}", file=sys.stderr)
         return USAGE_ERROR
-    except KeyboardInterrupt:
-        print("iterdiff: interrupted; no file was written.", file=sys.stderr)
-        return INTERRUPTED
     return 0
+
+
+@contextlib.contextmanager
+def _interrupts_end_the_process() -> Iterator[None]:
+    """Let an interrupt end the process at once, while libraries are imported.
+
+    The initialisation of an extension module may drop a KeyboardInterrupt, or crash. Only the main
+    thread receives signals.
+    """
+
+    def end(number: int, frame: Any) -> NoReturn:
+        del number, frame
+        print(INTERRUPTED_MESSAGE, file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _in_one_line(error: Exception) -> str:
+    """Return the message of an error; with its type, if it is none of those that explain."""
+    text = " ".join(str(error).split())
+    explains = isinstance(error, ImportError | OSError | TypeError | ValueError | itd.SolveError)
+    if explains and text:
+        return text
+    kind = type(error).__name__
+    return f"{kind}{f': {text}' if text else ''} (`iterdiff --traceback ...` shows where)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -81,8 +123,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_diagnose(commands)
     _add_explore(commands)
     listing = commands.add_parser("list", help="list the built-in studies, one per line")
-    listing.set_defaults(run=_list)
+    listing.set_defaults(load=_list)
     return parser
+
+
+Command = Callable[[], None]
+"""What a command does after its libraries are loaded."""
 
 
 def _positive_int(text: str) -> int:
@@ -122,7 +168,7 @@ def _add_study(commands: Any) -> None:
         "--paper", action="store_true", help="also write PDF, as wide as a two-column page"
     )
     study.add_argument("--quiet", action="store_true", help="show no progress")
-    study.set_defaults(run=_study)
+    study.set_defaults(load=_study)
 
 
 def _add_explore(commands: Any) -> None:
@@ -140,10 +186,13 @@ def _add_explore(commands: Any) -> None:
         "--out", type=Path, default=Path("out/explore"), metavar="DIR", help="output folder"
     )
     explore.add_argument(
-        "--steps", type=_positive_int, default=600, metavar="N", help="number of iterations"
+        "--steps",
+        type=_positive_int,
+        metavar="N",
+        help=f"number of iterations, without DATASET.nc; default: {DEFAULT_EXPLORER_STEPS}",
     )
     explore.add_argument("--quiet", action="store_true", help="show no progress")
-    explore.set_defaults(run=_explore)
+    explore.set_defaults(load=_explore)
 
 
 def _add_diagnose(commands: Any) -> None:
@@ -151,40 +200,50 @@ def _add_diagnose(commands: Any) -> None:
         "diagnose",
         help="recommend a mode and a number of steps for a run of your own",
         description=(
-            "Diagnose a run: NAME in MODULE is a tuple (problem, algorithm, x0, theta), or a "
-            "function without arguments that returns one. Everything runs in float64."
+            "Diagnose a run: NAME in MODULE (or FILE.py) is a tuple (problem, algorithm, x0, "
+            "theta), or a function without arguments that returns one. Everything runs in float64."
         ),
     )
-    diagnose.add_argument("run_of", metavar="MODULE:NAME")
+    diagnose.add_argument("run_of", metavar="MODULE:NAME|FILE.py:NAME")
+    # Without an option, the default is that of `iterdiff.diagnose`; a test compares the help.
     diagnose.add_argument(
-        "--rtol", type=float, default=1e-3, help="tolerated relative error of the derivative"
+        "--rtol", type=float, help="tolerated relative error of the derivative (default: 0.01)"
     )
     diagnose.add_argument("--budget", type=int, help="steps of the trial run (default: 1000)")
-    diagnose.set_defaults(run=_diagnose)
+    diagnose.set_defaults(load=_diagnose)
 
 
-def _study(parsed: argparse.Namespace) -> None:
-    """Run a study and write its files."""
-    for library in STUDY_LIBRARIES:
-        import_extra(library, "study")
+def _study(parsed: argparse.Namespace) -> Command:
+    """Return the command that runs a study and writes its files."""
+    _load_study_libraries()
     from iterdiff.study.catalog import load_study
     from iterdiff.study.files import atomic_folder, write_netcdf
     from iterdiff.study.run import run
     from iterdiff.study.views.plots import save_figures
     from iterdiff.study.views.report import plain, print_report, save_report
 
-    study = load_study(parsed.name, **_changes(parsed))
-    out = parsed.out or Path("out") / Path(parsed.name).stem
     console = import_extra("rich.console", "study").Console()
-    with atomic_folder(out) as folder:
-        with _progress(console, study.name, parsed.quiet) as report_progress:
-            data = run(study, report_progress)
-        write_netcdf(data, folder / f"{study.name}.nc")
-        save_report(data, folder / "report.txt")
-        figures = save_figures(data, folder, paper=parsed.paper)
-    print_report(data, console)
-    console.print(plain(f"Written to {out}:"), soft_wrap=True)
-    console.print(plain("  " + "  ".join([f"{study.name}.nc", "report.txt", *figures])))
+
+    def command() -> None:
+        study = load_study(parsed.name, **_changes(parsed))
+        out = parsed.out or Path("out") / Path(parsed.name).stem
+        with atomic_folder(out) as folder:
+            with _progress(console, study.name, parsed.quiet) as report_progress:
+                data = run(study, report_progress)
+            write_netcdf(data, folder / f"{study.name}.nc")
+            save_report(data, folder / "report.txt")
+            figures = save_figures(data, folder, paper=parsed.paper)
+        print_report(data, console)
+        console.print(plain(f"Written to {out}:"), soft_wrap=True)
+        console.print(plain("  " + "  ".join([f"{study.name}.nc", "report.txt", *figures])))
+
+    return command
+
+
+def _load_study_libraries() -> None:
+    """Import what studies need, so that a missing one is reported at once."""
+    for library in STUDY_LIBRARIES:
+        import_extra(library, "study")
 
 
 def _changes(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -199,64 +258,115 @@ def _changes(parsed: argparse.Namespace) -> dict[str, Any]:
     return changes
 
 
-def _explore(parsed: argparse.Namespace) -> None:
-    """Write the page of a dataset, or of a study of step sizes."""
-    for library in STUDY_LIBRARIES:
-        import_extra(library, "study")
-    from iterdiff.study.files import atomic_folder
+def _explore(parsed: argparse.Namespace) -> Command:
+    """Return the command that writes the page of a dataset, or of a study of step sizes."""
+    _load_study_libraries()
+    from iterdiff.study.files import atomic_folder, load_dataset
     from iterdiff.study.run import run
     from iterdiff.study.views.explorer import page, step_sizes
     from iterdiff.study.views.report import plain
 
     console = import_extra("rich.console", "study").Console()
-    with atomic_folder(parsed.out) as folder:
-        if parsed.dataset is not None:
-            data = _load_dataset(parsed.dataset)
-        else:
-            with _progress(console, "step sizes", parsed.quiet) as report_progress:
-                data = run(step_sizes(steps=parsed.steps), report_progress)
-        (folder / "explore.html").write_text(page(data), encoding="utf-8")
-    console.print(plain(f"Open {parsed.out / 'explore.html'}"), soft_wrap=True)
+
+    def command() -> None:
+        if parsed.dataset is not None and parsed.steps is not None:
+            raise ValueError(
+                "`--steps` does not apply to a dataset, whose runs are over; leave it out."
+            )
+        with atomic_folder(parsed.out) as folder:
+            if parsed.dataset is not None:
+                data = load_dataset(parsed.dataset)
+            else:
+                study = step_sizes(steps=parsed.steps or DEFAULT_EXPLORER_STEPS)
+                with _progress(console, "step sizes", parsed.quiet) as report_progress:
+                    data = run(study, report_progress)
+            (folder / "explore.html").write_text(page(data), encoding="utf-8")
+        console.print(plain(f"Open {parsed.out / 'explore.html'}"), soft_wrap=True)
+
+    return command
 
 
-def _load_dataset(path: Path) -> Any:
-    """Return a dataset that a study wrote."""
-    if not path.is_file():
-        raise ValueError(f"`DATASET.nc`: there is no file {path}.")
-    try:
-        data = import_extra("xarray", "study").load_dataset(path, engine="h5netcdf")
-    except OSError as error:
-        raise ValueError(f"`DATASET.nc`: {path} is not a NetCDF file: {error}.") from error
-    if "axis" not in data.attrs:
-        raise ValueError(f"`DATASET.nc`: {path} was not written by a study.")
-    return data
+def _diagnose(parsed: argparse.Namespace) -> Command:
+    """Return the command that prints the diagnosis of a run that a module defines."""
+    given = {"rtol": parsed.rtol, "budget": parsed.budget}
+    options = {name: value for name, value in given.items() if value is not None}
+
+    def command() -> None:
+        print(itd.diagnose(*_run_of(parsed.run_of), **options))
+
+    return command
 
 
-def _diagnose(parsed: argparse.Namespace) -> None:
-    """Print the diagnosis of a run that a module defines."""
-    module, _, name = parsed.run_of.partition(":")
+def _run_of(place: str) -> tuple[Any, ...]:
+    """Return the run that ``MODULE:NAME`` or ``FILE.py:NAME`` holds."""
+    module, _, name = place.rpartition(":")
     if not module or not name:
-        raise ValueError(f"`MODULE:NAME` must be like package.module:run, not {parsed.run_of!r}.")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"`MODULE:NAME`: {error}.") from error
-    run = found() if callable(found) else found
+        raise ValueError(
+            f"`MODULE:NAME` must be like package.module:run or folder/file.py:run, not {place!r}."
+        )
+    loaded = _executed(lambda: _imported(module), module)
+    if not hasattr(loaded, name):
+        raise ValueError(f"`MODULE:NAME`: {module} defines no `{name}`.")
+    found = getattr(loaded, name)
+    run = _executed(found, f"{name}()") if callable(found) else found
     if not isinstance(run, tuple) or len(run) != 4:
-        raise TypeError(f"`{parsed.run_of}` must be a tuple (problem, algorithm, x0, theta).")
-    print(itd.diagnose(*run, rtol=parsed.rtol, budget=parsed.budget))
+        raise TypeError(f"`{place}` must be a tuple (problem, algorithm, x0, theta).")
+    return run
 
 
-def _list(parsed: argparse.Namespace) -> None:
-    """Print the built-in studies."""
+def _imported(module: str) -> Any:
+    """Return a module by its dotted name, found from the working folder, or by its path."""
+    path = Path(module)
+    if path.suffix != ".py":
+        sys.path.insert(0, str(Path.cwd()))
+        return importlib.import_module(module)
+    if not path.is_file():
+        raise ValueError(f"`FILE.py:NAME`: there is no file {path}.")
+    sys.path.insert(0, str(path.resolve().parent))  # as Python does for a script
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def _executed(function: Callable[[], Any], what: str) -> Any:
+    """Run a user's code; report its errors with the line that raised them.
+
+    Raises
+    ------
+    ValueError
+        If the code raises anything.
+    """
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ValueError) and str(error).startswith("`FILE.py:NAME`"):
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError) and error.name == what:
+            raise ValueError(
+                f"`MODULE:NAME`: there is no module {what}; a file is given as folder/file.py:run."
+            ) from error
+        raise ValueError(
+            f"`MODULE:NAME`: {what} raised {said} ({Path(last.filename).name}, line {last.lineno})."
+        ) from error
+
+
+def _list(parsed: argparse.Namespace) -> Command:
+    """Return the command that prints the built-in studies."""
     del parsed
     import_extra("pydantic", "study")
     from iterdiff.study.catalog import BUILT_IN
 
-    width = max(map(len, BUILT_IN))
-    for name, built_in in BUILT_IN.items():
-        print(f"{name:{width}}  {built_in.summary}")
+    def command() -> None:
+        width = max(map(len, BUILT_IN))
+        for name, built_in in BUILT_IN.items():
+            print(f"{name:{width}}  {built_in.summary}")
+
+    return command
 
 
 @contextlib.contextmanager

@@ -207,7 +207,7 @@ def arguments(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> int:
     names = [arg.arg for arg in (*signature.posonlyargs, *signature.args, *signature.kwonlyargs)]
     without = {"self", "cls"}
     if "problem" in names:
-        without |= {"problem", "algorithm", "x0", "theta"}
+        without |= {"problem", "algorithm", "x0", "theta", "args"}
     return len([name for name in names if name not in without])
 
 

@@ -1,10 +1,13 @@
 """Functions compiled such that the data in their closures are inputs."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iterdiff.jaxtools.jit import compiled, program_of
+from iterdiff.jaxtools.jit import MAX_CACHED_PROGRAMS, _programs, compiled, program_of
 
 DATA = jnp.arange(6.0).reshape(2, 3)
 
@@ -61,8 +64,61 @@ def test_constants_come_back_as_arrays():
     assert all(isinstance(v, jax.Array) for v in call(jnp.ones(3)))
 
 
-def test_under_a_transformation_it_is_the_function_itself():
+def test_transformations_use_the_same_program():
     call, traces = counted(lambda x: jnp.sum(DATA @ x) ** 2)
     np.testing.assert_allclose(jax.grad(call)(jnp.ones(3)), 30 * jnp.array([3.0, 5.0, 7.0]))
     assert jax.jit(jax.vmap(call))(jnp.ones((2, 3))).shape == (2,)
+    assert len(traces) == 1
+
+
+def test_a_program_that_closes_over_a_traced_value_is_not_kept():
+    scales = []
+    call, traces = counted(lambda x: scales[-1] * x)
+
+    def scaled(scale):
+        scales.append(scale)
+        return call(jnp.ones(()))
+
+    assert jax.grad(scaled)(2.0) == 1.0
+    assert jax.jit(scaled)(3.0) == 3.0
+    assert len(traces) == 2
+
+
+def test_options_of_the_trace_are_part_of_the_program():
+    call, traces = counted(lambda x: x @ x)
+    for precision in ("float32", "bfloat16"):
+        with jax.default_matmul_precision(precision):
+            call(jnp.ones(3))
+    assert len(traces) == 2
+
+
+def test_a_program_is_dropped_with_the_function_that_it_came_from():
+    @compiled
+    def apply(function, x):
+        return function(x)
+
+    data = [jnp.ones(3)]
+    function = lambda x, data=data: data[0] @ x  # noqa: E731
+    assert apply(function, jnp.ones(3)) == 3.0
+    collected = weakref.ref(function)
+    before = len(_programs)
+    del function
+    gc.collect()
+    assert collected() is None
+    apply(jnp.sum, jnp.ones(3))
+    assert len(_programs) == before  # one dropped, one new
+
+
+def test_the_number_of_programs_is_bounded():
+    call, _ = counted(lambda x, k: x + k)
+    for k in range(MAX_CACHED_PROGRAMS + 2):
+        call(jnp.ones(()), k)
+    assert len(_programs) == MAX_CACHED_PROGRAMS
+
+
+def test_static_arguments_without_a_hash_are_compared_by_identity():
+    call, traces = counted(lambda x, names: x * len(names))
+    first, second = {"a"}, {"a"}
+    for names in (first, first, second):
+        assert call(jnp.ones(()), names) == 1.0
     assert len(traces) == 2

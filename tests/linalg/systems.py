@@ -36,7 +36,7 @@ METHODS = {
     "factored": Limits(0, SIZE, SIZE, trial_min_products=0),
     # The trial has no time for a single product: the dense method solves.
     "fallback": Limits(0, 0, SIZE, trial_min_products=0),
-    "krylov": Limits(0, 0, 0),
+    "krylov": Limits(0, 0, 0, 0),
 }
 SOLVERS = {name: DenseOrKrylov(limits=limits) for name, limits in METHODS.items()}
 every_method = pytest.mark.parametrize("method", METHODS)

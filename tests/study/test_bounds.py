@@ -26,14 +26,14 @@ def small_curse():
         "curse",
         steps=40,
         problem={"size": 4, "condition": 20, "spectrum": "ends", "start": 1.0},
-        algorithms={name: METHODS[name] for name in ("GD, 2/(L+l)", "heavy ball")},
+        algorithms={name: METHODS[name] for name in ("GD, 2/(L+ℓ)", "heavy ball")},
         modes=MODES | late,
     )
     return run(study)
 
 
 def test_bounds_of_the_curse_hold_in_every_mode(small_curse):
-    covered = {"GD, 2/(L+l)": list(small_curse.mode.values), "heavy ball": ["unrolled", "implicit"]}
+    covered = {"GD, 2/(L+ℓ)": list(small_curse.mode.values), "heavy ball": ["unrolled", "implicit"]}
     for label, case in cases(small_curse):
         assert covered[label] == [
             m for m in case.mode.values if case.bound.sel(mode=m).notnull()[0]
@@ -110,7 +110,7 @@ def test_bound_of_a_checked_mode_is_that_of_its_mode():
 
 
 def test_bounds_of_a_logistic_regression_hold_for_gradient_descent():
-    study = load_study("curse-logistic", steps=60, algorithms={"GD": METHODS["GD, 2/(L+l)"]})
+    study = load_study("curse-logistic", steps=60, algorithms={"GD": METHODS["GD, 2/(L+ℓ)"]})
     known = run(study)
     assert known.bound.notnull().all()
     assert (known.jacobian_error <= known.bound * (1 + 1e-10)).all()

@@ -10,11 +10,18 @@ import pytest
 import xarray
 from rich.console import Console
 
+from iterdiff.study.views.curves import MARKERS, curve, line
 from iterdiff.study.views.explorer import page, step_sizes
 from iterdiff.study.views.plots import figures, save_figures
 from iterdiff.study.views.report import print_report, save_report
 from iterdiff.study.views.summary import converged
-from iterdiff.study.views.verdicts import BoundCheck, Diverged, LateStart, verdicts
+from iterdiff.study.views.verdicts import (
+    BoundCheck,
+    Diverged,
+    ImplicitAgainstUnrolled,
+    LateStart,
+    verdicts,
+)
 
 HOSTILE = ("[/b] x", "[red]GD", "cost $5_{ and $", "<!--<script>", "</script>", "@DATA ${x}", ":x:")
 
@@ -75,10 +82,77 @@ def test_verdicts_are_data(made_up):
     # From iteration 1 on the unrolled error is above the implicit one.
     assert good.verdicts[2].first == 1
     # Powers of 1/2 fall until the last start; the prediction is 3.
-    late = LateStart(20, 20, 0.5**20, 1.0, predicted=3, predicted_error=0.125)
+    late = LateStart(20, 20, 0.5**20, 1.0, predicted=3, predicted_error=0.125, rounding=1e-12)
     assert good.verdicts[3] == late
     assert bad.verdicts[0] == Diverged("diverged: not finite from 30 on")
     assert isinstance(bad.verdicts[-1], LateStart) and bad.verdicts[-1].predicted is None
+
+
+def test_a_finite_run_that_diverges_is_named_everywhere(made_up):
+    growth = 2.0 ** np.arange(41.0)
+    made_up["iterate_error"] = made_up.iterate_error.copy()
+    made_up["iterate_error"][0] = growth
+    diverged = verdicts(made_up)[0].verdicts[0]
+    assert isinstance(diverged, Diverged) and "1.1e+12 times" in str(diverged)
+    file = io.StringIO()
+    print_report(made_up, Console(file=file, width=100))
+    assert "good (diverges)" in file.getvalue()
+    titles = [panel.get_title() for panel in figures(made_up)["convergence"].axes]
+    assert {"good (diverges)", "bad (diverges)"} <= set(titles)
+    # the comparison keeps the scale of the runs that do not diverge
+    made_up["status"] = ("algorithm", ["finite throughout"] * 2)
+    right = figures(made_up)["comparison"].axes[1]
+    assert right.get_ylim()[1] <= 2.1 * 2.0**29
+
+
+def test_rounding_is_no_finding(made_up):
+    noise = 1e-16 * (1 + np.arange(41) % 2)
+    made_up["jacobian_error"] = made_up.jacobian_error.copy()
+    made_up["jacobian_error"][0] = [noise, noise[::-1]]
+    made_up["late_start_error"] = made_up.late_start_error.copy()
+    made_up["late_start_error"][0] = 1e-16
+    found = verdicts(made_up)[0].verdicts
+    assert not found[0].found.has_burn_in
+    assert found[2] == ImplicitAgainstUnrolled(None, both_exact=True)
+    assert "exact to rounding" in str(found[2]) and "exact to rounding" in str(found[3])
+
+
+def test_an_alternating_curve_is_a_band(made_up):
+    t = np.arange(100)
+    up, down = 2.0 ** -(t / 10.0), 2.0 ** -(t / 10.0) / 3
+    axes = plt.figure().subplots()
+    curve(axes, t, np.where((t % 2 == 0) & (t >= 40), up, down), color="red")
+    (band,) = axes.collections
+    heights = band.get_paths()[0].vertices
+    assert heights[:, 0].min() >= 35 and heights[:, 0].max() <= 99
+    middle = heights[heights[:, 0] == 70, 1]
+    np.testing.assert_allclose([middle.min(), middle.max()], [down[70], up[70]], rtol=0.05)
+    assert np.isnan(axes.lines[0].get_ydata()[50:90]).all()
+    assert np.isfinite(axes.lines[0].get_ydata()[:35]).all()
+    plt.close("all")
+
+
+@pytest.mark.parametrize("paper", [False, True])
+def test_the_legend_fits_with_one_algorithm(made_up, paper):
+    one = made_up.isel(algorithm=[0]).copy()
+    one["estimate_trusted"] = one.jacobian_error >= 0
+    one["jacobian_error_estimate"] = one.jacobian_error
+    one["bound"] = one.jacobian_error
+    figure = figures(one, paper=paper)["convergence"]
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+
+
+def test_markers_keep_their_distance(made_up):
+    zigzag = 1e-15 * (1 + np.arange(41.0) % 2)
+    axes = plt.figure().subplots()
+    values = xarray.DataArray(zigzag, coords={"iteration": np.arange(41)})
+    line(axes, values, marker="o", color="red")
+    assert len(axes.lines[0].get_markevery()) == MARKERS
+    assert min(np.diff(axes.lines[0].get_markevery())) >= 8
+    plt.close("all")
 
 
 def test_broken_bound_is_reported(made_up):
@@ -108,8 +182,8 @@ def test_views_of_awkward_numbers(made_up, tmp_path):
 
 def test_curves_are_cut_where_a_log_scale_ends(made_up):
     axes = figures(made_up)["convergence"].axes
-    for line in (line for panel in axes for line in panel.lines):
-        heights = np.asarray(line.get_ydata(), float)
+    for drawn in (drawn for panel in axes for drawn in panel.lines):
+        heights = np.asarray(drawn.get_ydata(), float)
         assert not (heights <= 0).any() and not np.isinf(heights).any()
 
 

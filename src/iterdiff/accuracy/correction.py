@@ -17,15 +17,25 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
+from iterdiff.accuracy.kinks import at_kink, at_prox_kink
+from iterdiff.accuracy.points import (
+    CHORD_MAX_FACTOR,
+    NOISE_FACTOR,
+    Corrections,
+    NewtonPoints,
+    judge,
+    rounding_of,
+    violation,
+)
 from iterdiff.accuracy.sensitivity import (
     LOOSE_RTOL,
     Sensitivity,
+    irregular,
     random_vector,
     sensitivity,
     unit,
@@ -34,49 +44,9 @@ from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.lax import only_if
 from iterdiff.linalg.solve import Inverse
 from iterdiff.problems.problem import CompositeMinimization, Problem
-from iterdiff.problems.prox import weakly_active
 
 MAX_REFINEMENTS = 10
 """Rounds of iterative refinement; if they do not suffice, the matrix is factored again."""
-
-NOISE_FACTOR = 10
-"""A Newton step is rounding noise below this many times eps, the condition number and ``|x|``."""
-
-
-class NewtonPoints(eqx.Module):
-    """An iterate, its Newton correction, and what the two reveal.
-
-    Attributes
-    ----------
-    x, corrected, twice : pytree
-        The iterate, the point after one correction, and the point after about a second one.
-    quotient : scalar
-        Length of the second correction over length of the first.
-    rounding : scalar
-        Machine precision times an estimate of the condition number.
-    distance : scalar
-        Length of the first correction, relative to the solution (absolute if that is below 1).
-    away : bool
-        Whether the iterate should be near a solution, but is not.
-    saddle : bool
-        Whether a point that should be near a minimum has directions of descent, while the iterate
-        still moves.
-    disagrees : bool
-        Whether the algorithm is known to have fixed points that are no roots of the residual.
-    one_sided : bool
-        Whether the corrected point is at a kink of the equation.
-    """
-
-    x: PyTree
-    corrected: PyTree
-    twice: PyTree
-    quotient: Float[Array, ""]
-    rounding: Float[Array, ""]
-    distance: Float[Array, ""]
-    away: Bool[Array, ""]
-    saddle: Bool[Array, ""]
-    disagrees: Bool[Array, ""]
-    one_sided: Bool[Array, ""]
 
 
 class Correction:
@@ -97,14 +67,51 @@ class Correction:
     def __init__(self, at: Sensitivity, near: float = math.inf):
         self.at = at
         random = random_vector(at.x)
-        first, inverse_random = _solve_two(at.loosely, at.value, random)
+        first, inverse_random = _solve_all(at.loosely, at.value, random)
         corrected = tree.sub(at.x, first)
-        value, self._operator = jax.linearize(lambda y: at.residual(y, at.theta), corrected)
-        direction = unit(inverse_random)
-        chord, inverse_direction = _solve_two(at.loosely, value, direction)
-        second = _newton_from_chord(chord, at.loosely(self._operator(chord)))
-        condition = at.condition_from(random, inverse_direction)
-        self.points = _points(at, corrected, (first, second, inverse_direction), condition, near)
+
+        def residual(y):
+            return at.residual(y, at.theta)
+
+        value, self._operator = jax.linearize(residual, corrected)
+        excess = violation(residual, corrected, value, self._operator)
+        systems = value, unit(inverse_random), self._operator(first)
+        if at.inverse.factors is None:  # a bound replaces one iterative solve
+            chord, stretched, bent = _solve_all(at.loosely, *systems)
+            noise = tree.norm(excess) * tree.norm(stretched)
+        else:
+            chord, stretched, bent, unexplained = _solve_all(at.loosely, *systems, excess)
+            noise = tree.norm(unexplained)
+        condition = at.condition_from(random, stretched)
+        rounding = rounding_of(condition, corrected)
+        steps = Corrections(
+            first=first,
+            second=self._newton_from_chord(chord, first, rounding),
+            chord=chord,
+            predicted=tree.scale(0.5, tree.sub(first, bent)),
+            stretched=stretched,
+        )
+        self.points = judge(at, corrected, steps, condition, noise, near)
+
+    def _newton_from_chord(
+        self, chord: PyTree, first: PyTree, rounding: Float[Array, ""]
+    ) -> PyTree:
+        r"""Return about ``A(x^+)^{-1} r(x^+)``, from the chord step ``A(x)^{-1} r(x^+)``.
+
+        If the curvature differs between the points, the chord step may be far too short. Its
+        `image` under :math:`A(x)^{-1} A(x^+)` shows the factor. The less of the image is in line
+        with the chord, the longer the result. A chord stays as it is if it is noise, or too short
+        for any factor to matter: a Krylov method then solves for zero, without a step.
+        """
+        least = jnp.maximum(tree.norm(first) / CHORD_MAX_FACTOR, rounding)
+        matters = tree.norm(chord) > least
+        image = self._operator(chord)
+        image = self.at.loosely(tree.where(matters, image, tree.zeros_like(image)))
+        square, inner = tree.dot(chord, chord), tree.dot(image, chord)
+        least = square / CHORD_MAX_FACTOR
+        inner = jnp.where(jnp.abs(inner) > least, inner, least)
+        factor = square / jnp.where(inner == 0, 1.0, inner)
+        return tree.scale(jnp.where(matters, factor, 1.0), chord)
 
     def exactly(self) -> Sensitivity:
         """Return the residual linearised at the corrected point, with a factorisation there."""
@@ -125,8 +132,13 @@ class Correction:
         b = jax.jvp(in_theta, (self.at.theta,), (v,))[1]
         return self._refined(tree.scale(-1.0, b), here, transpose=False)
 
-    def reverse(self, w: PyTree, adjoint: PyTree) -> tuple[PyTree, Float[Array, ""]]:
-        """Return ``J^T w`` at the corrected point, and its error relative to the change.
+    def reverse(
+        self, w: PyTree, adjoint: PyTree
+    ) -> tuple[PyTree, Float[Array, ""], Float[Array, ""]]:
+        """Return ``J^T w`` at the corrected point, its error relative to the change, and its terms.
+
+        The size of the terms is that of ``r_theta^T (signs * A^{-T} w)`` with fixed irregular
+        signs. If the terms of ``J^T w`` cancel, those of this product do not.
 
         Parameters
         ----------
@@ -138,7 +150,11 @@ class Correction:
         better, slack = self._refined(w, adjoint, transpose=True)
         in_theta = lambda theta: self.at.residual(self.points.corrected, theta)  # noqa: E731
         pull = jax.vjp(in_theta, self.at.theta)[1]
-        return tree.scale(-1.0, pull(better)[0]), slack
+        mixed = jax.tree.map(jnp.multiply, irregular(better), better)
+        both = jax.tree.map(lambda u, v: jnp.stack([u, v]), better, mixed)
+        pulled = jax.vmap(lambda adjoint: pull(adjoint)[0])(both)
+        of_better, of_mixed = (jax.tree.map(lambda v, k=k: v[k], pulled) for k in (0, 1))
+        return tree.scale(-1.0, of_better), slack, tree.norm(of_mixed)
 
     def _refined(
         self, b: PyTree, start: PyTree, *, transpose: bool
@@ -149,7 +165,7 @@ class Correction:
             back = jax.linear_transpose(operator, at.x)
             operator = lambda w: back(w)[0]  # noqa: E731
         if at.inverse.factors is None:
-            loose = Inverse(operator, at.x, at.structure, rtol=LOOSE_RTOL / 10)
+            loose = Inverse(operator, at.x, at.structure, unique=False, rtol=LOOSE_RTOL / 10)
             change = loose(tree.sub(b, operator(start)))
             return tree.add(start, change), jnp.asarray(LOOSE_RTOL, tree.result_dtype(start))
 
@@ -174,81 +190,19 @@ def correct(
 ) -> Correction:
     """Return the correction of `x`, for derivatives in the floating leaves of theta."""
     correction = Correction(sensitivity(problem, x, theta, linear_solver), near)
+    corrected = correction.points.corrected
     if isinstance(problem, CompositeMinimization):
-        one_sided = at_kink(problem, correction.points.corrected, jax.lax.stop_gradient(theta))
-        correction.points = dataclasses.replace(correction.points, one_sided=one_sided)
+        one_sided = at_prox_kink(problem, corrected, jax.lax.stop_gradient(theta))
+    else:
+        one_sided = at_kink(correction.at, corrected)
+    correction.points = dataclasses.replace(correction.points, one_sided=one_sided)
     return correction
 
 
-def at_kink(problem: CompositeMinimization, x: PyTree, theta: PyTree) -> Bool[Array, ""]:
-    """Return whether a coordinate of `x` is weakly active, to half the digits."""
-    tol = float(jnp.finfo(tree.result_dtype(x)).eps) ** 0.5
-    kinks = jax.tree.leaves(weakly_active(problem, x, theta, tol=tol))
-    return jnp.any(jnp.stack([jnp.any(kink) for kink in kinks]))
-
-
-def _solve_two(solve: Callable[[PyTree], PyTree], a: PyTree, b: PyTree) -> tuple[PyTree, PyTree]:
-    """Return ``solve(a), solve(b)``, with both right-hand sides at once."""
-    stacked = jax.vmap(solve)(jax.tree.map(lambda u, v: jnp.stack([u, v]), a, b))
-    return jax.tree.map(lambda s: s[0], stacked), jax.tree.map(lambda s: s[1], stacked)
-
-
-def _newton_from_chord(chord: PyTree, image: PyTree) -> PyTree:
-    r"""Return about ``A(x^+)^{-1} r(x^+)``, from the chord step ``A(x)^{-1} r(x^+)``.
-
-    If the curvature differs between the points, the chord step may be far too short. Its `image`
-    under :math:`A(x)^{-1} A(x^+)` shows the factor. The less of the image is in line with the
-    chord, the longer the result.
-    """
-    length = tree.norm(chord)
-    per_length = 1 / jnp.where(length > 0, length, 1.0)
-    inner = tree.dot(tree.scale(per_length, image), tree.scale(per_length, chord))
-    # A factor of 1000 is as good as any.
-    return tree.scale(1 / jnp.where(jnp.abs(inner) > 1e-3, inner, 1e-3), chord)
-
-
-def _points(
-    at: Sensitivity, corrected: PyTree, steps: tuple, condition: Float[Array, ""], near: float
-) -> NewtonPoints:
-    """Judge the corrections; `steps` are the first, the second, and another likely direction."""
-    first, second, _ = steps
-    eps = jnp.finfo(tree.result_dtype(at.x)).eps
-    rounding = eps * condition
-    scale, length = tree.norm(corrected), tree.norm(first)
-    noise = NOISE_FACTOR * rounding * scale
-    below_noise = tree.norm(second) <= noise
-    quotient = tree.norm(second) / jnp.where(length > 0, length, 1.0)
-    quotient = jnp.where(below_noise & (quotient > 0.1), 0.1, quotient)
-    saddle = jnp.array(False)
-    if at.structure.positive_definite:
-        moves = (length > jnp.sqrt(eps) * scale) & (length > noise)
-        saddle = moves & _indefinite(at, steps)
-    # A solution near zero has no scale of its own: lengths below 1 count as small there.
-    distance = length / jnp.maximum(scale, 1.0)
-    return NewtonPoints(
-        x=at.x,
-        corrected=corrected,
-        twice=tree.sub(corrected, second),
-        quotient=quotient,
-        rounding=rounding,
-        distance=distance,
-        away=distance > near,
-        saddle=saddle,
-        disagrees=jnp.array(False),
-        one_sided=jnp.array(False),
-    )
-
-
-def _indefinite(at: Sensitivity, directions: tuple) -> Bool[Array, ""]:
-    """Return whether a symmetric operator has a direction of negative curvature.
-
-    A factorisation answers with certainty. Without one, some likely `directions` are tried.
-    """
-    factors = at.inverse.factors
-    if factors is not None and factors.definite is not None:
-        return ~factors.definite
-    curvatures = jnp.stack([tree.dot(v, at.operator(v)) for v in directions])
-    return jnp.any(curvatures < 0)
+def _solve_all(solve: Callable[[PyTree], PyTree], *systems: PyTree) -> list[PyTree]:
+    """Return ``solve(b)`` for each `b`, with all right-hand sides at once."""
+    stacked = jax.vmap(solve)(jax.tree.map(lambda *parts: jnp.stack(parts), *systems))
+    return [jax.tree.map(lambda s, k=k: s[k], stacked) for k in range(len(systems))]
 
 
 def _refine(

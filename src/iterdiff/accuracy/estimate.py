@@ -9,7 +9,6 @@ reliable that estimate is.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,14 +17,16 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from iterdiff.accuracy.correction import Correction, NewtonPoints, correct
+from iterdiff.accuracy.correction import Correction, correct
 from iterdiff.accuracy.estimate_jvp import Apply, sizes, with_derivative
-from iterdiff.accuracy.sensitivity import Sensitivity
+from iterdiff.accuracy.points import NewtonPoints
+from iterdiff.accuracy.sensitivity import Sensitivity, irregular
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import Tolerance
+from iterdiff.jaxtools.arguments import Tolerance, as_array, check_linear_solver, check_tolerance
 from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.tree import floating_part
-from iterdiff.problems.checks import check_problem, check_residual, check_theta, check_x0
+from iterdiff.problems.checks import checked_loss
+from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import Problem
 
 REASONS = (
@@ -35,8 +36,9 @@ REASONS = (
     "Too far from a solution to estimate the error: one Newton step does not get close enough. Run "
     "more steps. (If the derivative you passed is itself a `corrected` one, it may still be "
     "accurate.)",
-    "At the limit of the floating-point precision: the estimated error is no larger than rounding "
-    "errors, amplified by the condition of the linear system, may be. In float32, use float64.",
+    "At the limit of the precision: the estimated error is no larger than rounding errors, or the "
+    "noise of the residual, amplified by the condition of the linear system, may be. In float32, "
+    "use float64; tighten the tolerances of solvers inside the residual.",
     "Near a saddle: the closest stationary point is not a minimum, so that the iterations may end "
     "elsewhere, with another derivative. Run more steps, or state the problem as RootFinding if "
     "you want the saddle.",
@@ -45,18 +47,28 @@ REASONS = (
     "(see iterdiff.check_derivative).",
     "The algorithm has a fixed point where the residual does not vanish: the two belong to "
     "different problems (see iterdiff.check_derivative).",
-    "One-sided: a coordinate is weakly active, about to enter or leave the active set. The "
-    "solution has two one-sided derivatives there, and this is at most one of them; "
-    "`Solution.weakly_active` names the coordinate.",
+    "One-sided: the solution is at a kink (abs, max, a constraint about to become active). It has "
+    "two one-sided derivatives there, and this is at most one of them. "
+    "`iterdiff.weakly_active(problem, x, theta)` shows where.",
     "The given derivative is not finite.",
     "No derivative was checked: the loss does not pass `report` on to a solve. Write "
     "mode=Checked(mode, report=report) in the loss.",
+    "The iteration moves away from the closest root of the residual, so that it will end elsewhere, "
+    "with another derivative. Run more steps, or start elsewhere.",
 )
 OK, SINGULAR, TOO_FAR, FLOOR, SADDLE, AWAY, DISAGREES, ONE_SIDED, NOT_FINITE = range(9)
-NOT_REPORTED = 9
+NOT_REPORTED, REPELLED = 9, 10
 
 TRUSTED_MAX_UNCERTAINTY = 0.3
 """An estimate is trusted if its uncertainty is at most this fraction of it."""
+
+NEGLIGIBLE_MAX_ROUNDINGS = 1e3
+"""An error whose upper bound is at most this many units of the machine precision, relative to the
+derivative, is trusted to be that small. No factor of two is claimed for it."""
+
+TOO_FAR_MIN_QUOTIENT = 0.5
+"""If the second Newton correction is not shorter than the first by at least this factor, nothing is
+known of the solution."""
 
 MISSTATED = 10
 """If algorithm and residual solve different problems whose solutions are a relative distance d
@@ -80,11 +92,12 @@ class ErrorEstimate(eqx.Module):
         `absolute` is not.
     uncertainty : scalar
         How wrong `absolute` itself may be, in the same units: the estimated error of `corrected`,
-        including rounding.
+        including rounding and noise. Infinite if nothing is known.
     trusted : bool
-        Whether `uncertainty` is small compared with `absolute` (or both compared with the
-        derivative), and the residual fits the solver. Only then should `absolute` be within a
-        factor of two of the truth.
+        Whether `absolute` should be within a factor of two of the true error: `uncertainty` is
+        small compared with it, and the residual fits the solver. Also True if the error is at the
+        level of rounding: ``absolute + uncertainty`` is below 1000 units of the machine precision,
+        relative to the derivative.
     reason_code : integer scalar
         The index of `reason`.
     corrected : pytree
@@ -113,16 +126,20 @@ class ErrorEstimate(eqx.Module):
         shown += [f"trusted={bool(self.trusted)}", f"reason={self.reason!r}"]
         return f"ErrorEstimate({', '.join(shown)})"
 
-    def exceeds(self, rtol: Tolerance, atol: Tolerance = 0.0) -> Bool[Array, ""]:
-        """Return whether the error may exceed ``rtol * |truth| + atol``.
+    @property
+    def upper(self) -> Float[Array, ""]:
+        """Upper bound of the error, ``absolute + uncertainty``; infinite if nothing is known."""
+        return self.absolute + self.uncertainty
 
-        Compares `absolute` if the estimate is trusted, else the upper bound
-        ``absolute + uncertainty``. If the residual does not vanish as it should (see `near` in
-        `derivative_error`), the error counts as too large, whatever the estimate.
+    def exceeds(self, rtol: Tolerance, atol: Tolerance = 0.0) -> Bool[Array, ""]:
+        """Return whether the error may exceed ``rtol * |truth| + atol``: whether `upper` does.
+
+        The answer is meant for decisions. It does not need `trusted`: whatever makes an estimate
+        unreliable is part of `upper`. The size of the truth is that of `corrected`, less its own
+        `uncertainty`.
         """
-        allowed = rtol * tree.norm(self.corrected) + atol
-        upper = jnp.where(self.trusted, self.absolute, self.absolute + self.uncertainty)
-        return ~(jnp.isfinite(upper) & (upper <= allowed)) | (self.reason_code == AWAY)
+        size = jnp.maximum(tree.norm(self.corrected) - self.uncertainty, 0.0)
+        return ~(self.upper <= rtol * size + atol)
 
 
 def derivative_error(
@@ -136,6 +153,7 @@ def derivative_error(
     loss: Callable[[PyTree, PyTree], Float[Array, ""]] | None = None,
     linear_solver: lx.AbstractLinearSolver | None = None,
     near: float = NEAR,
+    args: PyTree = None,
 ) -> ErrorEstimate:
     r"""Estimate the error of `derivative` as a solution derivative, however it was obtained.
 
@@ -168,6 +186,8 @@ def derivative_error(
         than the residual states: the estimate is not trusted, and `exceeds` returns True. Pass
         infinity for an iterate that is known to be on its way to a solution of this residual, as
         `Checked` does.
+    args : pytree, optional
+        Data for the problem's functions, as in `iterdiff.solve`.
 
     Returns
     -------
@@ -205,12 +225,12 @@ def derivative_error(
     >>> float(estimate.absolute.round(4)), bool(estimate.trusted)
     (0.0135, True)
     """
-    check_problem(problem)
-    x, theta = check_x0(x, "x"), check_theta(theta)
-    check_residual(problem, x, theta)
+    check_linear_solver(linear_solver)
+    check_tolerance("near", near)
+    problem, x, theta = check_inputs(problem, x, theta, args, name="x")
     apply = applied(x, theta, tangent, cotangent, loss)
+    derivative = jax.tree.map(lambda leaf: as_array("`derivative`", leaf), derivative)
     check_layout(apply, x, theta, derivative)
-    derivative = jax.tree.map(jnp.asarray, derivative)
     correction = correct(problem, x, theta, linear_solver, near=near)
     floating = jax.lax.stop_gradient(floating_part(theta)[0])
     estimate = _estimate(correction, floating, derivative, apply)
@@ -230,31 +250,21 @@ def applied(x: PyTree, theta: PyTree, tangent, cotangent, loss) -> Apply:
     floating, rest = floating_part(theta)
     if tangent is not None:
         direction = _matching("tangent", floating_part(tangent)[0], floating, "theta")
-        return lambda solution, at: jax.jvp(solution, (at,), (direction,))[1]
+        return Apply(lambda solution, at: jax.jvp(solution, (at,), (direction,))[1], False)
     if cotangent is not None:
         w = _matching("cotangent", cotangent, x, "x")
-        return lambda solution, at: jax.vjp(solution, at)[1](w)[0]
+        return Apply(lambda solution, at: jax.vjp(solution, at)[1](w)[0], True)
     if loss is not None:
-        f = _checked_loss(loss, x, theta)
-        return lambda solution, at: jax.grad(
-            lambda there: f(solution(there), eqx.combine(there, rest))
-        )(at)
-    jacobian = jax.jacrev if tree.size(x) < tree.size(floating) else jax.jacfwd
-    return lambda solution, at: jacobian(solution)(at)
-
-
-def _checked_loss(loss: Any, x: PyTree, theta: PyTree) -> Callable:
-    """Return `loss`, or raise a TypeError unless ``loss(x, theta)`` is a scalar."""
-    wanted = "`loss` must be a function (x, theta) -> scalar"
-    if not callable(loss):
-        raise TypeError(f"{wanted}, not {loss!r}.")
-    try:
-        found = eqx.filter_eval_shape(loss, x, theta)
-    except TypeError as error:
-        raise TypeError(f"{wanted}, but calling it fails: {error}") from error
-    if getattr(found, "shape", None) != ():
-        raise TypeError(f"{wanted}, but it returns {found!r}.")
-    return loss
+        f = checked_loss(loss, x, theta)
+        return Apply(
+            lambda solution, at: jax.grad(
+                lambda there: f(solution(there), eqx.combine(there, rest))
+            )(at),
+            True,
+        )
+    reverse = tree.size(x) < tree.size(floating)
+    jacobian = jax.jacrev if reverse else jax.jacfwd
+    return Apply(lambda solution, at: jacobian(solution)(at), reverse)
 
 
 def _matching(name: str, given: PyTree, like: PyTree, of: str) -> PyTree:
@@ -302,16 +312,24 @@ def _estimate(
 ) -> ErrorEstimate:
     """Compare `derivative` with the implicit ones at the point and at its correction."""
 
-    def implicit(at: Sensitivity) -> PyTree:
+    def implicit(at: Sensitivity, signs: PyTree | None = None) -> PyTree:
+        def pushed(tangents):
+            if signs is None:
+                return at.forward(tangents)
+            return at.inverse(jax.tree.map(jnp.multiply, signs, at.pushed(tangents)))
+
         def solution(there):
-            return attach_jvp(
-                at.x, there, lambda _, perturbed: at.forward(perturbed.all_tangents())
-            )
+            return attach_jvp(at.x, there, lambda _, perturbed: pushed(perturbed.all_tangents()))
 
         return apply(solution, floating)
 
-    here, better = implicit(correction.at), implicit(correction.exactly())
-    return compare(derivative, here, better, correction.points)
+    exactly = correction.exactly()
+    here, better = implicit(correction.at), implicit(exactly)
+    terms = 0.0
+    if apply.transposes:
+        # The adjoint solve is the same as that of `better`.
+        terms = tree.norm(implicit(exactly, irregular(exactly.x)))
+    return compare(derivative, here, better, correction.points, terms=terms)
 
 
 def compare(
@@ -320,37 +338,50 @@ def compare(
     better: PyTree,
     points: NewtonPoints,
     slack: Float[Array, ""] | float = 0.0,
+    terms: Float[Array, ""] | float = 0.0,
 ) -> ErrorEstimate:
     """Return the estimate, given the implicit derivatives at the iterate and at its correction.
 
-    `slack` is the error of `better`, relative to the difference of these two.
+    Parameters
+    ----------
+    derivative, here, better : pytree
+        The derivative to judge, and the implicit ones at the iterate and at its correction.
+    points : NewtonPoints
+        The two points.
+    slack : scalar
+        The error of `better`, relative to the difference of the implicit ones.
+    terms : scalar
+        The size of the terms whose sum is `better`, which may cancel.
     """
     absolute, relative = sizes(derivative, better)
     size = tree.norm(better)
-    floor = points.rounding * size
-    q = jnp.minimum(points.quotient, 0.9)
-    uncertainty = tree.norm(tree.sub(better, here)) * (q / (1 - q) + slack) + floor
+    floor = points.rounding * jnp.maximum(size, terms)
+    change = tree.norm(tree.sub(better, here))
+    uncertainty = change * (points.remaining + slack) + floor
     finite = tree.all_finite(derivative)
     singular = ~jnp.isfinite(size + tree.norm(here) + points.quotient + points.rounding)
     singular |= finite & ~jnp.isfinite(absolute)
     unknown = singular | ~finite
-    too_far = (points.quotient >= 0.5) | (
-        uncertainty - floor > TRUSTED_MAX_UNCERTAINTY * absolute + floor
-    )
-    at_floor = floor > TRUSTED_MAX_UNCERTAINTY * absolute
+    eps = jnp.finfo(tree.result_dtype(better)).eps
+    rounded = absolute + uncertainty <= NEGLIGIBLE_MAX_ROUNDINGS * eps * size
+    lost = points.quotient >= TOO_FAR_MIN_QUOTIENT
+    smooth = jnp.minimum(points.quotient, TOO_FAR_MIN_QUOTIENT)  # without noise
+    spread = change * (smooth / (1 - smooth) + slack)
+    too_far = lost | ((spread > TRUSTED_MAX_UNCERTAINTY * absolute + floor) & ~rounded)
+    at_floor = (uncertainty > TRUSTED_MAX_UNCERTAINTY * absolute) & ~rounded
     found = [
         (singular, SINGULAR),
         (~finite, NOT_FINITE),
         (points.one_sided, ONE_SIDED),
         (points.disagrees, DISAGREES),
+        (points.repelled, REPELLED),
         (too_far, TOO_FAR),
         (points.saddle, SADDLE),
         (points.away, AWAY),
         (at_floor, FLOOR),
     ]
     reason = jnp.select([holds for holds, _ in found], [code for _, code in found], OK)
-    hopeless = (points.quotient >= 0.5) | points.saddle | (too_far & points.away)
-    hopeless |= points.one_sided
+    hopeless = lost | points.saddle | points.away | points.one_sided | points.repelled
     uncertainty = jnp.where(hopeless, jnp.inf, uncertainty)
     misstated = jnp.where(points.disagrees, MISSTATED * points.distance * size, 0.0)
     uncertainty = uncertainty + misstated

@@ -5,7 +5,7 @@ computed once more, each linear solve by itself, because JAX knows the derivativ
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,8 +19,24 @@ from iterdiff.jaxtools.closures import Perturbed, attach_jvp, hoist, with_jvp
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.problems.problem import Problem
 
-Apply = Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]
-"""``apply(solution, theta)`` is the derivative in question of the map `solution`."""
+
+class Apply(NamedTuple):
+    """Takes the derivative in question of a map ``theta -> x``.
+
+    Attributes
+    ----------
+    of : callable
+        ``of(solution, theta)`` returns the derivative of the map `solution`.
+    transposes : bool
+        Whether it is taken in reverse mode.
+    """
+
+    of: Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]
+    transposes: bool
+
+    def __call__(self, solution: Callable[[PyTree], PyTree], theta: PyTree) -> PyTree:
+        """Return the derivative of `solution` at `theta`."""
+        return self.of(solution, theta)
 
 
 def with_derivative(
@@ -58,7 +74,7 @@ def with_derivative(
         def in_theta(y, floating):
             return residual(y, ((of_problem, eqx.combine(floating, rest)), closed_over))
 
-        return Sensitivity(in_theta, y, floating, problem.structure, solver=solver)
+        return Sensitivity(in_theta, y, floating, problem.structure_at(y, of_theta), solver=solver)
 
     def rule(_, perturbed, constants):
         del constants

@@ -1,6 +1,7 @@
 """The error report of a checked derivative, returned from the backward pass as a cotangent."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.accuracy.estimate import NOT_REPORTED, REASONS, ErrorEstimate
+from iterdiff.jaxtools.arguments import check_callable
 
 
 class DerivativeReport(eqx.Module):
@@ -39,6 +41,21 @@ class DerivativeReport(eqx.Module):
 
 
 REPORT_SIZE = 6
+
+
+def check_report(report: Any) -> None:
+    """Raise ValueError unless `report` is None or has the shape of an encoded report.
+
+    Raises
+    ------
+    ValueError
+        The message says where a report comes from.
+    """
+    if report is not None and jnp.shape(report) != (REPORT_SIZE,):
+        raise ValueError(
+            "`report` must be the second argument that `value_and_grad_with_report` passes to the "
+            f"loss, not {report!r}."
+        )
 
 
 def to_report(vector: Float[Array, " 6"]) -> DerivativeReport:
@@ -85,6 +102,11 @@ def value_and_grad_with_report(
         ``(theta, *args) -> (value, gradient in theta, DerivativeReport)``. If the loss does not
         pass `report` on, the report is flagged and its numbers are NaN.
 
+    Raises
+    ------
+    TypeError
+        If `loss` is not callable.
+
     Examples
     --------
     >>> import jax.numpy as jnp
@@ -100,6 +122,7 @@ def value_and_grad_with_report(
     >>> bool(report.flagged), bool(report.trusted)
     (True, True)
     """
+    check_callable(loss=loss)
 
     def with_report(theta: PyTree, *args):
         silent = jnp.zeros(REPORT_SIZE)

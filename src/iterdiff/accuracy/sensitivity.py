@@ -18,10 +18,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.closures import hoist
+from iterdiff.jaxtools.reverse_only import first_order_only, reverse_only
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.solve import Inverse, Structure
 from iterdiff.problems.problem import Problem
@@ -105,7 +107,8 @@ class Sensitivity:
             return self.inverse.factored(b)
         if self.solver is not None:
             return self.inverse(b)
-        return Inverse(self.operator, self.x, self.structure, rtol=LOOSE_RTOL / 10)(b)
+        loose = {"unique": False, "rtol": LOOSE_RTOL / 10}
+        return Inverse(self.operator, self.x, self.structure, **loose)(b)
 
     def condition(self) -> Float[Array, ""]:
         """Return an estimate of the condition number of ``A``, from below."""
@@ -116,6 +119,39 @@ class Sensitivity:
         """Return the same, given ``A^{-1}`` times a unit vector that it stretches."""
         stretch = tree.norm(self.inverse.product(unit(self.inverse.product(random))))
         return jnp.maximum(stretch * tree.norm(inverse_direction), 1.0)
+
+
+NO_FORWARD_RULE = (
+    "The residual calls a `jax.custom_vjp` function, which has no forward-mode rule: only first "
+    "derivatives in reverse mode (jax.grad, jax.jacrev) work. Give the function a "
+    "`jax.custom_jvp` rule for forward mode and second derivatives."
+)
+
+
+def forward_by_reverse(
+    residual: Residual,
+    x: PyTree,
+    theta: PyTree,
+    structure: Structure,
+    tangents: PyTree,
+    *,
+    solver: lx.AbstractLinearSolver | None = None,
+    throw: bool = False,
+) -> PyTree:
+    """Return ``J v`` such that JAX can transpose it, if the residual has a reverse rule only.
+
+    ``J^T w`` needs ``A^T`` and ``r_theta^T``, which reverse mode gives. The value of ``J v`` itself
+    raises a TypeError if it is needed. Parameters as in `Sensitivity`.
+    """
+    x, theta = first_order_only((x, theta), NO_FORWARD_RULE)
+    pull = jax.vjp(residual, x, theta)[1]
+    structure = structure._replace(hessian=False)
+    adjoint = Inverse(lambda w: pull(w)[0], x, structure, solver=solver, throw=throw)
+
+    def transposed(w):
+        return tree.scale(-1.0, pull(adjoint.constant(w))[1])
+
+    return reverse_only(transposed, tangents, x, NO_FORWARD_RULE)
 
 
 def sensitivity(
@@ -133,7 +169,8 @@ def sensitivity(
     def in_theta(y, floating):
         return residual(y, ((of_problem, eqx.combine(floating, rest)), closed_over))
 
-    return Sensitivity(in_theta, x, floating, problem.structure, solver=linear_solver)
+    structure = problem.structure_at(x, theta)
+    return Sensitivity(in_theta, x, floating, structure, solver=linear_solver)
 
 
 def explicit(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Callable, Any]:
@@ -172,6 +209,20 @@ def random_vector(like: PyTree) -> PyTree:
         return draw()
     with jax.ensure_compile_time_eval():
         return draw()
+
+
+def irregular(like: PyTree) -> PyTree:
+    """Return fixed factors of both signs, of sizes between 1/2 and 1.
+
+    A sum whose terms are multiplied by them is about as large as the terms, even if these cancel.
+    """
+
+    def factors(leaf):
+        waves = np.cos(1.3 * np.arange(leaf.size) + 0.4)
+        sizes = waves / 2 + np.where(waves >= 0, 0.5, -0.5)
+        return jnp.asarray(sizes.reshape(leaf.shape), leaf.dtype)
+
+    return jax.tree.map(factors, like)
 
 
 def unit(a: PyTree) -> PyTree:

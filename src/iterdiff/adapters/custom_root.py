@@ -5,30 +5,30 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
-from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.lax import only_if
-from iterdiff.jaxtools.raise_if import raise_if
+from iterdiff.jaxtools.arguments import check_bool, check_callable
+from iterdiff.jaxtools.jit import compiled
+from iterdiff.jaxtools.snapshot import snapshot, traced
 from iterdiff.jaxtools.transformations import transforming
-from iterdiff.linalg.dense_or_krylov import Limits
-from iterdiff.linalg.residual_check import RESIDUAL_SLACK, CheckedSolver, default_rtol
-from iterdiff.linalg.solve import Inverse, Structure
+from iterdiff.linalg.any_solver import Advised, AnySolver
+from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
 from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.implicit import Implicit
+from iterdiff.problems.inputs import with_snapshot
 from iterdiff.problems.problem import Problem
 
-USER_SOLVE_MAX_RESIDUAL = 1e-2
-"""Largest relative residual that is accepted from the caller's own `solve`."""
+USER_SOLVE_RTOL = 1e-4
+"""The relative residual that the caller's own `solve` is taken to aim at: `RESIDUAL_SLACK` times as
+much, one percent, is accepted."""
 
 ADVICE = (
     "The linear solve behind the derivative of custom_root failed: the Jacobian of "
-    "`optimality_fun` is singular or nearly so at the solver's answer, or a value is not finite. "
+    "`optimality_fun` is singular or nearly so at the answer, or `solve` was not accurate. "
     "Use float64, another `solve`, or an `optimality_fun` with a unique root."
 )
 
@@ -44,23 +44,19 @@ class _Optimality(Problem):
         return self.function(x, *args, **kwargs)
 
 
-class MatvecSolver(CheckedSolver):
+class MatvecSolver(lx.AbstractLinearSolver):
     """A function ``solve(matvec, b)`` as a linear solver of lineax.
-
-    It raises if the relative residual of the answer (Euclidean norms) exceeds `accuracy`; by
-    default the limit is that of our own solves. It raises here instead of reporting the failure
-    to `Implicit`, whose message names arguments that `custom_root` does not have.
 
     Attributes
     ----------
     solve : callable
         ``solve(matvec, b)``, with vectors of shape (n,).
-    accuracy : float, optional
-        The largest relative residual, dimensionless.
+    rtol : float
+        The relative residual that the function is taken to aim at.
     """
 
     solve: Callable[[Callable, PyTree], PyTree]
-    accuracy: float | None = None
+    rtol: float = USER_SOLVE_RTOL
 
     def init(self, operator: Any, options: dict[str, Any]) -> Any:
         """Return the operator; nothing is prepared."""
@@ -68,22 +64,9 @@ class MatvecSolver(CheckedSolver):
         return operator
 
     def compute(self, state: Any, vector: PyTree, options: dict[str, Any]) -> Any:
-        """Return the function's answer.
-
-        Raises
-        ------
-        SolveError
-            If the answer does not solve the system.
-        """
+        """Return the function's answer."""
         del options
-        x = self.solve(state.mv, vector)
-        gap = tree.norm(tree.sub(state.mv(x), vector))
-        size = tree.norm(vector)
-        accuracy = self.accuracy
-        if accuracy is None:
-            accuracy = RESIDUAL_SLACK * default_rtol(tree.result_dtype(vector))
-        x = raise_if(x, ~(gap <= accuracy * size), [ADVICE])
-        return x, lx.RESULTS.successful, {}
+        return self.solve(state.mv, vector), lx.RESULTS.successful, {}
 
     def transpose(self, state: Any, options: dict[str, Any]) -> Any:
         """Return the transposed operator."""
@@ -96,25 +79,6 @@ class MatvecSolver(CheckedSolver):
     def assume_full_rank(self) -> bool:
         """Return True."""
         return True
-
-
-def least_norm(matvec: Callable, b: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Return the solution of least norm of ``matvec(x) = b``.
-
-    Our own choice of method solves a regular system. If it fails on a system that is small enough
-    to be formed, least squares by singular values replaces it. The unknowns may then not be unique
-    (for example an intercept next to a softmax); a loss that does not depend on the difference
-    still has the right gradient.
-    """
-    x = Inverse(matvec, b, Structure(False, False))(b)
-    if b.size > Limits().dense_max_unknowns:
-        return x
-
-    def by_singular_values() -> Float[Array, " n"]:
-        matrix = jax.vmap(matvec, out_axes=1)(jnp.eye(b.size, dtype=b.dtype))
-        return jnp.linalg.lstsq(matrix, b, rcond=default_rtol(b.dtype))[0]
-
-    return only_if(~tree.all_finite(x), by_singular_values, x)
 
 
 def custom_root(
@@ -136,8 +100,9 @@ def custom_root(
         Whether the solver returns ``(sol, aux)``; `aux` carries no derivative.
     solve : callable, optional
         A linear solver ``solve(matvec, b)`` such as jaxopt's, called with vectors of shape (n,),
-        and in reverse mode with the transposed ``matvec``. By default we choose the method; if the
-        Jacobian is singular and the system has solutions, the result is that of least norm.
+        and in reverse mode with the transposed ``matvec``. By default we choose the method. If the
+        Jacobian is singular, reverse mode gives the gradient of a loss that does not depend on
+        what the root leaves open (an intercept beside a softmax); forward mode raises.
     reference_signature : callable or inspect.Signature, optional
         Its parameters match the solver's arguments to those of `optimality_fun`. By default
         arguments match by name, or by position.
@@ -151,7 +116,9 @@ def custom_root(
     Raises
     ------
     TypeError
-        When the solver is differentiated, if an argument does not fit the signature.
+        At once, if an argument has the wrong type. When the solver runs, if it should return
+        ``(sol, aux)`` and does not. When it is differentiated, if an argument does not fit the
+        signature.
     SolveError
         When the derivative is computed, if its linear solve fails.
 
@@ -165,10 +132,12 @@ def custom_root(
     >>> jax.jacfwd(square_root, argnums=1)(None, 4.0)
     Array(0.25, dtype=float...)
     """
-    chosen = (
-        MatvecSolver(least_norm) if solve is None else MatvecSolver(solve, USER_SOLVE_MAX_RESIDUAL)
-    )
-    mode = Implicit(linear_solver=chosen)
+    check_callable(optimality_fun=optimality_fun)
+    check_bool(has_aux=has_aux)
+    if solve is not None:
+        check_callable(solve=solve)
+    chosen = DenseOrKrylov() if solve is None else AnySolver(MatvecSolver(solve))
+    mode = Implicit(linear_solver=Advised(chosen, ADVICE))
     problem = _Optimality(optimality_fun)
 
     def decorate(solver: Callable[..., Any]) -> Callable[..., Any]:
@@ -181,10 +150,14 @@ def custom_root(
             bound.apply_defaults()
             inputs = stop_gradient((bound.args, bound.kwargs))
             result = stop_gradient(solver(*inputs[0], **inputs[1]))
+            if has_aux and not isinstance(result, tuple):
+                raise TypeError(
+                    f"`has_aux` is True, so the solver must return (solution, aux), not {result!r}."
+                )
             x = _arrays(result[0] if has_aux else result)
             if transforming():
                 theta = _parameters(reference, bound)
-                x = _attach(problem, mode, x, _arrays(theta))
+                x = _attached(problem, mode, x, _arrays(theta))
             return _first_replaced(result, x) if has_aux else x
 
         return solved
@@ -192,7 +165,13 @@ def custom_root(
     return decorate
 
 
-@eqx.filter_jit
+def _attached(problem: Problem, mode: Implicit, x: PyTree, theta: PyTree) -> PyTree:
+    """Return `x` with the derivative in `theta` that the optimality function now implies."""
+    taken = snapshot(traced(problem.residual, x, theta)[0])
+    return _attach(with_snapshot(problem, taken), mode, x, theta)
+
+
+@compiled
 def _attach(problem: Problem, mode: Implicit, x: PyTree, theta: PyTree) -> PyTree:
     return mode.attach(problem, x, theta, throw=True)
 

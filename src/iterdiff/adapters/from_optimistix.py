@@ -188,7 +188,7 @@ def from_optimistix(solver: Any, options: dict[str, Any] | None = None) -> Optim
     ImportError
         If optimistix is not installed.
     TypeError
-        If `solver` is not an iterative solver of optimistix.
+        If `solver` is not an iterative solver of optimistix, or `options` not a dict.
     ValueError
         If the solver needs a bracket and `options` has none.
 
@@ -205,6 +205,8 @@ def from_optimistix(solver: Any, options: dict[str, Any] | None = None) -> Optim
     """
     optimistix = _optimistix()
     options = {} if options is None else options
+    if not isinstance(options, dict):
+        raise TypeError(f"`options` must be a dict of optimistix's options, not {options!r}.")
     algorithms = {
         optimistix.AbstractMinimiser: OptimistixMinimiser,
         optimistix.AbstractFixedPointSolver: OptimistixFixedPoint,

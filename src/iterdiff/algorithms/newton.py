@@ -8,6 +8,7 @@ from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Iterate, StatelessAlgorithm
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_linear_solver
 from iterdiff.linalg.solve import Inverse
 from iterdiff.problems.linear_system import LinearSystem
 from iterdiff.problems.problem import FixedPoint, Minimization, Problem, RootFinding
@@ -31,6 +32,11 @@ class Newton(StatelessAlgorithm):
         Solves with :math:`A`. By default iterdiff chooses the method by size and structure, as
         `Implicit` does.
 
+    Raises
+    ------
+    TypeError
+        If `linear_solver` is not a lineax solver.
+
     References
     ----------
     J. Nocedal and S. J. Wright, *Numerical Optimization*, Springer 2006, section 11.1; for the
@@ -40,6 +46,10 @@ class Newton(StatelessAlgorithm):
     linear_solver: lx.AbstractLinearSolver | None = None
     accepts: ClassVar[tuple[type[Problem], ...]] = SMOOTH_PROBLEMS
     consistent: ClassVar[bool] = True
+
+    def __check_init__(self):
+        """Check the type of `linear_solver`."""
+        check_linear_solver(self.linear_solver)
 
     def step(self, problem: Problem, state: Iterate, theta: PyTree) -> Iterate:
         """Return the state after one Newton step."""
@@ -54,5 +64,6 @@ def newton_step(
 ) -> PyTree:
     """Return `x` after one Newton step on the residual; NaN if the linear solve fails."""
     residual, tangent = jax.linearize(lambda y: problem.residual(y, theta), x)
-    solve = Inverse(tangent, x, problem.structure, solver=linear_solver)
+    structure = problem.structure_at(x, theta)
+    solve = Inverse(tangent, x, structure, solver=linear_solver, unique=False)
     return tree.sub(x, solve(residual))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.algorithms.base import Algorithm, Iterate, State, StatelessAlgorithm
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import check_range, scalar
+from iterdiff.jaxtools.arguments import check_callable, check_range, scalar
 from iterdiff.problems.linear_system import LinearSystem
 from iterdiff.problems.problem import Problem
 
@@ -77,6 +77,8 @@ class Jacobi(Algorithm):
 
     Raises
     ------
+    TypeError
+        If `diagonal` is not callable.
     ValueError
         If `damping` is known and not positive.
 
@@ -91,8 +93,10 @@ class Jacobi(Algorithm):
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
-        """Check that `damping` is positive."""
+        """Check that `damping` is positive and `diagonal` a function."""
         check_range("damping", self.damping, 0.0)
+        if self.diagonal is not None:
+            check_callable(diagonal=self.diagonal)
 
     def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Diagonal:
         """Return the initial state, with the diagonal of ``A(theta)``."""

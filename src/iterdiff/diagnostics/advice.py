@@ -103,4 +103,8 @@ def _cost(mode: ModeDiagnosis) -> str:
     if mode.steps_to_rtol is None:
         return "never"
     when = "after about" if mode.extrapolated else "within"
-    return f"{when} {mode.steps_to_rtol} steps, {1e3 * mode.seconds:.2g} ms per gradient"
+    by = " in forward mode, the only one that can differentiate these steps"
+    return (
+        f"{when} {mode.steps_to_rtol} steps, {1e3 * mode.seconds:.2g} ms per gradient"
+        f"{by if mode.forward_only else ''}"
+    )

@@ -13,7 +13,8 @@ from iterdiff.diagnostics.solve_checks import check_end, check_solve
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import Tolerance, check_tolerance
 from iterdiff.loop.stopping import StoppingRule
-from iterdiff.problems.checks import check_residual, check_theta, check_x0
+from iterdiff.problems.functions import bind
+from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import Problem
 
 DEFAULT_TOL_FLOAT64 = 1e-4
@@ -31,6 +32,7 @@ def check_derivative(
     *,
     stop: StoppingRule | None = None,
     tol: Tolerance | None = None,
+    args: PyTree = None,
 ) -> Checkup:
     r"""Cross-check every part of a derivative before you rely on it.
 
@@ -47,10 +49,10 @@ def check_derivative(
 
     Parameters
     ----------
-    problem, algorithm, x0, theta, stop
+    problem, algorithm, x0, theta, stop, args
         As in `solve`. Let the run converge: an unconverged run fails a check. Instead of an
-        algorithm, `algorithm` may be a function ``solver(x0, theta)`` as in `iterdiff.implicit`;
-        leave `stop` out then.
+        algorithm, `algorithm` may be a function ``solver(x0, theta)`` as in `iterdiff.implicit`,
+        or ``solver(x0, theta, args)``; leave `stop` out then.
     tol : scalar, optional
         Relative discrepancy up to which a check passes, positive. By default 1e-4 in float64 and
         2e-2 in float32.
@@ -95,10 +97,11 @@ def check_derivative(
             raise ValueError("`stop` is missing: pass a stopping rule, such as Steps(1000).")
     elif stop is not None:
         raise ValueError("`stop` does not apply to a solver function; leave it out.")
+    elif args is not None:
+        algorithm = bind(algorithm, 2, args)
     if tol is not None:
         check_tolerance("tol", tol)
-    x0, theta = check_x0(x0), check_theta(theta)
-    check_residual(problem, x0, theta)
+    problem, x0, theta = check_inputs(problem, x0, theta, args)
     wide = jnp.finfo(tree.result_dtype(x0)).bits >= 64
     default = DEFAULT_TOL_FLOAT64 if wide else DEFAULT_TOL_FLOAT32
     return _checkup(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from iterdiff.accuracy.correction import NewtonPoints
+from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.diagnostics.differentiable_map import DifferentiableMap
 from iterdiff.diagnostics.finite_differences import Increment, increments, norm, smallest_norm

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from iterdiff.accuracy.consistency import remembers
 from iterdiff.accuracy.estimate import DISAGREES, OK, ONE_SIDED, REASONS, SINGULAR, TOO_FAR
 from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
 from iterdiff.diagnostics.advice import Structure, explain, recommend
@@ -19,6 +20,7 @@ from iterdiff.diagnostics.reference import MAX_ROUNDING, polish
 from iterdiff.diagnostics.trace import trace
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_count, check_tolerance
+from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.spectrum import Spectrum, probe
 from iterdiff.loop.stopping import Steps
@@ -26,7 +28,8 @@ from iterdiff.loop.task import Task
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
 from iterdiff.modes.unrolled import OneStep, Unrolled
-from iterdiff.problems.checks import check_residual, check_theta, check_untraced, check_x0
+from iterdiff.problems.checks import check_untraced
+from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import Minimization, Problem
 from iterdiff.theory.measured import measured_burn_in
 
@@ -45,6 +48,21 @@ PROBES = 8
 MAX_FULL_PARAMETERS = 16
 """Upper limit of the number of parameters for which the whole Jacobian is followed."""
 
+WHY = (
+    *REASONS,
+    "No solution was found: the residual does not fall below a value that is not zero. Check that "
+    "the problem has a solution for this `theta`, or start elsewhere.",
+)
+NO_ROOT = len(REASONS)
+"""The last of the reasons `WHY` errors cannot be measured; the others are those of an estimate."""
+
+MAX_FROZEN_DISTANCE_EPS = 1e3
+"""Distance to the solution, relative to it and in units of the machine precision, up to which an
+iteration may have come to rest: the derivative of a step that does not move is the identity."""
+
+MAX_FROZEN_RATE_GAP = 1e-6
+"""Largest difference from 1 of the contraction rate of a step that does not move."""
+
 MAX_ASYMMETRY_EPS = 1e3
 """Asymmetry up to which a matrix counts as symmetric, in units of the machine precision."""
 
@@ -57,6 +75,7 @@ def diagnose(
     *,
     rtol: float = 1e-2,
     budget: int | None = None,
+    args: PyTree = None,
 ) -> Diagnosis:
     """Measure an iteration and its derivatives on a trial run, and recommend a mode.
 
@@ -68,6 +87,8 @@ def diagnose(
         The largest acceptable relative error of the derivative.
     budget : int, optional
         Steps of the trial run, by default 1000.
+    args : pytree, optional
+        As in `solve`.
 
     Returns
     -------
@@ -93,8 +114,7 @@ def diagnose(
     check_tolerance("rtol", rtol)
     budget = DEFAULT_STEPS if budget is None else check_count("budget", budget)
     check_fits(problem, algorithm)
-    x0, theta = check_x0(x0), check_theta(theta)
-    check_residual(problem, x0, theta)
+    problem, x0, theta = check_inputs(problem, x0, theta, args)
     check_untraced("diagnose", problem, algorithm, x0, theta)
     task = Task(problem, algorithm, x0, theta, Steps(budget))
     trial = _run_trial(task)
@@ -126,14 +146,17 @@ class _Trial(NamedTuple):
         The last iterate.
     solution : pytree or None
         The solution that Newton's method found; None if it failed.
+    stuck : bool
+        Whether it failed because the residual falls no further.
     rate : float
-        The contraction rate at `x`.
+        The contraction rate at `x`; NaN if the iteration has come to rest there.
     structure : Structure
         Of ``d residual / dx`` at the solution, or else at `x`.
     """
 
     x: PyTree
     solution: PyTree | None
+    stuck: bool
     rate: float
     structure: Structure
 
@@ -141,18 +164,14 @@ class _Trial(NamedTuple):
 def _run_trial(task: Task) -> _Trial:
     problem, theta = task.problem, task.theta
     with traceable_step(task.algorithm):
-        end = _last_state(task)
-    solution = None
+        end = _last_state(task.with_snapshot())
+    solution, stuck = None, True
     for guess in (end.x, task.x0):
-        x, found = polish(problem, guess, theta)
+        x, found, stuck_here = polish(problem, guess, theta)
+        stuck = stuck and bool(stuck_here)
         if bool(found):
             solution = x
             break
-    floating, static = floating_part(end)
-
-    def step(floating):
-        return floating_part(task.step(eqx.combine(floating, static)))[0]
-
     point = end.x if solution is None else solution
     system = _spectrum(lambda x: problem.residual(x, theta), point)
     limit = MAX_ASYMMETRY_EPS * float(jnp.finfo(tree.result_dtype(point)).eps)
@@ -163,23 +182,52 @@ def _run_trial(task: Task) -> _Trial:
         declared_symmetric=problem.symmetric,
         minimization=isinstance(problem, Minimization),
     )
-    return _Trial(end.x, solution, _spectrum(step, floating).radius, structure)
+    return _Trial(end.x, solution, stuck, _contraction_rate(task, end, solution), structure)
 
 
-@eqx.filter_jit
+def _contraction_rate(task: Task, end: Any, solution: PyTree | None) -> float:
+    """Return the spectral radius of the step at the last state; NaN if that is at rest.
+
+    The Krylov space begins with a change of the iterate alone. What the state only carries along,
+    such as a factorisation, has the eigenvalue 1 and is not part of it.
+    """
+    floating, static = floating_part(end)
+
+    def step(floating):
+        return floating_part(task.step(eqx.combine(floating, static)))[0]
+
+    changed = eqx.tree_at(lambda s: s.x, tree.zeros_like(floating), tree.full_like(end.x, 1.0))
+    rate = _spectrum(step, floating, within=changed).radius
+    if solution is None or rate < 1 - MAX_FROZEN_RATE_GAP:
+        return rate
+    eps = float(jnp.finfo(tree.result_dtype(end.x)).eps)
+    distance = float(tree.norm(tree.sub(end.x, solution)))
+    at_rest = distance <= MAX_FROZEN_DISTANCE_EPS * eps * (float(tree.norm(solution)) or 1.0)
+    # There, a step that divides by what has become zero has any derivative.
+    meaningless = rate <= 1 + MAX_FROZEN_RATE_GAP or remembers(
+        task.algorithm, task.problem, end.x, task.theta
+    )
+    return float("nan") if at_rest and meaningless else rate
+
+
+@compiled
 def _last_state(task: Task) -> Any:
     return Implicit().primal(task).state
 
 
-def _spectrum(function: Callable[[PyTree], PyTree], point: PyTree) -> Spectrum:
+def _spectrum(
+    function: Callable[[PyTree], PyTree], point: PyTree, within: PyTree | None = None
+) -> Spectrum:
     """Return the spectrum of the function's Jacobian at a point."""
-    return probe(lambda v: jax.jvp(function, (point,), (v,))[1], point)
+    return probe(lambda v: jax.jvp(function, (point,), (v,))[1], point, within=within)
 
 
 def _why_untrusted(task: Task, trial: _Trial) -> int:
-    """Return why errors cannot be measured, as an index of `REASONS`; `OK` if they can."""
+    """Return why errors cannot be measured, as an index of `WHY`; `OK` if they can."""
     problem, algorithm, theta = task.problem, task.algorithm, task.theta
     found = trial.solution is not None
+    if trial.stuck:
+        return NO_ROOT
     points = newton_points(problem, trial.solution if found else trial.x, theta)
     # `rounding` is NaN if the system is exactly singular.
     if not float(points.rounding) <= MAX_ROUNDING:
@@ -208,7 +256,7 @@ def _every(task: Task) -> int:
 
 def _untrusted(task: Task, rtol: float, trial: _Trial, reason: int) -> Diagnosis:
     """Return the diagnosis if errors cannot be measured."""
-    advice = "No derivative can be recommended. " + REASONS[reason]
+    advice = "No derivative can be recommended. " + WHY[reason]
     if not trial.rate < 1 and reason == TOO_FAR:
         advice += (
             f" The iteration does not contract at its last iterate (rate {trial.rate:.4g} per "
@@ -217,7 +265,7 @@ def _untrusted(task: Task, rtol: float, trial: _Trial, reason: int) -> Diagnosis
     return Diagnosis(
         **_always_known(task, rtol, trial),
         trusted=False,
-        reason=REASONS[reason],
+        reason=WHY[reason],
         relative=True,
         distance=float("nan"),
         burn_in=0,
@@ -287,7 +335,9 @@ def _diagnose_mode(
     timed = min(wanted, budget)
     cost = gradient_cost(task, mode, timed)
     seconds = cost.seconds * wanted / timed
-    return ModeDiagnosis(float(errors[-1]), steps, extrapolated, seconds, cost.temporary_bytes)
+    return ModeDiagnosis(
+        float(errors[-1]), steps, extrapolated, seconds, cost.temporary_bytes, cost.forward_only
+    )
 
 
 def _steps_to(
@@ -302,7 +352,7 @@ def _steps_to(
     rtol : float
         The tolerance.
     rate : float or None
-        At which the error falls after the last record; None if it does not.
+        At which the error falls after the last record; None if it does not, NaN if not known.
 
     Returns
     -------

@@ -30,6 +30,9 @@ class ModeDiagnosis:
         `steps_to_rtol` is extrapolated.
     temporary_bytes : int
         Temporary memory of the gradient that was timed.
+    forward_only : bool
+        Whether only forward mode can differentiate it, as through a line search. `seconds` is then
+        the time of one derivative in forward mode for each parameter.
     """
 
     error: float
@@ -37,6 +40,7 @@ class ModeDiagnosis:
     extrapolated: bool
     seconds: float
     temporary_bytes: int
+    forward_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +60,8 @@ class Diagnosis:
     reason : str
         Why not; empty if trusted.
     contraction_rate : float
-        Spectral radius of the step's Jacobian at the end of the trial run, per step. A Krylov
-        estimate.
+        Spectral radius of the step's Jacobian at the end of the trial run, per step, for changes of
+        the iterate. A Krylov estimate; NaN if the steps no longer move, at rounding level.
     symmetric, positive_definite : bool
         Whether ``d residual / dx`` is, as found by matrix-vector products with random vectors.
     declared_symmetric : bool
@@ -103,7 +107,7 @@ class Diagnosis:
         error = "rel. error" if self.relative else "abs. error"
         rows = [
             f"trial run          {self.steps} steps",
-            f"contraction rate   {self.contraction_rate:.6g} per step",
+            f"contraction rate   {self._rate()}",
             f"distance           {self._distance()}",
             f"system             {self._structure()}",
             f"burn-in            {self._burn_in()}",
@@ -126,6 +130,11 @@ class Diagnosis:
             return f"~{mode.steps_to_rtol}"
         exact = self.every == 1 or mode.steps_to_rtol == 0
         return f"{'' if exact else '<= '}{mode.steps_to_rtol}"
+
+    def _rate(self) -> str:
+        if math.isnan(self.contraction_rate):
+            return "unknown: the steps no longer move, the last iterate is exact to rounding"
+        return f"{self.contraction_rate:.6g} per step"
 
     def _distance(self) -> str:
         if not math.isfinite(self.distance):

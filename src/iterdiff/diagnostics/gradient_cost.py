@@ -1,11 +1,13 @@
 """Time and memory of a gradient through a solve."""
 
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.tree import floating_part
@@ -30,10 +32,14 @@ class GradientCost(NamedTuple):
         Wall-clock time, the shortest of several evaluations.
     temporary_bytes : int
         Temporary memory of the compiled program.
+    forward_only : bool
+        Whether reverse mode does not apply, so that this is the cost in forward mode: of one
+        directional derivative, its time multiplied by the number of parameters.
     """
 
     seconds: float
     temporary_bytes: int
+    forward_only: bool
 
 
 def gradient_cost(task: Task, mode: Mode, steps: int) -> GradientCost:
@@ -46,13 +52,24 @@ def gradient_cost(task: Task, mode: Mode, steps: int) -> GradientCost:
         x = solve(*inputs, stop=Steps(steps), mode=mode, throw=False).x
         return tree.dot(x, jax.tree.map(jnp.ones_like, x))
 
-    gradient = jax.jit(jax.grad(total)).lower(floating).compile()
-    memory = gradient.memory_analysis()
+    derivative, forward_only = _compiled(total, floating)
+    memory = derivative.memory_analysis()
     times: list[float] = []
     while len(times) < MIN_TIMED_RUNS or (
         len(times) < MAX_TIMED_RUNS and sum(times) < ENOUGH_SECONDS
     ):
         start = time.perf_counter()
-        jax.block_until_ready(gradient(floating))
+        jax.block_until_ready(derivative(floating))
         times.append(time.perf_counter() - start)
-    return GradientCost(min(times), int(getattr(memory, "temp_size_in_bytes", 0)))
+    seconds = min(times) * (tree.size(floating) if forward_only else 1)
+    return GradientCost(seconds, int(getattr(memory, "temp_size_in_bytes", 0)), forward_only)
+
+
+def _compiled(total: Callable[[PyTree], Array], floating: PyTree) -> tuple[Any, bool]:
+    """Return the compiled gradient; if it does not exist, one derivative in forward mode."""
+    try:
+        return jax.jit(jax.grad(total)).lower(floating).compile(), False
+    except ValueError:  # JAX cannot reverse a loop whose length it does not know
+        ones = jax.tree.map(jnp.ones_like, floating)
+        forward = jax.jit(lambda at: jax.jvp(total, (at,), (ones,)))
+        return forward.lower(floating).compile(), True

@@ -3,16 +3,18 @@
 from collections.abc import Callable
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.accuracy.estimate import OK, SINGULAR, ErrorEstimate, applied, check_layout
 from iterdiff.accuracy.estimate_jvp import sizes
 from iterdiff.algorithms.base import Algorithm, check_fits
+from iterdiff.jaxtools.arguments import as_array
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.modes.unrolled import Unrolled
-from iterdiff.problems.checks import check_residual, check_theta, check_x0
+from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import Problem
 from iterdiff.solving.solve import solve
 
@@ -28,6 +30,7 @@ def iterate_derivative_error(
     tangent: PyTree | None = None,
     cotangent: PyTree | None = None,
     loss: Callable[[PyTree, PyTree], Float[Array, ""]] | None = None,
+    args: PyTree = None,
 ) -> ErrorEstimate:
     r"""Return the error of `derivative` as *iterate derivative*.
 
@@ -38,7 +41,7 @@ def iterate_derivative_error(
 
     Parameters
     ----------
-    problem, algorithm, x0, theta, stop
+    problem, algorithm, x0, theta, stop, args
         As in `solve`.
     derivative, tangent, cotangent, loss
         As in `derivative_error`.
@@ -72,9 +75,9 @@ def iterate_derivative_error(
     (0.25, 0.75)
     """
     check_fits(problem, algorithm)
-    x0, theta = check_x0(x0), check_theta(theta)
-    check_residual(problem, x0, theta)
+    problem, x0, theta = check_inputs(problem, x0, theta, args)
     apply = applied(x0, theta, tangent, cotangent, loss)
+    derivative = jax.tree.map(lambda leaf: as_array("`derivative`", leaf), derivative)
     check_layout(apply, x0, theta, derivative)
     floating, static = floating_part(theta)
 

@@ -1,15 +1,16 @@
 """Newton corrections of a point, and whether an algorithm solves the problem it is given."""
 
-import equinox as eqx
 from jaxtyping import Array, Bool, PyTree
 
 from iterdiff.accuracy.consistency import disagree, remembers
-from iterdiff.accuracy.correction import NewtonPoints, correct
+from iterdiff.accuracy.correction import correct
+from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.algorithms.base import Algorithm
+from iterdiff.jaxtools.jit import compiled
 from iterdiff.problems.problem import Problem
 
 
-@eqx.filter_jit
+@compiled
 def newton_points(problem: Problem, x: PyTree, theta: PyTree) -> NewtonPoints:
     """Return `x` with its Newton corrections."""
     return correct(problem, x, theta).points
@@ -35,7 +36,7 @@ def solves_another_problem(
     return bool(_step_disagrees(problem, algorithm, theta, points))
 
 
-@eqx.filter_jit
+@compiled
 def _step_disagrees(
     problem: Problem, algorithm: Algorithm, theta: PyTree, points: NewtonPoints
 ) -> Bool[Array, ""]:

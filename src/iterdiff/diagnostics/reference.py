@@ -12,6 +12,7 @@ from iterdiff.accuracy.sensitivity import sensitivity
 from iterdiff.algorithms.newton import newton_step
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.jit import compiled
+from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.problems.checks import check_x0
 from iterdiff.problems.problem import Problem
@@ -74,10 +75,11 @@ def find_reference(
         If the solution or its derivative cannot be computed, or `given` does not fit.
     """
     if callable(given):
-        x, tangents = _from_formula(given, theta, directions)
+        taken = snapshot(traced(given, theta)[0])
+        x, tangents = _from_formula(given, taken, theta, directions)
         return Reference(_like(x, guess), tangents)
     if given is None:
-        x, converged = polish(problem, guess, theta)
+        x, converged, _ = polish(problem, guess, theta)
         if not bool(converged):
             raise ValueError(
                 "`reference`: Newton's method found no solution from the last iterate (it may be "
@@ -111,8 +113,10 @@ def _like(x: PyTree, guess: PyTree) -> PyTree:
 
 @compiled
 def _from_formula(
-    formula: Callable[[PyTree], PyTree], theta: PyTree, directions: PyTree
+    formula: Callable[[PyTree], PyTree], taken: Snapshot, theta: PyTree, directions: PyTree
 ) -> tuple[PyTree, PyTree]:
+    """Return the solution and its tangents; the formula's snapshot only tells programs apart."""
+    del taken
     floating, static = floating_part(theta)
 
     def solution(floating):
@@ -133,7 +137,9 @@ def _implicit_tangents(
 
 
 @compiled
-def polish(problem: Problem, x: PyTree, theta: PyTree) -> tuple[PyTree, Bool[Array, ""]]:
+def polish(
+    problem: Problem, x: PyTree, theta: PyTree
+) -> tuple[PyTree, Bool[Array, ""], Bool[Array, ""]]:
     """Take damped Newton steps for as long as the residual falls.
 
     Returns
@@ -143,6 +149,8 @@ def polish(problem: Problem, x: PyTree, theta: PyTree) -> tuple[PyTree, Bool[Arr
     converged : bool
         Whether it is a solution to machine precision: the residual is finite and the last step
         was short.
+    stuck : bool
+        Whether it is no solution, and the residual falls no further along the Newton step.
     """
 
     def residual_norm(x) -> Float[Array, ""]:
@@ -163,10 +171,12 @@ def polish(problem: Problem, x: PyTree, theta: PyTree) -> tuple[PyTree, Bool[Arr
 
     height = residual_norm(x)
     start = (x, height, jnp.zeros_like(height), jnp.array(True), jnp.array(0))
-    x, height, last_step, _, _ = jax.lax.while_loop(continues, improve, start)
+    x, height, last_step, fell, _ = jax.lax.while_loop(continues, improve, start)
     wide = jnp.finfo(tree.result_dtype(x)).bits >= 64
     limit = MAX_LAST_STEP_FLOAT64 if wide else MAX_LAST_STEP_FLOAT32
-    return x, jnp.isfinite(height) & (last_step <= limit * (1 + tree.norm(x)))
+    finite = jnp.isfinite(height)
+    converged = finite & (last_step <= limit * (1 + tree.norm(x)))
+    return x, converged, finite & ~fell & ~converged
 
 
 def _halve_until_lower(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from iterdiff.accuracy.correction import NewtonPoints
+from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.diagnostics.checked_run import FAILED, CheckedRun
 from iterdiff.diagnostics.checkup import Finding

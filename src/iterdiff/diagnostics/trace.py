@@ -12,7 +12,7 @@ from iterdiff.diagnostics.dataset import to_dataset
 from iterdiff.diagnostics.recorder import Progress, Recorder, record_all
 from iterdiff.diagnostics.reference import find_reference
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import check_count
+from iterdiff.jaxtools.arguments import check_bool, check_callable, check_count
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import run_loop
@@ -20,7 +20,8 @@ from iterdiff.loop.status import Status
 from iterdiff.loop.stopping import Steps
 from iterdiff.loop.task import Task
 from iterdiff.modes.base import Mode
-from iterdiff.problems.checks import check_residual, check_theta, check_untraced, check_x0
+from iterdiff.problems.checks import check_untraced
+from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import Problem
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def trace(
     probes: int | tuple[int, Array] | None = None,
     every: int = 1,
     estimate: bool = False,
+    args: PyTree = None,
     progress: Progress | None = None,
 ) -> "xarray.Dataset":
     r"""Measure how the iterates, and their derivatives by each mode, converge.
@@ -70,6 +72,8 @@ def trace(
         Whether to also estimate the Jacobian errors without the reference, as `derivative_error`
         does. Costs two factorisations and some solves per record, and differentiates the residual
         twice.
+    args : pytree, optional
+        As in `solve`.
     progress : callable, optional
         Called as ``progress(done, total)`` with numbers of records, at most 100 times.
 
@@ -115,9 +119,11 @@ def trace(
     >>> data.jacobian_error.sel(mode="unrolled").values.tolist()
     [1.0, 0.5, 0.25, 0.125]
     """
+    if progress is not None:
+        check_callable(progress=progress)
     run = (problem, algorithm, x0, theta)
     options = {"reference": reference, "probes": probes, "every": every, "estimate": estimate}
-    recorder = build_recorder(*run, steps=steps, modes=modes, **options)
+    recorder = build_recorder(*run, steps=steps, modes=modes, args=args, **options)
     with traceable_step(algorithm):
         records = record_all(recorder, progress)
     return to_dataset(recorder, records)
@@ -135,6 +141,7 @@ def build_recorder(
     probes: int | tuple[int, Array] | None = None,
     every: int = 1,
     estimate: bool = False,
+    args: PyTree = None,
 ) -> Recorder:
     """Check the arguments of `trace`, find the reference, and return what `trace` runs.
 
@@ -149,8 +156,7 @@ def build_recorder(
     """
     drawn = _check_options(modes, probes, every, steps, estimate)
     check_fits(problem, algorithm)
-    x0, theta = check_x0(x0), check_theta(theta)
-    check_residual(problem, x0, theta)
+    problem, x0, theta = check_inputs(problem, x0, theta, args)
     check_untraced("trace", problem, algorithm, x0, theta)
     task = Task(problem, algorithm, x0, theta, Steps(steps))
     floating = floating_part(theta)[0]
@@ -160,6 +166,7 @@ def build_recorder(
         count, key = drawn
         directions = tree.random_directions(key, floating, count)
     with traceable_step(algorithm):
+        task = task.with_snapshot()
         guess = _last_iterate(task) if reference is None else x0
         truth = find_reference(problem, guess, theta, directions, reference)
         tangents = {label: mode.tangents(task, directions) for label, mode in modes.items()}
@@ -174,8 +181,7 @@ def _check_options(
     check_count("every", every)
     if every > steps:
         raise ValueError(f"`every` = {every} exceeds `steps` = {steps}: nothing would be recorded.")
-    if not isinstance(estimate, bool):
-        raise TypeError(f"`estimate` must be True or False, not {estimate!r}.")
+    check_bool(estimate=estimate)
     if not isinstance(modes, Mapping) or not all(isinstance(m, Mode) for m in modes.values()):
         raise TypeError(
             "`modes` must map labels to modes, for example {'implicit': iterdiff.Implicit()}."

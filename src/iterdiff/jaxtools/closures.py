@@ -36,10 +36,12 @@ def detach(function: Callable, *examples: PyTree, seen: dict | None = None) -> C
     Functions that are given the same `seen` share these values, so that the compiler recognises
     work that they have in common.
     """
-    converted, consts = jax.closure_convert(function, *examples)
+    converted, closed_over = hoist(function, *examples)
     seen = {} if seen is None else seen
-    cut = [seen.setdefault(id(c), (c, jax.lax.stop_gradient(c)))[1] for c in consts]
-    return lambda *args: converted(*args, *cut)
+    cut = jax.tree.map(
+        lambda c: seen.setdefault(id(c), (c, jax.lax.stop_gradient(c)))[1], closed_over
+    )
+    return lambda *args: converted(cut, *args)
 
 
 def merge(*trees: PyTree) -> tuple[list, list[Callable[[list], PyTree]]]:
@@ -82,7 +84,7 @@ class Perturbed(NamedTuple):
 
     @classmethod
     def of(cls, inputs: PyTree, tangents: PyTree) -> "Perturbed":
-        """Find the leaves whose tangent is not a symbolic zero."""
+        """Find the leaves whose tangent is not a symbolic zero; an empty leaf cannot change."""
 
         def is_zero(leaf):
             return isinstance(leaf, SymbolicZero)
@@ -91,7 +93,7 @@ class Perturbed(NamedTuple):
         found = [
             (primal, tangent, place)
             for place, (primal, tangent) in enumerate(zip(*leaves, strict=True))
-            if tree.is_floating(primal) and not is_zero(tangent)
+            if tree.is_floating(primal) and primal.size and not is_zero(tangent)
         ]
         moved, directions, places = zip(*found, strict=True) if found else ((), (), ())
         return cls(inputs, moved, directions, places)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import eval_jaxpr
 from jax.extend.core import Literal
@@ -189,6 +190,34 @@ def does(jaxpr: Any, names: tuple[str, ...]) -> bool:
     """Whether one of the named primitives occurs in a jaxpr, at any depth."""
     return any(
         equation.primitive.name in names or any(does(inner, names) for inner in _inner(equation))
+        for equation in jaxpr.eqns
+    )
+
+
+KINKED = (
+    *("abs", "sign", "max", "min", "clamp", "reduce_max", "reduce_min", "sort", "argmax", "argmin"),
+    *("round", "floor", "ceil", "cummax", "cummin", "reduce_window_max", "reduce_window_min"),
+)
+"""Primitives that have kinks or jumps."""
+
+COMPARISONS = ("lt", "le", "gt", "ge")
+"""Primitives whose results have jumps if they compare real numbers."""
+
+
+def may_have_kinks(jaxpr: Any) -> bool:
+    """Return whether the function of a jaxpr may have kinks in real numbers: not whether it has."""
+
+    def kinked(equation: Any) -> bool:
+        floating = any(
+            jnp.issubdtype(v.aval.dtype, jnp.floating)
+            for v in equation.invars
+            if hasattr(v.aval, "dtype")
+        )
+        name = equation.primitive.name
+        return floating and name in KINKED + COMPARISONS
+
+    return any(
+        kinked(equation) or any(may_have_kinks(inner) for inner in _inner(equation))
         for equation in jaxpr.eqns
     )
 

@@ -1,7 +1,11 @@
-"""Compile functions whose closures hold data, without a copy of the data in every program."""
+"""Compile functions of users' functions: one program each, kept for as long as it can be used."""
 
 import functools
-from collections.abc import Callable
+import threading
+import types
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
@@ -13,8 +17,18 @@ from iterdiff.jaxtools.closures import hoist
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MAX_CACHED_PROGRAMS = 64
+MAX_CACHED_PROGRAMS = 128
 """Number of programs that are kept; the least recently used one is dropped first."""
+
+TRACING_OPTIONS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_numpy_dtype_promotion",
+    "jax_numpy_rank_promotion",
+    "jax_debug_nans",
+    "jax_default_prng_impl",
+)
+"""Options of JAX that change what a trace contains."""
 
 
 class Program(NamedTuple):
@@ -38,10 +52,14 @@ class Program(NamedTuple):
 def compiled(function: F) -> F:
     """Return `function` compiled; the values that it closes over become inputs of the program.
 
-    As :func:`equinox.filter_jit`: arrays are traced, and everything else is static and has to be
-    hashable. But `filter_jit` turns the arrays that a user's function closes over into constants.
-    A dataset is then copied several times while each program is compiled, and once more into the
-    program.
+    As :func:`equinox.filter_jit`: arrays are traced, and everything else is static and compared.
+    There are three differences. Arrays that a user's function closes over are inputs of the
+    program; as constants they would be copied several times while it is compiled, and once more
+    into it. The number of programs is bounded. And a program is dropped when a function among its
+    static arguments is collected, so that no program keeps a dataset alive.
+
+    A function among the arguments is compared by identity. What it reads besides its arguments is
+    compared only through a `Snapshot` among the arguments.
 
     Parameters
     ----------
@@ -51,15 +69,15 @@ def compiled(function: F) -> F:
     Returns
     -------
     callable
-        The compiled function. While JAX traces, it is `function` itself.
+        The compiled function.
     """
 
     @functools.wraps(function)
     def call(*args):
-        dynamic, _ = eqx.partition(args, _is_array)
-        if any(tree.is_traced(v) for v in jax.tree.leaves(dynamic)):
+        if jax.config.jax_disable_jit:
             return function(*args)
-        program = program_of(function, *args)
+        dynamic, static = eqx.partition(args, _is_array)
+        program = _programs.get(function, dynamic, static)
         return eqx.combine(program.run(program.closed_over, dynamic), program.static)
 
     return call  # pyright: ignore[reportReturnType]
@@ -67,35 +85,81 @@ def compiled(function: F) -> F:
 
 def program_of(function: Callable, *args: Any) -> Program:
     """Return the program that `compiled` runs for these arguments."""
-    dynamic, static = eqx.partition(args, _is_array)
-    arrays, places = jax.tree.flatten(dynamic)
-    leaves, structure = jax.tree.flatten(static)
-    return _program(
-        function,
-        (structure, tuple((type(leaf), leaf) for leaf in leaves)),
-        (places, tuple(jax.typeof(v) for v in arrays)),
-        jax.dtypes.canonicalize_dtype(float),
-    )
+    return _programs.get(function, *eqx.partition(args, _is_array))
 
 
-@functools.lru_cache(maxsize=MAX_CACHED_PROGRAMS)
-def _program(function: Callable, static: tuple, dynamic: tuple, floats: Any) -> Program:
-    """Return the program; `floats`, the default dtype, is only part of the key."""
-    del floats
-    structure, leaves = static
-    rest = jax.tree.unflatten(structure, [leaf for _, leaf in leaves])
-    places, kinds = dynamic
-    examples = jax.tree.unflatten(
-        places, [jax.ShapeDtypeStruct(k.shape, k.dtype, weak_type=k.weak_type) for k in kinds]
-    )
+class _Programs:
+    """The programs that were used last, by function, static arguments and types of arrays."""
+
+    def __init__(self):
+        self._kept: OrderedDict[Hashable, Program] = OrderedDict()
+        self._lock = threading.Lock()
+        self._unusable: deque[Hashable] = deque()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, function: Callable, dynamic: Any, static: Any) -> Program:
+        """Return the program for these arguments; make it if it is not kept."""
+        arrays, places = jax.tree.flatten(dynamic)
+        leaves, structure = jax.tree.flatten(static)
+        options = tuple(getattr(jax.config, name) for name in TRACING_OPTIONS)
+        context = options, jax.sharding.get_abstract_mesh()
+        rest = function, structure, places, tuple(jax.typeof(v) for v in arrays), context
+        key = rest, tuple(_key(leaf) for leaf in leaves)
+        with self._lock:
+            while self._unusable:
+                self._kept.pop(self._unusable.popleft(), None)
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        program = _program(function, dynamic, static)
+        if not any(tree.is_traced(v) for v in jax.tree.leaves(program.closed_over)):
+            self._keep((rest, leaves), program)
+        return program
+
+    def _keep(self, parts: tuple[tuple, list], program: Program) -> None:
+        rest, leaves = parts
+        # The callback only appends: it may run at any time, in any thread.
+        key = rest, tuple(_key(leaf, lambda _: self._unusable.append(key)) for leaf in leaves)
+        with self._lock:
+            self._kept[key] = program
+            if len(self._kept) > MAX_CACHED_PROGRAMS:
+                self._kept.popitem(last=False)
+
+
+def _key(leaf: Any, collected: Callable | None = None) -> Hashable:
+    """Return a static leaf as part of a key: a function by a weak reference, others by value."""
+    if isinstance(leaf, types.FunctionType):
+        return weakref.ref(leaf, collected)
+    return (type(leaf), leaf) if isinstance(leaf, Hashable) else _Itself(leaf)
+
+
+class _Itself:
+    """A value that cannot be hashed, compared by identity."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+_programs = _Programs()
+
+
+def _program(function: Callable, dynamic: Any, static: Any) -> Program:
     static_result = None
 
-    def arrays(given):
+    def of_arrays(dynamic):
         nonlocal static_result
-        found, static_result = eqx.partition(function(*eqx.combine(given, rest)), eqx.is_array)
+        found, static_result = eqx.partition(function(*eqx.combine(dynamic, static)), eqx.is_array)
         return found
 
-    explicit, closed_over = hoist(arrays, examples)
+    explicit, closed_over = hoist(of_arrays, dynamic)
     return Program(jax.jit(explicit), closed_over, static_result)
 
 

@@ -152,8 +152,13 @@ def nbytes(a: PyTree) -> int:
 
 
 def result_dtype(a: PyTree) -> np.dtype:
-    """Return the dtype of a single vector that holds all leaves of `a`."""
-    return np.dtype(jnp.result_type(*jax.tree.leaves(a)))
+    """Return the dtype of a single vector that holds all leaves of `a`.
+
+    JAX's weak types count as what they are: the float64 that a Python number becomes is no
+    narrower than any other.
+    """
+    dtypes = [getattr(leaf, "dtype", None) or jnp.result_type(leaf) for leaf in jax.tree.leaves(a)]
+    return np.dtype(jnp.result_type(*dtypes))
 
 
 def basis(a: T) -> T:

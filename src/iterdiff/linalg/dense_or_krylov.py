@@ -9,33 +9,41 @@ up to `factored_max_unknowns`   the same, but Cholesky if the operator is tagged
 up to `dense_max_unknowns`      the same, or conjugate gradients (GMRES unless tagged as
                                 positive definite): whichever takes less time by the counted
                                 work and the observed convergence, see `DenseOrKrylov.budget`
-above                           conjugate gradients or GMRES
+above                           conjugate gradients or GMRES; if these stagnate, a tridiagonal
+                                solve if the matrix is tridiagonal, and the dense method while
+                                the matrix fits into `dense_max_bytes`
 ==============================  ============================================================
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.lax import computed_once, only_if
 from iterdiff.jaxtools.linear_map import LinearMap
-from iterdiff.linalg.factor import Factors, factor, substitute
+from iterdiff.linalg.factor import Factors, factor
 from iterdiff.linalg.krylov import Budget, Matvec, Vector, conjugate_gradients, gmres
 from iterdiff.linalg.residual_check import (
+    UNIQUE,
     Answer,
     CheckedSolver,
     Product,
     default_rtol,
-    failed_if,
-    residual_too_large,
+    known_answer,
+    known_found,
+    residual_small,
+    result_of,
+    solve_by_factors,
 )
+from iterdiff.linalg.tridiagonal import solve_tridiagonal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +58,10 @@ class Limits:
     factored_max_unknowns : int
         Up to this many unknowns the matrix is formed and factored: it takes milliseconds.
     dense_max_unknowns : int
-        Above this many unknowns the matrix is never formed.
+        Above this many unknowns the matrix is formed only if no other method solves the system.
+    dense_max_bytes : int
+        A larger matrix is never formed. Forming and factoring it takes about four times as much
+        memory; in float64 the limit admits 8192 unknowns.
     product_slowdown : float
         Time of one operation in a matrix-vector product, which waits for memory, relative to one
         in a factorisation. Measured: 4 to 6, for 500 to 5000 unknowns on one core.
@@ -58,6 +69,9 @@ class Limits:
         The trial of a Krylov method takes at most this share of the time of the dense method.
     trial_min_products : int
         A trial of fewer products predicts nothing, so the dense method is used at once.
+    trial_max_products : int
+        The longest trial of GMRES where the dense method is no alternative; a tenth of the
+        products that it may take in all.
     restart_max_vectors : int
         GMRES restarts after this many products.
     """
@@ -65,9 +79,11 @@ class Limits:
     lu_max_unknowns: int = 200
     factored_max_unknowns: int = 500
     dense_max_unknowns: int = 3000
+    dense_max_bytes: int = 2**29
     product_slowdown: float = 5.0
     trial_max_time_share: float = 0.1
     trial_min_products: int = 4
+    trial_max_products: int = 1000
     restart_max_vectors: int = 50
 
 
@@ -134,23 +150,22 @@ class DenseOrKrylov(CheckedSolver):
         return State(Product(operator), self.factors(operator, definite and not small), definite)
 
     def compute(self, state: State, vector: PyTree, options: dict[str, Any]) -> Answer:
-        """Return the answer to `vector`, and `RESULTS.singular` if its residual is too large."""
-        del options
+        """Return the answer to `vector`, and `RESULTS.singular` if it is not accepted."""
+        unique = options.get(UNIQUE, True)
         # The compiler may evaluate `vector` once for the solve and once for the check, with
         # different rounding. If it is itself a residual near zero, no answer passes such a check.
         b = computed_once(tree.to_vector(vector))
         rtol = default_rtol(b.dtype) if self.rtol is None else self.rtol
-        matvec = _on_vectors(state.product, vector)
-        factors, transposed = state.factors, state.product.transposed
-        if factors is None:
-            x = self._iterate(matvec, b, state.positive_definite, rtol)
+        system = System(_on_vectors(state.product, vector), state.positive_definite, unique, rtol)
+        if state.factors is None:
+            x, accepted = self._iterate(system, b)
         else:
-            x = substitute(factors, b, transpose=transposed)
-            if factors.matrix is not None:
-                matrix = factors.matrix.T if transposed else factors.matrix
-                matvec = lambda v: matrix @ v  # noqa: E731
-        failed = residual_too_large(matvec, x, b, rtol)
-        return tree.from_vector(x, vector), failed_if(failed, lx.RESULTS.successful), {}
+            transpose = state.product.transposed
+            x, accepted = solve_by_factors(
+                state.factors, system.matvec, b, transpose=transpose, unique=unique, rtol=rtol
+            )
+        result = result_of(accepted, b, lx.RESULTS.successful)
+        return tree.from_vector(x, vector), result, {}
 
     def transpose(self, state: State, options: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         """Return the state for the transposed operator, which shares the factors."""
@@ -206,45 +221,74 @@ class DenseOrKrylov(CheckedSolver):
             budget = self.budget(linear_map, positive_definite)
             if budget.trial_products >= limits.trial_min_products:
                 return None
-        return _factored(linear_map, positive_definite)
+        return factored(linear_map, positive_definite)
 
-    def _iterate(self, matvec: Matvec, b: Vector, positive_definite: bool, rtol: float) -> Vector:
-        """Solve by a Krylov method; if that converges too slowly, by the dense method."""
-        size = b.shape[0]
-        if size > self.limits.dense_max_unknowns:
-            budget = Budget(10 * size, 10 * size)
-            return self._krylov(matvec, b, positive_definite, budget, rtol)[0]
-        linear_map = LinearMap.of(matvec, b)
-        solve = self._shared_solve(linear_map, positive_definite, rtol)
-        return solve(linear_map.constants, b[None])[0]
+    def _iterate(self, system: "System", b: Vector) -> tuple[Vector, Bool[Array, ""]]:
+        """Solve by a Krylov method; if that is too slow or not accepted, by a direct method."""
+        if not self._may_be_dense(b):
+            budget = self._patience(b.size, system.positive_definite)
+            x, accepted = self._krylov(system, b, budget)
+            if system.unique:
+                accepted &= self._regular(system, b, budget)
+            answers, accepted = _or_by_bands(system, b[None], x[None], accepted[None])
+            return answers[0], accepted[0]
+        linear_map = LinearMap.of(system.matvec, b)
+        solve = self._shared_solve(linear_map, system)
+        answers, accepted = solve(linear_map.constants, b[None])
+        return answers[0], accepted[0]
 
-    def _shared_solve(
-        self, linear_map: LinearMap, positive_definite: bool, rtol: float
-    ) -> Callable:
-        """Return ``(constants, rows) -> answers``, which sees all rows that ``vmap`` batches."""
+    def _may_be_dense(self, b: Vector) -> bool:
+        """Whether the matrix fits into `dense_max_bytes`."""
+        return b.size**2 * b.dtype.itemsize <= self.limits.dense_max_bytes
+
+    def _patience(self, size: int, positive_definite: bool) -> Budget:
+        """Return the budget of a Krylov method that has no alternative.
+
+        Conjugate gradients may make no progress until they converge in n steps. GMRES with restarts
+        that has not made progress in a long trial will not.
+        """
+        longest = 10 * size
+        if positive_definite:
+            return Budget(longest, longest)
+        trial = min(longest, self.limits.trial_max_products)
+        return Budget(trial, min(longest, 10 * trial))
+
+    def _regular(self, system: "System", like: Vector, budget: Budget) -> Bool[Array, ""]:
+        """Whether the Krylov method finds an answer that is known: the operator is regular."""
+        known = known_answer(like)
+        found, solved = self._krylov(system, system.matvec(known), budget)
+        return solved & known_found(known, found, system.rtol)
+
+    def _shared_solve(self, linear_map: LinearMap, system: "System") -> Callable:
+        """Return ``(constants, rows) -> answers, accepted``, which sees all rows of a batch."""
+        definite = system.positive_definite
 
         def solve_rows(constants, rows):
             bound = linear_map.with_constants(constants)
-            budget = self.budget(bound, positive_definite, len(rows))
+            bound_system = system._replace(matvec=bound)
+            budget = self.budget(bound, definite, len(rows))
+            zero = jnp.zeros((), jnp.int32)  # closed over: see LinearMap.matrix
+
+            def solve_densely(zero=0):
+                factors = factored(bound, definite, zero)
+                return jax.vmap(partial(_by_factors, factors, bound_system))(rows)
+
             if budget.trial_products < self.limits.trial_min_products:
-                factors = _factored(bound, positive_definite)
-                return jax.vmap(lambda b: substitute(factors, b))(rows)
-
-            def iterate(b):
-                return self._krylov(bound, b, positive_definite, budget, rtol)
-
+                return solve_densely()
+            iterate = partial(self._krylov, bound_system, budget=budget)
             if len(rows) == 1:
                 answers, solved = jax.tree.map(lambda v: v[None], iterate(rows[0]))
             else:
                 answers, solved = jax.vmap(iterate)(rows)
-            zero = jnp.zeros((), jnp.int32)  # closed over: see LinearMap.matrix
+            if system.unique:
+                solved &= self._regular(bound_system, rows[0], budget)
 
-            def solve_densely():
-                factors = _factored(bound, positive_definite, zero)
-                dense = jax.vmap(lambda b: substitute(factors, b))(rows)
-                return jnp.where(solved[:, None], answers, dense)
+            def solve_the_rest():
+                dense, accepted = solve_densely(zero)
+                return jnp.where(solved[:, None], answers, dense), solved | accepted
 
-            return only_if(~jnp.all(solved), solve_densely, answers)
+            answers, solved = _or_by_bands(bound_system, rows, answers, solved)
+            return only_if(~jnp.all(solved), solve_the_rest, (answers, solved))
 
         solve = jax.custom_batching.custom_vmap(solve_rows)
 
@@ -254,25 +298,76 @@ class DenseOrKrylov(CheckedSolver):
             if any(constants_batched):
                 axes = [0 if batched else None for batched in constants_batched]
                 axes = (axes, 0 if rows_batched else None)
-                return jax.vmap(solve_rows, axes)(constants, rows), True
-            answers = solve(constants, rows.reshape(-1, rows.shape[-1]))
-            return answers.reshape(rows.shape), True
+                return jax.vmap(solve_rows, axes)(constants, rows), (True, True)
+            answers, accepted = solve(constants, rows.reshape(-1, rows.shape[-1]))
+            accepted = accepted.reshape(rows.shape[:-1])
+            return (answers.reshape(rows.shape), accepted), (True, True)
 
         return solve
 
     def _krylov(
-        self, matvec: Matvec, b: Vector, positive_definite: bool, budget: Budget, rtol: float
+        self, system: "System", b: Vector, budget: Budget
     ) -> tuple[Vector, Bool[Array, ""]]:
-        """Solve for `b` scaled to norm one: the square of a tiny cotangent would underflow."""
+        """Solve for `b` scaled to norm one: the square of a tiny cotangent would underflow.
+
+        Returns
+        -------
+        tuple
+            The answer, and whether the method converged and the true residual is small.
+        """
+        matvec, rtol = system.matvec, system.rtol
         largest = jnp.max(jnp.abs(b))
         unit = b / jnp.where(largest > 0, largest, 1.0)
         length = tree.norm(unit)
         unit = unit / jnp.where(length > 0, length, 1.0)
-        if positive_definite:
+        if system.positive_definite:
             x, solved = conjugate_gradients(matvec, unit, budget, rtol)
         else:
             x, solved = gmres(matvec, unit, budget, rtol, self.limits.restart_max_vectors)
-        return largest * length * x, solved
+        return largest * length * x, solved & residual_small(matvec, x, unit, rtol)
+
+
+class System(NamedTuple):
+    """A linear system without its right-hand side.
+
+    Attributes
+    ----------
+    matvec : callable
+        The product with the matrix.
+    positive_definite : bool
+        Whether the matrix should be positive definite.
+    unique : bool
+        Whether the answer has to be the only one.
+    rtol : float
+        Relative residual at which iterations stop.
+    """
+
+    matvec: Matvec
+    positive_definite: bool
+    unique: bool
+    rtol: float
+
+
+def _or_by_bands(
+    system: System, rows: Float[Array, "k n"], answers: Float[Array, "k n"], solved: Array
+) -> tuple[Float[Array, "k n"], Bool[Array, " k"]]:
+    """Return the answers; those not solved by a tridiagonal solve, if the matrix is tridiagonal."""
+
+    def by_bands():
+        found, accepted = solve_tridiagonal(
+            system.matvec, rows, unique=system.unique, rtol=system.rtol
+        )
+        use = ~solved & accepted
+        return jnp.where(use[:, None], found, answers), solved | accepted
+
+    return only_if(~jnp.all(solved), by_bands, (answers, solved))
+
+
+def _by_factors(factors: Factors, system: System, b: Vector) -> tuple[Vector, Bool[Array, ""]]:
+    """Solve `system` by factors of its own matrix."""
+    return solve_by_factors(
+        factors, system.matvec, b, transpose=False, unique=system.unique, rtol=system.rtol
+    )
 
 
 def _on_vectors(function: Callable[[PyTree], PyTree], like: PyTree) -> Matvec:
@@ -280,7 +375,7 @@ def _on_vectors(function: Callable[[PyTree], PyTree], like: PyTree) -> Matvec:
     return lambda v: tree.to_vector(function(tree.from_vector(v, like)))
 
 
-def _factored(
+def factored(
     linear_map: LinearMap, positive_definite: bool, zero: Int[Array, ""] | int = 0
 ) -> Factors:
     """Factor the map's matrix; `zero` as in `LinearMap.matrix`.

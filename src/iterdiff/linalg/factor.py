@@ -1,9 +1,16 @@
-"""Factor a matrix once; solve with it, and with its transpose, as often as needed."""
+r"""Factor a matrix once; solve with it, and with its transpose, as often as needed.
+
+The matrix ``A`` is equilibrated first: ``B = R A C``, where the diagonal matrices ``R`` and ``C``
+make the largest entry of every row and column about one. An equation or an unknown in other units
+then changes neither the pivots nor the condition number. The scales are powers of two, so that
+scaling rounds nothing.
+"""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from iterdiff.jaxtools import tree
@@ -11,23 +18,58 @@ from iterdiff.jaxtools.lax import only_if
 
 Vector = Float[Array, " n"]
 
+MAX_CONDITION = {64: 3e13, 32: 2e6}
+"""Largest condition number of a matrix that counts as regular, by bits of its dtype. A singular
+matrix, rounded, has one of about 1 / eps, which is 5e15 and 8e6. Systems of condition 1e12 and 1e6
+have to be solved."""
+
+
+class Equilibration(NamedTuple):
+    """The diagonals of ``R`` and ``C`` in ``B = R A C``, and the size of ``B``.
+
+    Attributes
+    ----------
+    rows, columns : array, shape (n,)
+        Powers of two.
+    norm : scalar
+        The spectral norm of ``B``, estimated from below.
+    condition : scalar
+        The condition number of ``B`` in the spectral norm, estimated from below.
+    """
+
+    rows: Vector
+    columns: Vector
+    norm: Float[Array, ""]
+    condition: Float[Array, ""]
+
+    def transposed(self) -> "Equilibration":
+        """Return that of the transpose."""
+        return self._replace(rows=self.columns, columns=self.rows)
+
+    @property
+    def regular(self) -> Bool[Array, ""]:
+        """Whether the matrix is not singular to working precision."""
+        return self.condition < MAX_CONDITION[jnp.finfo(self.condition.dtype).bits]
+
 
 class Factors(NamedTuple):
-    """The factors of a square matrix ``A`` by Cholesky, QR or LU.
+    """The factors of a square matrix ``A``, after equilibration, by Cholesky, QR or LU.
 
     Attributes
     ----------
     left, right : array, shape (n, n)
-        If ``A`` should be positive definite: ``A = left @ right.T`` with `right` lower triangular.
+        If ``A`` should be positive definite: ``B = left @ right.T`` with `right` lower triangular.
         Then `left` equals `right` after Cholesky, and is orthogonal after QR. Otherwise both are
-        the packed array of LAPACK's LU: ``A[order] = L U``, with `U` in the upper triangle and
+        the packed array of LAPACK's LU: ``B[order] = L U``, with `U` in the upper triangle and
         `L` below the diagonal (its unit diagonal is not stored).
     order : array of int, shape (n,), or None
         The row permutation of LU.
     definite : bool or None
-        Whether Cholesky succeeded; None if it was not tried.
+        Whether ``A`` is symmetric and Cholesky succeeded; None if it was not tried.
     matrix : array, shape (n, n), or None
-        ``A``, if it was kept to check answers.
+        ``B``, if it was kept to check answers.
+    scales : Equilibration
+        What makes ``B`` of ``A``.
     """
 
     left: Float[Array, "n n"]
@@ -35,6 +77,7 @@ class Factors(NamedTuple):
     order: Int[Array, " n"] | None
     definite: Bool[Array, ""] | None
     matrix: Float[Array, "n n"] | None
+    scales: Equilibration
 
 
 def factor(matrix: Float[Array, "n n"], *, positive_definite: bool, keep: bool) -> Factors:
@@ -45,52 +88,133 @@ def factor(matrix: Float[Array, "n n"], *, positive_definite: bool, keep: bool) 
     matrix : array, shape (n, n)
         ``A``. Cholesky reads its lower triangle only.
     positive_definite : bool
-        Whether it should be positive definite.
+        Whether it should be symmetric and positive definite.
     keep : bool
         Whether to keep the matrix; LU then factors a copy.
     """
-    kept = matrix if keep else None
+    rows, columns = _scales_of_definite(matrix) if positive_definite else _scales(matrix)
+    matrix = rows[:, None] * matrix * columns[None]
+    left, right, order, definite = _decomposed(matrix, positive_definite)
+    one = jnp.ones((), matrix.dtype)
+    factors = Factors(left, right, order, definite, matrix, Equilibration(rows, columns, one, one))
+    scales = Equilibration(rows, columns, *_condition(factors))
+    return factors._replace(matrix=matrix if keep else None, scales=scales)
+
+
+def _decomposed(matrix: Float[Array, "n n"], positive_definite: bool) -> tuple:
+    """Return `left`, `right`, `order` and `definite` of `Factors`."""
     if not positive_definite:
         packed, _, order = jax.lax.linalg.lu(matrix)
-        return Factors(packed, packed, order, None, kept)
+        packed = _without_zero_pivots(packed)
+        return packed, packed, order, None
     lower = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
     # A value that is not finite in any row makes the last row not finite.
-    definite = tree.all_finite(jax.lax.slice_in_dim(lower, -1, None))
+    definite = tree.all_finite(jax.lax.slice_in_dim(lower, -1, None)) & _symmetric(matrix)
 
     def by_qr() -> tuple:
         q, r = jax.lax.linalg.qr(matrix, full_matrices=False)
-        return q, r.T
+        return q, _without_zero_pivots(r.T)
 
     left, right = only_if(~definite, by_qr, (lower, lower))
-    return Factors(left, right, None, definite, kept)
+    return left, right, None, definite
+
+
+def _symmetric(matrix: Float[Array, "n n"]) -> Bool[Array, ""]:
+    """Whether an equilibrated matrix is symmetric, to half the digits."""
+    return jnp.max(jnp.abs(matrix - matrix.T)) <= float(jnp.finfo(matrix.dtype).eps) ** 0.5
+
+
+def _without_zero_pivots(triangle: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Return a triangular factor of ``B`` whose diagonal is at least eps.
+
+    That perturbs ``B`` within its rounding errors. A singular system with solutions then has one
+    of them as its answer, as it would have after another rounding.
+    """
+    eps = jnp.finfo(triangle.dtype).eps
+    tiny = jnp.abs(triangle) < eps
+    return jnp.where(jnp.eye(triangle.shape[0], dtype=bool) & tiny, eps, triangle)
+
+
+def _scales(matrix: Float[Array, "n n"]) -> tuple[Vector, Vector]:
+    """Return scales that make the largest entries of rows, then of columns, about one."""
+    sizes = jnp.abs(matrix)
+    rows = inverse_power_of_two(_largest(sizes, 1))
+    return rows, inverse_power_of_two(_largest(rows[:, None] * sizes, 0))
+
+
+def _scales_of_definite(matrix: Float[Array, "n n"]) -> tuple[Vector, Vector]:
+    """Return equal scales of rows and columns that make the diagonal about one."""
+    diagonal = jnp.diagonal(matrix)
+    positive = jnp.where(diagonal > 0, diagonal, _largest(jnp.abs(matrix), 1))
+    scale = inverse_power_of_two(jnp.sqrt(positive))
+    return scale, scale
+
+
+def _largest(sizes: Float[Array, "n n"], axis: int) -> Vector:
+    """Return the largest entries along an axis; a tiny number where all are zero."""
+    return jnp.max(sizes, axis=axis, initial=float(jnp.finfo(sizes.dtype).tiny))
+
+
+def inverse_power_of_two(sizes: Vector) -> Vector:
+    """Return ``1 / sizes``, with the sizes rounded to powers of two."""
+    return 1 / jax.lax.reduce_precision(sizes, jnp.finfo(sizes.dtype).nexp, 0)
+
+
+def _condition(factors: Factors) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    r"""Return estimates of the norm of ``B`` and of its condition number, from below.
+
+    The norm is :math:`\|B\|_F / \sqrt{n}`, at least one. That of the inverse comes from a power
+    step :math:`B^{-\top} B^{-1} g` for a random vector g, whose permutation in LU is left out.
+    """
+    matrix = factors.matrix
+    assert matrix is not None
+    size, unordered = matrix.shape[0], factors._replace(order=None)
+    random = np.random.default_rng(0).standard_normal((size, 1))
+    once = substitute_scaled(unordered, jnp.asarray(random, matrix.dtype))
+    twice = substitute_scaled(unordered, once, transpose=True)
+    inverse_norm = jnp.sqrt(jnp.sum(twice * twice) / jnp.sum(once * once))
+    norm = jnp.maximum(jnp.sqrt(jnp.sum(matrix * matrix) / size), 1.0)
+    return norm, norm * inverse_norm
 
 
 def substitute(factors: Factors, b: Vector, *, transpose: bool = False) -> Vector:
-    """Return ``A^{-1} b``, or ``A^{-T} b``, unchecked.
+    """Return ``A^{-1} b``, or ``A^{-T} b``, unchecked."""
+    scales = factors.scales.transposed() if transpose else factors.scales
+    y = substitute_scaled(factors, (scales.rows * b)[:, None], transpose=transpose)
+    return scales.columns * y[:, 0]
 
-    A matrix that should be positive definite is taken to be symmetric: `transpose` is ignored.
-    """
-    left, right, order, definite, _ = factors
+
+def substitute_scaled(
+    factors: Factors, b: Float[Array, "n k"], *, transpose: bool = False
+) -> Float[Array, "n k"]:
+    """Return ``B^{-1} b``, or ``B^{-T} b``, for several right-hand sides; unchecked."""
+    left, right, order = factors.left, factors.right, factors.order
+    definite = factors.definite
     if definite is not None:
-        y = jnp.where(definite, _triangular(left, b, lower=True), b @ left)
+        if transpose:
+            y = _triangular(right, b, lower=True)
+            return jnp.where(definite, _triangular(right, y, lower=True, transpose=True), left @ y)
+        y = jnp.where(definite, _triangular(left, b, lower=True), left.T @ b)
         return _triangular(right, y, lower=True, transpose=True)
     if transpose:
         y = _triangular(right, b, lower=False, transpose=True)
         z = _triangular(left, y, lower=True, unit=True, transpose=True)
+        if order is None:
+            return z
         return jnp.zeros_like(b).at[order].set(z, mode="promise_in_bounds")
-    permuted = b.at[order].get(mode="promise_in_bounds")
+    permuted = b if order is None else b.at[order].get(mode="promise_in_bounds")
     y = _triangular(left, permuted, lower=True, unit=True)
     return _triangular(right, y, lower=False)
 
 
 def _triangular(
     a: Float[Array, "n n"],
-    b: Vector,
+    b: Float[Array, "n k"],
     *,
     lower: bool,
     transpose: bool = False,
     unit: bool = False,
-) -> Vector:
+) -> Float[Array, "n k"]:
     return jax.lax.linalg.triangular_solve(
-        a, b[:, None], left_side=True, lower=lower, transpose_a=transpose, unit_diagonal=unit
-    )[:, 0]
+        a, b, left_side=True, lower=lower, transpose_a=transpose, unit_diagonal=unit
+    )

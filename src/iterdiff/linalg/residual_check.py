@@ -1,43 +1,83 @@
-r"""Check the answer of any linear solver by its residual.
+r"""Which answers of linear solves are accepted.
 
-The residual :math:`\|A x - b\|` of an answer may not exceed
+A system :math:`A x = b` is solved for one of two purposes, and each has its own criterion.
+
+*The residual is what matters.* A reverse-mode derivative solves :math:`A^\top \lambda = w` for the
+cotangent w of a loss. If the answer leaves a residual :math:`\rho`, the gradient is that of a loss
+with the cotangent :math:`w + \rho`, whatever the condition of A, and even if A is singular: then
+the system has solutions only if the loss ignores the null space of A, and the gradient is the same
+for all of them. An answer is accepted if
 
 .. math::
 
-    s \left(\max(\tau, \mathrm{rtol}) \, \|b\| + \sqrt{n} \; \mathrm{atol}\right),
+    \|A x - b\| \le s \left(\max(\tau, \mathrm{rtol}) \, \|b\| + \sqrt{n} \; \mathrm{atol}\right),
 
 in Euclidean norms, where n is the number of unknowns, :math:`\tau` is `default_rtol` and s is
 `RESIDUAL_SLACK`. The numbers rtol and atol are the solver's own attributes of these names (those
 of its `inner_solver`, if it wraps one), or zero if it has none, as a direct solver. So a user who
-passes a solver with looser tolerances gets what these tolerances promise, and an answer that is
-worse than that is a failure, whatever the solver reported.
+passes a solver with looser tolerances gets what these tolerances promise.
 
-The bound also holds for least-squares solvers (those that do not assume full rank), which accept a
-singular A. Their forward systems :math:`A x = b` are consistent by the implicit function theorem.
-A transposed system :math:`A^\top \lambda = w` is consistent only if the cotangent w ignores the
-null space of A. If it does not, the loss depends on a part of the solution that the equation does
-not determine: there is no derivative, and the solve fails.
+*The answer is what matters.* A forward-mode derivative solves :math:`A t = -r_\theta v` for the
+tangent t. If A is singular, t is arbitrary although the system has solutions, and no residual shows
+it. Such a solve is accepted only if A is regular as well: by the condition number of the
+equilibrated matrix if it is factored, and otherwise by a second solve, whose answer is known
+(`known_answer`). The option `UNIQUE` of a solver selects this criterion; it is the default.
+
+If the matrix is known to be regular, a backward-stable answer is accepted for either purpose: its
+residual may be as large as :math:`10 \sqrt{n} \, \epsilon \, \|A\| \|x\|`, which exceeds the bound
+above if the system is ill-conditioned.
+
+The criterion holds for every solver alike, those that users hand in included, and for least-squares
+solvers, which accept a singular A.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.lax import computed_once
+from iterdiff.linalg.factor import Equilibration, Factors, Vector, substitute
 
-Vector = Float[Array, " n"]
 Matvec = Callable[[PyTree], PyTree]
 Answer = tuple[PyTree, lx.RESULTS, dict[str, Any]]
+
+FAILURE = (
+    "The linear solve behind an implicit derivative (or a Newton step) failed: the Jacobian of the "
+    "residual is singular, so that it leaves the derivative open, or too ill-conditioned for the "
+    "method. Use float64, add the equations that make the solution unique, declare "
+    "`positive_definite` if it is, pass your own `linear_solver`, or pass `throw=False` for NaN."
+)
+
+UNIQUE = "unique"
+"""The option of a solver's `compute` that says whether the answer has to be the only one. If False,
+a singular operator is no failure as long as the answer solves the system."""
 
 RESIDUAL_SLACK = 100
 """An answer may have this many times the residual at which its solver stops: the updated residual
 of an iteration drifts from the true one, and solvers differ in their norms."""
+
+BACKWARD_SLACK = 10
+"""The residual of a backward-stable answer is below this many times ``sqrt(n) eps |A| |x|``."""
+
+KNOWN_MAX_ERROR = 0.02
+"""Largest error of the answer that is known, in the Euclidean norm, of a vector with entries of
+order one: a null vector of length one usually changes it by more."""
+
+KNOWN_MAX_ENTRY_ERROR = 0.05
+"""The same for each entry."""
+
+KNOWN_MAX_RELATIVE_ERROR = 1000
+"""Errors of the known answer below this many times the solver's rtol, relative to the answer, are
+attributed to the solver."""
+
+MAX_CONSTANT_SIZE = 20_000
+"""Known answers of up to this many numbers are constants of the program."""
 
 
 def default_rtol(dtype) -> float:
@@ -66,24 +106,147 @@ class Product(eqx.Module):
         return Product(self.operator, not self.transposed)
 
 
-def residual_too_large(
+def residual_small(
     product: Matvec,
-    x: PyTree,
-    b: PyTree,
+    x: Vector,
+    b: Vector,
     rtol: Float[Array, ""] | float = 0.0,
     atol: Float[Array, ""] | float = 0.0,
 ) -> Bool[Array, ""]:
-    """Whether ``A x - b`` exceeds the bound of this module's docstring, or is not finite.
+    """Whether the residual of `x` meets the bound of this module's docstring.
 
-    False if `b` is not finite: then the solve did not fail, and its answer is not finite either.
     All norms are taken in units of the largest entry of `b`, whose square may be zero or infinite.
     """
-    x_image, b = tree.to_vector(product(x)), tree.to_vector(b)
+    unit = _unit_of(b)
+    residual = _length((product(x) - b) / unit)
+    return (residual <= _allowed(b, unit, rtol, atol)) & tree.all_finite(x)
+
+
+class Judged(NamedTuple):
+    """The residual of an answer in the units of an equilibrated matrix, and what it may be.
+
+    Attributes
+    ----------
+    residual : scalar
+        Its norm.
+    allowed : scalar
+        The bound of the module's docstring.
+    rounding : scalar
+        The bound for a backward-stable answer.
+    """
+
+    residual: Float[Array, ""]
+    allowed: Float[Array, ""]
+    rounding: Float[Array, ""]
+
+
+def judge(
+    scales: Equilibration, scaled_product: Matvec, x: Vector, b: Vector, rtol: float = 0.0
+) -> Judged:
+    """Return the residual of an answer to ``A x = b``, and its bounds.
+
+    Parameters
+    ----------
+    scales : Equilibration
+        That of ``A``.
+    scaled_product : callable
+        The product with the equilibrated matrix.
+    x, b : array, shape (n,)
+        The answer and the right-hand side.
+    rtol : float
+        As in the module's docstring.
+    """
+    y, b = x / scales.columns, scales.rows * b
+    unit, eps = _unit_of(b), float(jnp.finfo(b.dtype).eps)
+    rounding = BACKWARD_SLACK * b.size**0.5 * eps * scales.norm * _length(y / unit)
+    residual = _length((scaled_product(y) - b) / unit)
+    return Judged(residual, _allowed(b, unit, rtol, 0.0), rounding)
+
+
+def accepted_answer(
+    scales: Equilibration, judged: Judged, x: Vector, unique: bool
+) -> Bool[Array, ""]:
+    """Whether an answer is accepted, which may have to be the only one."""
+    residual, allowed, rounding = judged
+    accepted = scales.regular & (residual <= allowed + rounding)
+    if not unique:
+        accepted |= residual <= allowed
+    return accepted & tree.all_finite(x)
+
+
+def scaled_product_of(factors: Factors, product: Matvec, transpose: bool) -> Matvec:
+    """Return the product with the equilibrated matrix, or with its transpose.
+
+    It uses the matrix if the factors kept it, and otherwise the system's own `product`.
+    """
+    if factors.matrix is not None:
+        matrix = factors.matrix.T if transpose else factors.matrix
+        return lambda y: matrix @ y
+    scales = factors.scales.transposed() if transpose else factors.scales
+    return lambda y: scales.rows * product(scales.columns * y)
+
+
+def solve_by_factors(
+    factors: Factors, product: Matvec, b: Vector, *, transpose: bool, unique: bool, rtol: float
+) -> tuple[Vector, Bool[Array, ""]]:
+    """Return the answer of `substitute`, and whether it is accepted.
+
+    Parameters
+    ----------
+    factors : Factors
+        Of the matrix.
+    product : callable
+        The product with the system's matrix: with `transpose`, the transpose.
+    b : array, shape (n,)
+        The right-hand side.
+    transpose, unique : bool
+        Whether to solve with the transpose, and whether the answer has to be the only one.
+    rtol : float
+        As in the module's docstring.
+    """
+    x = substitute(factors, b, transpose=transpose)
+    scales = factors.scales.transposed() if transpose else factors.scales
+    judged = judge(scales, scaled_product_of(factors, product, transpose), x, b, rtol)
+    return x, accepted_answer(scales, judged, x, unique)
+
+
+def known_answer(like: Vector) -> Vector:
+    """Return a vector with a part along almost every null vector that occurs in practice.
+
+    Its entries are random, with mean one, so that it has a large part along constants. With a
+    random right-hand side in its place, the part along a null vector could not be told from the
+    error of an inexact solver.
+    """
+    if like.size <= MAX_CONSTANT_SIZE:
+        random = np.random.default_rng(0).standard_normal(like.size)
+        return jnp.asarray(1.0 + random, like.dtype)
+    return 1.0 + jax.random.normal(jax.random.key(0), (like.size,), like.dtype)
+
+
+def known_found(known: Vector, found: Vector, rtol: Any) -> Bool[Array, ""]:
+    """Whether a solver that stops at `rtol` found `known`, up to errors of its own.
+
+    Limits: a single null vector that is spread over all of n unknowns, and has no part along
+    constants, is seen if `KNOWN_MAX_ERROR` is below its part in the known answer, of order one. In
+    float32, above some hundred unknowns, it hides in the solver's own error.
+    """
+    error = found - known
+    own = KNOWN_MAX_RELATIVE_ERROR * rtol
+    relative = jnp.maximum(KNOWN_MAX_ERROR / known.size**0.5, own)
+    largest = jnp.maximum(KNOWN_MAX_ENTRY_ERROR, own)
+    close = _length(error) <= relative * _length(known)
+    return close & (jnp.max(jnp.abs(error)) <= largest)
+
+
+def _length(v: Vector) -> Float[Array, ""]:
+    """Return the Euclidean norm of a vector in units in which its square is representable."""
+    return jnp.sqrt(jnp.sum(v * v))
+
+
+def _unit_of(b: Vector) -> Float[Array, ""]:
+    """Return the largest entry of `b`; 1 if that is zero."""
     largest = jnp.max(jnp.abs(b))
-    unit = jnp.where(largest > 0, largest, 1.0)
-    residual = tree.norm((x_image - b) / unit)
-    allowed = _allowed(b, unit, rtol, atol)
-    return ~(jnp.isfinite(residual) & (residual <= allowed)) & jnp.isfinite(largest)
+    return jnp.where(largest > 0, largest, 1.0)
 
 
 def _allowed(b: Vector, unit: Float[Array, ""], rtol: Any, atol: Any) -> Float[Array, ""]:
@@ -91,69 +254,34 @@ def _allowed(b: Vector, unit: Float[Array, ""], rtol: Any, atol: Any) -> Float[A
     # Decided while tracing if possible: most solves have constant tolerances.
     floor, constant = default_rtol(b.dtype), (int, float)
     rtol = max(rtol, floor) if isinstance(rtol, constant) else jnp.maximum(rtol, floor)
-    allowed = rtol * tree.norm(b / unit)
+    allowed = rtol * _length(b / unit)
     if not (isinstance(atol, constant) and atol == 0):
         allowed += b.size**0.5 * (atol / unit)
     return RESIDUAL_SLACK * allowed
 
 
-def failed_if(failed: Bool[Array, ""], result: lx.RESULTS) -> lx.RESULTS:
-    """Return `result`, or ``RESULTS.singular`` if `failed`."""
+def result_of(accepted: Bool[Array, ""], b: Vector, result: lx.RESULTS) -> lx.RESULTS:
+    """Return `result`, or ``RESULTS.singular`` unless the answer to `b` is accepted.
+
+    If `b` is not finite, the solve did not fail, and its answer is not finite either.
+    """
+    failed = ~accepted & tree.all_finite(b)
     return lx.RESULTS.where(failed, lx.RESULTS.singular, result)
 
 
-def _tolerances(solver: Any) -> tuple[Any, Any]:
-    """Return `rtol` and `atol` of a solver, or of the one that it wraps; zero if it has none."""
-    solver = getattr(solver, "inner_solver", solver)
-    found = (getattr(solver, name, None) for name in ("rtol", "atol"))
-    rtol, atol = (0.0 if value is None else value for value in found)
-    return rtol, atol
-
-
 class CheckedSolver(lx.AbstractLinearSolver):
-    """A linear solver whose `compute` checks the residual of its answer.
+    """A linear solver whose `compute` checks its answer, and knows the option `UNIQUE`.
 
-    It returns another result than ``lineax.RESULTS.successful``, or raises, if the residual is too
-    large. Any other solver is wrapped in `ResidualChecked`.
-    """
+    It returns another result than ``lineax.RESULTS.successful``, or raises, if the answer is not
+    accepted. Any other solver is wrapped in `iterdiff.linalg.any_solver.AnySolver`.
 
-
-class ResidualChecked(CheckedSolver):
-    """Any linear solver of lineax, its answers checked by their residuals.
-
-    Parameters
+    Attributes
     ----------
-    solver : lineax.AbstractLinearSolver
-        Gives the answers. A result other than ``successful`` stays a failure.
+    advice : str
+        The message of the error if a solve fails.
     """
 
-    solver: lx.AbstractLinearSolver
-
-    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> tuple:
-        """Return the operator's product, and the solver's state."""
-        operator = lx.linearise(operator)
-        return Product(operator), self.solver.init(operator, options)
-
-    def compute(self, state: tuple, vector: PyTree, options: dict[str, Any]) -> Answer:
-        """Return the solver's answer to `vector`; its result, unless the residual is too large."""
-        product, inner = state
-        vector = tree.from_vector(computed_once(tree.to_vector(vector)), vector)
-        x, result, stats = self.solver.compute(inner, vector, options)
-        failed = residual_too_large(product, x, vector, *_tolerances(self.solver))
-        return x, failed_if(failed, result), stats
-
-    def transpose(self, state: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """Return the state for the transposed operator."""
-        product, inner = state
-        inner, options = self.solver.transpose(inner, options)
-        return (product.transpose(), inner), options
-
-    def conj(self, state: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """Return the state for the conjugate operator, which is real."""
-        product, inner = state
-        inner, options = self.solver.conj(inner, options)
-        return (product, inner), options
-
-    def assume_full_rank(self) -> bool:
-        """Whether the solver assumes that operators have full rank."""
-        return self.solver.assume_full_rank()
+    @property
+    def advice(self) -> str:
+        """The message of the error if a solve fails."""
+        return FAILURE

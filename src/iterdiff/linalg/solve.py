@@ -1,8 +1,8 @@
 r"""The linear solves of Newton steps, implicit derivatives and error estimates.
 
 `Inverse` turns a matrix-free operator into :math:`b \mapsto A^{-1} b`, by `DenseOrKrylov` or by any
-linear solver of lineax. Each answer is checked by its residual (see
-`iterdiff.linalg.residual_check`): a failed solve raises or returns NaN, never a wrong number. The
+linear solver of lineax. Each answer is checked (see `iterdiff.linalg.residual_check`): a failed
+solve raises or returns NaN, never a wrong number. The
 result is differentiable to any order, transposable, and batched by ``vmap``, with one factorisation
 for all right-hand sides. No tolerance is inherited from the solver of the outer problem.
 """
@@ -15,21 +15,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.raise_if import raise_if
+from iterdiff.linalg.any_solver import AnySolver
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, State
 from iterdiff.linalg.factor import substitute
 from iterdiff.linalg.krylov import Vector
-from iterdiff.linalg.residual_check import CheckedSolver, Product, ResidualChecked
+from iterdiff.linalg.residual_check import UNIQUE, CheckedSolver, Product
 
-FAILURE = (
-    "The linear solve behind an implicit derivative (or a Newton step) failed: its residual is too "
-    "large or not finite, so the Jacobian of the residual is singular or too ill-conditioned for "
-    "the method. Use float64, add the equations that make the solution unique, or pass "
-    "`throw=False` to get NaN instead."
-)
+NEGLIGIBLE_MAX_CHANGE = 100
+"""A cotangent w of a singular system counts as zero if the vector ``w_i max(|x_i|, 1)`` is shorter
+than this many times eps. It is then the rounding error of a loss of order one that does not depend
+on x to first order, as the value of an optimum. For a loss of another order there is no such limit
+that its cotangent alone could tell."""
 
 
 class Structure(NamedTuple):
@@ -80,6 +80,10 @@ class Inverse:
     factor : bool
         Whether to factor the operator once, for several solves and for `factored`, if a
         `DenseOrKrylov` would factor it.
+    unique : bool
+        Whether a solve with ``A`` fails if ``A`` is singular, although the system has solutions: a
+        tangent has to be unique, and a Newton step does not. Solves with the transpose do not
+        fail: all their solutions give the same gradient (see `iterdiff.linalg.residual_check`).
     rtol : float, optional
         Replaces the `rtol` of a `DenseOrKrylov`.
 
@@ -99,14 +103,16 @@ class Inverse:
         solver: lx.AbstractLinearSolver | None = None,
         throw: bool = False,
         factor: bool = False,
+        unique: bool = True,
         rtol: float | None = None,
     ):
-        self.operator, self.like, self.structure, self.throw = operator, like, structure, throw
+        self.operator, self.like, self.structure = operator, like, structure
+        self.throw, self.unique = throw, unique
         policy = _policy(solver)
         if policy is not None:
             solver = policy if rtol is None else dataclasses.replace(policy, rtol=rtol)
         assert solver is not None
-        self._solver = solver if isinstance(solver, CheckedSolver) else ResidualChecked(solver)
+        self._solver = solver if isinstance(solver, CheckedSolver) else AnySolver(solver)
         self._of_vectors = _of_vectors(operator, like, structure)
         self.factors = None
         if factor and policy is not None:
@@ -123,29 +129,65 @@ class Inverse:
         return State(Product(fixed), self.factors, self.structure.positive_definite)
 
     def __call__(self, b: PyTree) -> PyTree:
-        """Return ``A^{-1} b``, checked by its residual."""
-        of_vectors, solver, prepared = self._of_vectors, self._solver, self._prepared
+        """Return ``A^{-1} b``, checked."""
+        prepared = self._prepared
 
-        def solve(state: Any, b: Vector) -> Vector:
-            x, result, _ = solver.compute(state, b, {})
-            # The answer to zero is zero, whatever the operator: a member of a batch may have
-            # failed, and the loss ignores it.
-            zero = jnp.all(b == 0)
-            x = jnp.where(zero, 0.0, x)
-            failed = (result != lx.RESULTS.successful) & ~zero
-            if self.throw:
-                return raise_if(x, failed, [FAILURE])
-            return jnp.where(failed, jnp.nan, x)
+        def solve(_: Any, b: Vector) -> Vector:
+            x, failed = self._computed(prepared, b, self.unique)
+            return self._raised(x, failed)
 
-        hessian = self.structure.hessian
+        def transposed_solve(_: Any, w: Vector) -> Vector:
+            return self._adjoint(self._prepared_transposed(), w)
+
         x = jax.lax.custom_linear_solve(
-            of_vectors.mv,
+            self._of_vectors.mv,
             tree.to_vector(b),
-            lambda _, b: solve(prepared, b),
-            None if hessian else lambda _, b: solve(solver.transpose(prepared, {})[0], b),
-            symmetric=hessian,
+            solve,
+            transposed_solve,
+            symmetric=self.structure.hessian,
         )
         return tree.from_vector(x, self.like)
+
+    def constant(self, w: PyTree) -> PyTree:
+        """Return ``A^{-1} w`` without a derivative, for a cotangent w; checked.
+
+        Nothing is transposed: `operator` may be any function that is linear in value.
+        """
+        return tree.from_vector(self._adjoint(self._prepared, tree.to_vector(w)), self.like)
+
+    def _prepared_transposed(self) -> Any:
+        """Return the solver's state for the transpose, which may be the operator itself."""
+        if self.structure.hessian:
+            return self._prepared
+        return self._solver.transpose(self._prepared, {})[0]
+
+    def _computed(self, state: Any, b: Vector, unique: bool) -> tuple[Vector, Bool[Array, ""]]:
+        """Return the solver's answer to `b`, and whether it failed.
+
+        The answer to zero is zero, whatever the operator: a member of a batch may have failed, and
+        the loss ignores it.
+        """
+        x, result, _ = self._solver.compute(state, b, {UNIQUE: unique})
+        zero = jnp.all(b == 0)
+        return jnp.where(zero, 0.0, x), (result != lx.RESULTS.successful) & ~zero
+
+    def _adjoint(self, state: Any, w: Vector) -> Vector:
+        """Return the answer to a cotangent, of which the residual is what matters."""
+        x, failed = self._computed(state, w, False)
+        negligible = self._negligible(w)
+        return self._raised(jnp.where(failed & negligible, 0.0, x), failed & ~negligible)
+
+    def _negligible(self, w: Vector) -> Bool[Array, ""]:
+        """Whether a cotangent is zero to rounding: see `NEGLIGIBLE_MAX_CHANGE`."""
+        sizes = jnp.maximum(jnp.abs(tree.to_vector(self.like)), 1.0)
+        limit = NEGLIGIBLE_MAX_CHANGE * float(jnp.finfo(w.dtype).eps)
+        return jnp.sum((w * sizes) ** 2) <= limit**2
+
+    def _raised(self, x: Vector, failed: Bool[Array, ""]) -> Vector:
+        """Return `x`; where `failed` holds, raise or return NaN."""
+        if self.throw:
+            return raise_if(x, failed, [self._solver.advice])
+        return jnp.where(failed, jnp.nan, x)
 
     def transposed(self, w: PyTree) -> PyTree:
         """Return ``A^{-T} w``, checked by its residual."""
@@ -161,7 +203,9 @@ class Inverse:
         """Return ``A v``, by the matrix if the factors kept it."""
         if self.factors is None or self.factors.matrix is None:
             return self.operator(v)
-        return tree.from_vector(self.factors.matrix @ tree.to_vector(v), v)
+        scales = self.factors.scales
+        image = self.factors.matrix @ (tree.to_vector(v) / scales.columns)
+        return tree.from_vector(image / scales.rows, v)
 
 
 def _policy(solver: lx.AbstractLinearSolver | None) -> DenseOrKrylov | None:

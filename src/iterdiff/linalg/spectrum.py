@@ -43,7 +43,13 @@ class Spectrum(NamedTuple):
         return float(np.max(np.abs(self.values)))
 
 
-def probe(apply: Callable[[PyTree], PyTree], like: PyTree, products: int = 40) -> Spectrum:
+def probe(
+    apply: Callable[[PyTree], PyTree],
+    like: PyTree,
+    products: int = 40,
+    *,
+    within: PyTree | None = None,
+) -> Spectrum:
     """Estimate the spectrum of a linear map by Arnoldi's method from a random vector.
 
     Parameters
@@ -55,6 +61,9 @@ def probe(apply: Callable[[PyTree], PyTree], like: PyTree, products: int = 40) -
     products : int
         The largest dimension of the Krylov space, and so the number of products. Six more measure
         the asymmetry.
+    within : pytree, optional
+        Like `like`: the entries of the random vector are multiplied by these, so that the spectrum
+        is that of the invariant subspace which they generate.
     """
     size, dtype = tree.size(like), tree.result_dtype(like)
     matvec = jax.jit(lambda v: tree.to_vector(apply(tree.from_vector(v, like))))
@@ -63,7 +72,10 @@ def probe(apply: Callable[[PyTree], PyTree], like: PyTree, products: int = 40) -
         return np.asarray(matvec(v.astype(dtype)), float)
 
     rng = np.random.default_rng(0)
-    values, exact = _ritz_values(product, rng.standard_normal(size), min(products, size))
+    start = rng.standard_normal(size)
+    if within is not None:
+        start *= np.asarray(tree.to_vector(within), float)
+    values, exact = _ritz_values(product, start, min(products, size))
     return Spectrum(values, exact, max(_asymmetry(product, rng, size) for _ in range(3)))
 
 

@@ -9,8 +9,10 @@ from jaxtyping import PyTree
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.jaxtools import manual_axes
 from iterdiff.jaxtools.closures import hoist
+from iterdiff.jaxtools.snapshot import snapshot, traced
 from iterdiff.loop.run import Loop, stop_gradient
 from iterdiff.loop.stopping import StopContext, StoppingRule
+from iterdiff.problems.inputs import with_snapshot
 from iterdiff.problems.problem import Problem
 
 
@@ -31,6 +33,23 @@ class Task(NamedTuple):
     x0: PyTree
     theta: PyTree
     stop: StoppingRule
+
+    def with_snapshot(self) -> "Task":
+        """Return the task with a snapshot in the problem that covers the algorithm's step, too.
+
+        The problem's own snapshot covers a step that uses only the problem's functions.
+        """
+        taken = self.problem.snapshot
+        if self.algorithm.consistent or taken is None:
+            return self
+        arrays, static = eqx.partition((self.problem, self.algorithm), eqx.is_array)
+
+        def step(x0, theta, arrays):
+            problem, algorithm = eqx.combine(arrays, static)
+            return algorithm.step(problem, algorithm.init(problem, x0, theta), theta)
+
+        taken |= snapshot(traced(step, self.x0, self.theta, arrays)[0])
+        return self._replace(problem=with_snapshot(self.problem, taken))
 
     def state(self) -> Any:
         """Return the algorithm's state at the start."""

@@ -27,13 +27,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from iterdiff.accuracy.consistency import disagree, remembers
-from iterdiff.accuracy.correction import Correction, NewtonPoints, at_kink
+from iterdiff.accuracy.consistency import disagree, may_leave, remembers, repel
+from iterdiff.accuracy.correction import Correction
 from iterdiff.accuracy.estimate import NEAR, REASONS, ErrorEstimate, compare
-from iterdiff.accuracy.report import REPORT_SIZE, to_vector
+from iterdiff.accuracy.kinks import at_kink, at_prox_kink
+from iterdiff.accuracy.points import NewtonPoints
+from iterdiff.accuracy.report import REPORT_SIZE, check_report, to_vector
 from iterdiff.accuracy.sensitivity import Sensitivity
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import Tolerance, check_tolerance
+from iterdiff.jaxtools.arguments import Tolerance, check_tolerance, check_word
 from iterdiff.jaxtools.closures import Perturbed, attach_jvp, hoist, merge
 from iterdiff.jaxtools.lax import custom_solve
 from iterdiff.jaxtools.raise_if import raise_if
@@ -109,9 +111,8 @@ class Checked(Mode):
             )
         check_tolerance("rtol", self.rtol)
         check_tolerance("atol", self.atol, zero=True)
-        if self.on_failure not in get_args(OnFailure):
-            names = ", ".join(repr(name) for name in get_args(OnFailure))
-            raise ValueError(f"`on_failure` must be one of {names}, not {self.on_failure!r}.")
+        check_word("on_failure", self.on_failure, get_args(OnFailure))
+        check_report(self.report)
 
     @property
     def corrects_answer(self) -> bool:
@@ -135,12 +136,14 @@ class Checked(Mode):
             state = task.algorithm.init(task.problem, y, task.theta)
             return task.algorithm.step(task.problem, state, task.theta).x
 
-        doubtful = not task.algorithm.consistent
-        testable = doubtful and not remembers(task.algorithm, task.problem, x, task.theta)
+        algorithm, problem = task.algorithm, task.problem
+        doubtful, leaves = not algorithm.consistent, may_leave(algorithm, problem)
+        testable = (doubtful or leaves) and not remembers(algorithm, problem, x, task.theta)
         parts = _parts(
-            task.problem,
+            problem,
             lambda _, task: self.mode.answer(task, x, throw=throw),
-            step if testable else None,
+            step if testable and doubtful else None,
+            step if testable and leaves else None,
         )
         return self._attached(task, parts, x, throw, near=math.inf)
 
@@ -167,7 +170,7 @@ class Checked(Mode):
         report = jnp.zeros(REPORT_SIZE) if self.report is None else self.report
         inputs = (explicit, tolerances, report)
         place_of_report = len(jax.tree.leaves(inputs)) - 1
-        structure = given.problem.structure
+        structure = given.problem.structure_at(x, given.theta)
         # The check computes the default implicit derivative at `x` anyway.
         shared = isinstance(self.mode, Implicit) and self.mode.linear_solver is None
 
@@ -266,14 +269,17 @@ class _Parts(NamedTuple):
         ``residual(y, inputs)``.
     step : callable, optional
         ``step(y, inputs)`` is the next iterate, if the algorithm may solve another problem.
-    at_kink : callable, optional
-        ``at_kink(y, inputs)`` is whether `y` is at a kink, if the problem has any.
+    leaving : callable, optional
+        The same, if the algorithm may leave a root.
+    at_prox_kink : callable, optional
+        ``at_prox_kink(y, inputs)`` is whether `y` is at a kink, if the problem has a prox.
     """
 
     answer: Part
     residual: Part
     step: Part | None = None
-    at_kink: Part | None = None
+    leaving: Part | None = None
+    at_prox_kink: Part | None = None
 
     def map(self, change: Callable[[Part], Part]) -> "_Parts":
         """Return the parts after a change to each."""
@@ -282,7 +288,7 @@ class _Parts(NamedTuple):
     def explicit(self, given: Any, x: PyTree) -> tuple["_Parts", Any]:
         """Return the parts as functions of arrays: those of `given` and those they close over."""
         arrays, static = eqx.partition(given, eqx.is_array)
-        functions = [part for part in self if part is not None]
+        functions = list(dict.fromkeys(part for part in self if part is not None))
         hoisted = [
             hoist(lambda y, arrays, part=part: part(y, eqx.combine(arrays, static)), x, arrays)
             for part in functions
@@ -347,9 +353,9 @@ class _CheckedDerivative(NamedTuple):
             w, c = b
             adjoint = self.at.inverse.transposed(w)
             here = self.at.pulled(adjoint)
-            better, slack = self.correction.reverse(w, adjoint)
+            better, slack, terms = self.correction.reverse(w, adjoint)
             derivative = here if self.shared else jax.vjp(answer, primals)[1](w)[0]
-            estimate = compare(derivative, here, better, points, slack)
+            estimate = compare(derivative, here, better, points, slack, terms)
             derivative, report = self.judge(estimate, derivative)
             if self.reports:
                 derivative = (*derivative[:-1], report.astype(derivative[-1].dtype))
@@ -359,28 +365,35 @@ class _CheckedDerivative(NamedTuple):
         return custom_solve(matvec, b, solve, solve_transposed)[0]
 
     def _points(self) -> NewtonPoints:
-        """Return the points of the correction, with the results of two more tests."""
-        points, theta = self.correction.points, self.at.theta
-        if self.parts.step is not None:
-            step = self.parts.step
-            disagrees = disagree(lambda y: step(y, theta), points)
-            points = dataclasses.replace(points, disagrees=disagrees)
-        if self.parts.at_kink is not None:
-            one_sided = self.parts.at_kink(points.corrected, theta)
-            points = dataclasses.replace(points, one_sided=one_sided)
-        return points
+        """Return the points of the correction, with the results of further tests."""
+        points, theta, parts = self.correction.points, self.at.theta, self.parts
+        found = {}
+        for name, test, step in (
+            ("disagrees", disagree, parts.step),
+            ("repelled", repel, parts.leaving),
+        ):
+            if step is not None:
+                found[name] = test(lambda y, step=step: step(y, theta), points)
+        if parts.at_prox_kink is not None:
+            found["one_sided"] = parts.at_prox_kink(points.corrected, theta)
+        else:
+            found["one_sided"] = at_kink(self.at, points.corrected)
+        return dataclasses.replace(points, **found)
 
 
-def _parts(problem: Problem, answer: Part, step: Part | None = None) -> _Parts:
+def _parts(
+    problem: Problem, answer: Part, step: Part | None = None, leaving: Part | None = None
+) -> _Parts:
     """Return the parts of a check, as functions of a `Task` or a `_ForeignAnswer`."""
 
     def kinked(y, given):
-        return at_kink(given.problem, y, given.theta)
+        return at_prox_kink(given.problem, y, given.theta)
 
-    has_kinks = isinstance(problem, CompositeMinimization)
+    has_prox = isinstance(problem, CompositeMinimization)
     return _Parts(
         answer,
         lambda y, given: given.problem.residual(y, given.theta),
         step,
-        kinked if has_kinks else None,
+        leaving,
+        kinked if has_prox else None,
     )

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import PyTree
 
-from iterdiff.accuracy.sensitivity import Residual, Sensitivity, explicit
+from iterdiff.accuracy.sensitivity import Residual, Sensitivity, explicit, forward_by_reverse
 from iterdiff.jaxtools import manual_axes, tree
-from iterdiff.jaxtools.arguments import check_count
+from iterdiff.jaxtools.arguments import check_count, check_linear_solver
 from iterdiff.jaxtools.closures import attach_jvp
+from iterdiff.jaxtools.reverse_only import custom_rules_in
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.solve import Structure
 from iterdiff.loop.stopping import StoppingRule
@@ -77,12 +78,7 @@ class Implicit(Mode):
     def __check_init__(self):
         """Check the types and ranges of the fields."""
         check_count("refine", self.refine, least=0)
-        solver = self.linear_solver
-        if solver is not None and not isinstance(solver, lx.AbstractLinearSolver):
-            raise TypeError(
-                f"`linear_solver` must be a lineax solver, not {solver!r}; pass an instance such "
-                "as lineax.CG(rtol=1e-8, atol=1e-8)."
-            )
+        check_linear_solver(self.linear_solver)
 
     @property
     def corrects_answer(self) -> bool:
@@ -115,21 +111,20 @@ class Implicit(Mode):
         """
         x = jax.lax.stop_gradient(x)
         residual, inputs = explicit(problem, x, theta)
-        structure, solver = problem.structure, self.linear_solver
+        structure, solver = problem.structure_at(x, theta), self.linear_solver
         if self.refine:
             x = self._refined(residual, x, jax.lax.stop_gradient(inputs), structure)
 
         def rule(x, perturbed):
-            at = Sensitivity(
-                lambda y, primals: residual(y, perturbed.rebuild(primals)),
-                x,
-                perturbed.primals,
-                structure,
-                solver=solver,
-                throw=throw,
-                factor=False,
-            )
-            return at.forward(perturbed.tangents)
+            in_primals = lambda y, primals: residual(y, perturbed.rebuild(primals))  # noqa: E731
+            here = (in_primals, x, perturbed.primals, structure)
+            try:
+                at = Sensitivity(*here, solver=solver, throw=throw, factor=False)
+                return at.forward(perturbed.tangents)
+            except TypeError:
+                if "custom_vjp" not in custom_rules_in(in_primals, x, perturbed.primals):
+                    raise
+            return forward_by_reverse(*here, perturbed.tangents, solver=solver, throw=throw)
 
         return attach_jvp(x, inputs, rule)
 

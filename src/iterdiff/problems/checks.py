@@ -7,9 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
-from iterdiff.jaxtools.arguments import is_known, is_number
+from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import as_array, is_known, is_number
+from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.problems.linear_system import LinearSystem
 from iterdiff.problems.problem import CompositeMinimization, FixedPoint, Minimization, Problem
 
@@ -29,6 +31,10 @@ def check_problem(problem: object) -> None:
         )
 
 
+MIN_BITS = 32
+"""The narrowest floating dtype of an unknown: linear solves have no routines for narrower ones."""
+
+
 def check_x0(x0: PyTree, name: str = "x0") -> PyTree:
     """Return `x0` with its leaves converted to arrays.
 
@@ -39,61 +45,115 @@ def check_x0(x0: PyTree, name: str = "x0") -> PyTree:
     name : str
         The argument's name in error messages.
 
+    Returns
+    -------
+    pytree of arrays
+        Not weakly typed.
+
     Raises
     ------
     TypeError
-        If a leaf is not a real floating number or array.
+        If a leaf is not a real floating number or array, of at least 32 bits.
     ValueError
         If there are no numbers, or a known leaf contains NaN or infinity.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(x0)
-    if not any(np.size(leaf) for _, leaf in leaves):
+    checked = _each_leaf(f"`{name}`", _unknown, x0)
+    if not any(np.size(leaf) for leaf in jax.tree.leaves(checked)):
         raise ValueError(f"`{name}` contains no numbers; pass an array or a pytree of arrays.")
-    for path, leaf in leaves:
-        where = f"`{name}`{jax.tree_util.keystr(path)}"
-        if not is_number(leaf):
-            raise TypeError(f"{where} must be a real floating array, not {leaf!r}.")
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"{where} must be a real floating array, but its dtype is {dtype}. Convert it, for "
-                f"example jnp.asarray({name}, float); pass a complex array as its two parts."
-            )
-        if is_known(leaf) and not np.all(np.isfinite(np.asarray(leaf))):
-            raise ValueError(f"{where} contains NaN or infinity; pass finite numbers.")
-    return jax.tree.map(jnp.asarray, x0)
+    return checked
 
 
-def check_theta(theta: PyTree) -> PyTree:
+def _each_leaf(name: str, function: Callable[[str, Any], Any], given: PyTree) -> PyTree:
+    """Return ``function(where, leaf)`` of every leaf; ``where`` is its name in messages."""
+    try:
+        leaves, structure = jax.tree_util.tree_flatten_with_path(given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} is no pytree: {str(error).rstrip('.')}. In a dict, use keys of one type."
+        ) from error
+    made = [function(f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
+    return jax.tree.unflatten(structure, made)
+
+
+def _unknown(where: str, leaf: Any) -> Array:
+    """Return a leaf of `x0` as an array; `where` is its name in messages."""
+    rest = "Leave it out of the unknowns: equinox.partition(tree, equinox.is_inexact_array) splits."
+    if not is_number(leaf):
+        raise TypeError(f"{where} must be a real floating array, not {leaf!r}. {rest}")
+    array = as_array(where, leaf)
+    dtype = array.dtype
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{where} must be a real floating array, but its dtype is {dtype}; pass its real and "
+            "imaginary parts as two leaves."
+        )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{where} must be a real floating array, but its dtype is {dtype}. Convert it to float "
+            "if it is an unknown; pass a counter or other data in `theta`."
+        )
+    if jnp.finfo(dtype).bits < MIN_BITS:
+        raise TypeError(
+            f"{where} has dtype {dtype}, in which linear systems cannot be solved; pass it in "
+            "float32, for example x0.astype('float32'), and convert the answer."
+        )
+    if is_known(array) and not np.all(np.isfinite(np.asarray(array))):
+        raise ValueError(f"{where} contains NaN or infinity; pass finite numbers.")
+    return array
+
+
+def check_theta(theta: PyTree, x0: PyTree = None) -> PyTree:
     """Return `theta` with its numbers converted to arrays.
+
+    Parameters
+    ----------
+    theta : pytree
+        The parameters to check.
+    x0 : pytree of real floating arrays, optional
+        The unknowns. A Python number in `theta`, or what JAX traces in place of one, takes their
+        dtype, as it does in arithmetic.
+
+    Returns
+    -------
+    pytree
+        Its arrays are not weakly typed.
 
     Raises
     ------
     TypeError
-        If a leaf is complex.
+        If a leaf is complex, JAX has no arrays of its kind, or it only resembles an array.
     ValueError
-        If no leaf is floating, or a known leaf contains NaN.
+        If no leaf is floating, a known leaf contains NaN, or a number does not fit its dtype.
     """
-    has_floating = False
-    for path, leaf in jax.tree_util.tree_leaves_with_path(theta):
-        if not is_number(leaf):
-            continue
-        where = f"`theta`{jax.tree_util.keystr(path)}"
-        dtype = jnp.result_type(leaf)
-        if jnp.issubdtype(dtype, jnp.complexfloating):
-            raise TypeError(
-                f"{where} is complex ({dtype}); pass its real and imaginary parts as two leaves."
-            )
-        if jnp.issubdtype(dtype, jnp.floating):
-            has_floating = True
-            if is_known(leaf) and np.any(np.isnan(np.asarray(leaf))):
-                raise ValueError(f"{where} contains NaN; pass numbers.")
-    if not has_floating:
+    weak = None if x0 is None else tree.result_dtype(x0)
+    checked = _each_leaf("`theta`", lambda where, leaf: _parameter(where, leaf, weak), theta)
+    if not any(tree.is_floating(leaf) for leaf in jax.tree.leaves(checked)):
         raise ValueError(
             "`theta` has no floating leaf, so there is nothing to differentiate with respect to. "
             "Pass parameters as floating arrays; integer leaves are data."
         )
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_number(leaf) else leaf, theta)
+    return checked
+
+
+def _parameter(where: str, leaf: Any, weak: np.dtype | None) -> Any:
+    """Return a leaf of `theta`, as an array if it is a number; `where` is its name in messages."""
+    if not is_number(leaf):
+        if hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"{where} is a {type(leaf).__name__}, which has a dtype but is no array; convert "
+                "it with numpy.asarray."
+            )
+        return leaf
+    array = as_array(where, leaf, weak)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{where} is complex ({array.dtype}); pass its real and imaginary parts as two leaves. "
+            "If it is data, pass it in `args`."
+        )
+    floating = jnp.issubdtype(array.dtype, jnp.floating)
+    if floating and is_known(array) and np.any(np.isnan(np.asarray(array))):
+        raise ValueError(f"{where} contains NaN; pass numbers.")
+    return array
 
 
 class _Part(NamedTuple):
@@ -139,10 +199,15 @@ def _parts(problem: Problem) -> list[_Part]:
     return [_Part("residual", problem.residual, _check_like_x0)]
 
 
-def check_residual(problem: Problem, x0: PyTree, theta: PyTree) -> None:
+def check_residual(problem: Problem, x0: PyTree, theta: PyTree) -> Snapshot:
     """Raise unless the functions of `problem` accept `x0` and return what they should.
 
     The functions are traced, not run.
+
+    Returns
+    -------
+    Snapshot
+        What the functions compute at this moment.
 
     Raises
     ------
@@ -151,13 +216,24 @@ def check_residual(problem: Problem, x0: PyTree, theta: PyTree) -> None:
     ValueError
         If a function cannot be evaluated at `x0`, or its result is not like `x0`.
     """
-    for part in _parts(problem):
+    arrays, static = eqx.partition(problem, eqx.is_array)  # the arrays may differ in every call
+    jaxprs = []
+    for place, part in enumerate(_parts(problem)):
+
+        def evaluate(x, theta, arrays, place=place):
+            return _parts(eqx.combine(arrays, static))[place].evaluate(x, theta)
+
         name = f"the {part.name} of {type(problem).__name__}"
-        part.check(name, _shapes_of(name, part.evaluate, x0, theta), x0)
+        jaxpr, result = _traced(name, evaluate, x0, theta, arrays)
+        part.check(name, result, x0)
+        jaxprs.append(jaxpr)
+    return snapshot(*jaxprs)
 
 
-def _shapes_of(name: str, function: Callable, x0: PyTree, theta: PyTree) -> Any:
-    """Return the result of `function` as shapes and dtypes.
+def _traced(
+    name: str, function: Callable, x0: PyTree, theta: PyTree, arrays: PyTree
+) -> tuple[Any, Any]:
+    """Return the jaxpr of `function`, and its result as shapes and dtypes.
 
     Raises
     ------
@@ -166,7 +242,7 @@ def _shapes_of(name: str, function: Callable, x0: PyTree, theta: PyTree) -> Any:
         since they explain the cause better.
     """
     try:
-        return eqx.filter_eval_shape(function, x0, theta)
+        return traced(function, x0, theta, arrays)
     except jax.errors.JAXTypeError:
         raise
     except (TypeError, ValueError) as error:
@@ -218,6 +294,26 @@ def _check_like_x0(name: str, result: Any, x0: PyTree) -> None:
             )
 
 
+def checked_loss(loss: Any, x: PyTree, theta: PyTree) -> Callable:
+    """Return `loss`, which must be a function ``(x, theta) -> scalar``.
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    wanted = "`loss` must be a function (x, theta) -> scalar"
+    if not callable(loss):
+        raise TypeError(f"{wanted}, not {loss!r}.")
+    try:
+        found = eqx.filter_eval_shape(loss, x, theta)
+    except TypeError as error:
+        raise TypeError(f"{wanted}, but calling it fails: {error}") from error
+    if getattr(found, "shape", None) != ():
+        raise TypeError(f"{wanted}, but it returns {found!r}.")
+    return loss
+
+
 def check_untraced(
     caller: str, problem: Problem, algorithm: PyTree, x0: PyTree, theta: PyTree
 ) -> None:
@@ -230,16 +326,16 @@ def check_untraced(
     caller : str
         The calling function's name in the error message.
     problem, algorithm, x0, theta
-        As in `solve`.
+        As `check_inputs` returns them.
 
     Raises
     ------
     TypeError
         If a value is being traced.
     """
-    closed_over = eqx.filter_make_jaxpr(problem.residual)(x0, theta)[0].consts
-    leaves = jax.tree.leaves((problem, algorithm, x0, theta, closed_over))
-    if not all(is_known(leaf) for leaf in leaves):
+    taken = check_residual(problem, x0, theta) if problem.snapshot is None else problem.snapshot
+    known = all(is_known(leaf) for leaf in jax.tree.leaves((problem, algorithm, x0, theta)))
+    if taken.traced or not known:
         raise TypeError(
             f"`{caller}` returns data; call it outside jit, vmap and grad. JAX is tracing a value "
             "in `problem`, `algorithm`, `x0` or `theta`."

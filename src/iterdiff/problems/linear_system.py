@@ -1,7 +1,7 @@
 """Linear systems, with a matrix or a matrix-free operator."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from iterdiff.jaxtools import tree
-from iterdiff.problems.problem import Problem, check_callable
+from iterdiff.jaxtools.arguments import check_bool, check_callable
+from iterdiff.problems.functions import has_room
+from iterdiff.problems.problem import Problem
 
 
 def _as_operand(matrix: Any) -> Any:
@@ -76,11 +78,11 @@ class MatrixOperator(eqx.Module):
         if not callable(self.matrix):
             _check_square(self.matrix)
 
-    def __call__(self, x: PyTree, theta: PyTree) -> PyTree:
-        """Return ``A(theta) x``."""
+    def __call__(self, x: PyTree, theta: PyTree, *args: PyTree) -> PyTree:
+        """Return ``A(theta) x``; a function of theta receives `args`, too, if it has room."""
         matrix = self.matrix
         if callable(matrix):
-            matrix = _as_operand(matrix(theta))
+            matrix = _as_operand(matrix(theta, *args) if has_room(matrix, 1) else matrix(theta))
             _check_square(matrix)
         return matrix.mv(x) if isinstance(matrix, lx.AbstractLinearOperator) else matrix @ x
 
@@ -123,7 +125,7 @@ class LinearSystem(Problem):
     Raises
     ------
     TypeError
-        If `rhs` is not callable.
+        If `rhs` is not callable, or a flag not True or False.
     ValueError
         If `operator` is neither callable nor a square matrix.
     """
@@ -132,6 +134,7 @@ class LinearSystem(Problem):
     rhs: Callable[[PyTree], PyTree]
     _symmetric: bool = eqx.field(static=True)
     _positive_definite: bool = eqx.field(static=True)
+    functions: ClassVar[dict[str, int]] = {"operator": 2, "rhs": 1}
 
     def __init__(
         self,
@@ -142,6 +145,7 @@ class LinearSystem(Problem):
         positive_definite: bool = False,
     ):
         check_callable(rhs=rhs)
+        check_bool(symmetric=symmetric, positive_definite=positive_definite)
         if isinstance(operator, lx.AbstractLinearOperator):
             symmetric = symmetric or lx.is_symmetric(operator)
             positive_definite = positive_definite or lx.is_positive_semidefinite(operator)

@@ -2,14 +2,14 @@
 
 A problem owns ``residual(x, theta)``, which vanishes at the solution ``x*(theta)``. Implicit
 differentiation differentiates this equation, and stopping rules measure convergence by it.
-Pass every quantity that you differentiate with respect to in `theta`; values that a user's
-function closes over are data. (A closed-over value that JAX is tracing is detected, and the
-derivative includes it.)
+Pass every quantity that you differentiate with respect to in `theta`, and data in `args` of
+`solve`. What a user's function closes over is data, too: its value at the time of the call counts.
+(A closed-over value that JAX is tracing is detected, and the derivative includes it.)
 """
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -17,7 +17,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_callable, check_tolerance
+from iterdiff.jaxtools.reverse_only import custom_rules_in
+from iterdiff.jaxtools.snapshot import Snapshot
 from iterdiff.linalg.solve import Structure
+from iterdiff.problems.functions import Bound
 
 
 class Problem(eqx.Module):
@@ -38,14 +42,27 @@ class Problem(eqx.Module):
         a Hessian, and its transpose need not be formed.
     structure : Structure
         These three, for linear solves.
+    functions : dict of str to int
+        The fields that hold functions of the user's, each with its number of inputs. Data come
+        after these.
+    snapshot : Snapshot or None
+        What the functions computed when a call of iterdiff checked them. Programs are reused only
+        for a problem with an equal snapshot.
     """
 
     residual_is_gradient: ClassVar[bool] = False
+    functions: ClassVar[dict[str, int]] = {}
+    snapshot: Snapshot | None = eqx.field(kw_only=True, default=None, repr=False)
 
     @property
     def structure(self) -> Structure:
         """What the problem declares about ``d residual / dx``."""
         return Structure(self.symmetric, self.positive_definite, self.residual_is_gradient)
+
+    def structure_at(self, x: PyTree, theta: PyTree) -> Structure:
+        """Return what is known about ``d residual / dx`` at a point: what is declared."""
+        del x, theta
+        return self.structure
 
     @property
     def symmetric(self) -> bool:
@@ -56,6 +73,10 @@ class Problem(eqx.Module):
     def positive_definite(self) -> bool:
         """Whether ``d residual / dx`` is symmetric and positive definite at the solution."""
         return False
+
+    def aux(self, x: PyTree, theta: PyTree) -> PyTree:
+        """Return the auxiliary output at `x`, which becomes ``Solution.aux``; by default None."""
+        del x, theta
 
     @abc.abstractmethod
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
@@ -75,31 +96,49 @@ class Problem(eqx.Module):
         """
 
 
-def check_callable(**functions: Any) -> None:
-    """Raise TypeError unless every keyword argument is callable.
+class ProblemOfFunctions(Problem):
+    """A problem made of functions of the user's, whose first may have an auxiliary output.
 
-    Raises
-    ------
-    TypeError
-        If one is not; the message names it.
+    Attributes
+    ----------
+    has_aux : bool
+        Whether the first of `functions` returns a pair ``(value, aux)``. ``Solution.aux`` is the
+        second at the answer.
     """
-    for name, function in functions.items():
-        if not callable(function):
-            raise TypeError(f"`{name}` must be a function, not {function!r}; pass a callable.")
+
+    has_aux: bool = eqx.field(static=True, kw_only=True, default=False)
+
+    def __post_init__(self):
+        """Separate the value from the auxiliary output, with `has_aux`."""
+        name = next(iter(self.functions))
+        function = getattr(self, name)
+        if self.has_aux and callable(function) and not isinstance(function, Bound):
+            setattr(self, name, Bound(function, has_aux=True))
+
+    def aux(self, x: PyTree, theta: PyTree) -> PyTree:
+        """Return the auxiliary output at `x`; None without `has_aux`."""
+        if not self.has_aux:
+            return None
+        return getattr(self, next(iter(self.functions))).aux(x, theta)
 
 
-class Minimization(Problem):
+class Minimization(ProblemOfFunctions):
     r"""Minimise ``objective(x, theta)`` over `x`, without constraints.
 
     The residual is the gradient :math:`\nabla_x f(x, \theta)`, and its Jacobian is the Hessian:
     symmetric, and positive definite at a strict minimiser. `Implicit` verifies definiteness, so
-    that the derivative at a saddle point is correct too.
+    that the derivative at a saddle point is correct too. It does not rely on symmetry if the
+    objective calls a function with a derivative rule of its own (`jax.custom_vjp`,
+    `jax.custom_jvp`): an overridden gradient is no gradient of a function.
 
     Parameters
     ----------
     objective : callable
         ``objective(x, theta)`` returns a real floating scalar. It must be twice differentiable
         near the solution; error estimates and ``Implicit(refine=1)`` need a third derivative.
+    has_aux : bool
+        Whether `objective` returns a pair ``(value, aux)``: the second, any pytree, becomes
+        ``Solution.aux``, which JAX differentiates like the answer.
 
     Raises
     ------
@@ -117,6 +156,7 @@ class Minimization(Problem):
 
     objective: Callable[[PyTree, PyTree], Float[Array, ""]]
     residual_is_gradient: ClassVar[bool] = True
+    functions: ClassVar[dict[str, int]] = {"objective": 2}
 
     def __check_init__(self):
         """Check that `objective` is callable."""
@@ -132,12 +172,23 @@ class Minimization(Problem):
         """True, as at every strict minimiser (second-order sufficient condition)."""
         return True
 
+    def structure_at(self, x: PyTree, theta: PyTree) -> Structure:
+        """Return what is known of the Hessian: of an overridden gradient, nothing for certain.
+
+        A `jax.custom_vjp` rule is taken to override. With a `jax.custom_jvp` rule, which many
+        functions of JAX have, symmetry is a claim that linear solves verify.
+        """
+        rules = custom_rules_in(self.objective, x, theta)
+        if "custom_vjp" in rules:
+            return Structure(False, False)
+        return self.structure._replace(hessian=not rules)
+
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
         """Return the gradient of the objective with respect to `x`."""
         return jax.grad(self.objective)(x, theta)
 
 
-class RootFinding(Problem):
+class RootFinding(ProblemOfFunctions):
     """Find `x` with ``function(x, theta) = 0``.
 
     Parameters
@@ -145,6 +196,9 @@ class RootFinding(Problem):
     function : callable
         ``function(x, theta)`` returns a pytree like `x`. It must be differentiable near the
         solution, with a nonsingular Jacobian with respect to `x` there.
+    has_aux : bool
+        Whether `function` returns a pair ``(value, aux)``: the second, any pytree, becomes
+        ``Solution.aux``, which JAX differentiates like the answer.
 
     Raises
     ------
@@ -153,6 +207,7 @@ class RootFinding(Problem):
     """
 
     function: Callable[[PyTree, PyTree], PyTree]
+    functions: ClassVar[dict[str, int]] = {"function": 2}
 
     def __check_init__(self):
         """Check that `function` is callable."""
@@ -163,7 +218,7 @@ class RootFinding(Problem):
         return self.function(x, theta)
 
 
-class FixedPoint(Problem):
+class FixedPoint(ProblemOfFunctions):
     """Find `x` with ``x = update(x, theta)``.
 
     The residual is ``x - update(x, theta)``, whose Jacobian is ``I - d update / dx``.
@@ -173,6 +228,9 @@ class FixedPoint(Problem):
     update : callable
         ``update(x, theta)`` returns a pytree like `x`. It must be differentiable near the fixed
         point, and 1 must not be an eigenvalue of its Jacobian there.
+    has_aux : bool
+        Whether `update` returns a pair ``(value, aux)``: the second, any pytree, becomes
+        ``Solution.aux``, which JAX differentiates like the answer.
 
     Raises
     ------
@@ -181,6 +239,7 @@ class FixedPoint(Problem):
     """
 
     update: Callable[[PyTree, PyTree], PyTree]
+    functions: ClassVar[dict[str, int]] = {"update": 2}
 
     def __check_init__(self):
         """Check that `update` is callable."""
@@ -191,7 +250,7 @@ class FixedPoint(Problem):
         return tree.sub(x, self.update(x, theta))
 
 
-class CompositeMinimization(Problem):
+class CompositeMinimization(ProblemOfFunctions):
     r"""Minimise ``smooth(x, theta)`` plus a term given by its proximal operator.
 
     The residual is the natural map
@@ -212,6 +271,9 @@ class CompositeMinimization(Problem):
     residual_step : float
         The step ``s`` in the residual, positive. A value near the inverse of the largest
         eigenvalue of the Hessian of `smooth` gives the best-conditioned implicit system.
+    has_aux : bool
+        Whether `smooth` returns a pair ``(value, aux)``: the second, any pytree, becomes
+        ``Solution.aux``, which JAX differentiates like the answer.
 
     Raises
     ------
@@ -225,12 +287,14 @@ class CompositeMinimization(Problem):
     prox: Callable[[PyTree, Float[Array, ""], PyTree], PyTree]
     penalty: Callable[[PyTree, PyTree], Float[Array, ""]] | None = None
     residual_step: float = eqx.field(static=True, default=1.0)
+    functions: ClassVar[dict[str, int]] = {"smooth": 2, "prox": 3, "penalty": 2}
 
     def __check_init__(self):
         """Check that the functions are callable and that `residual_step` is positive."""
         check_callable(smooth=self.smooth, prox=self.prox)
-        if not self.residual_step > 0:
-            raise ValueError(f"`residual_step` must be positive, but it is {self.residual_step}.")
+        if self.penalty is not None:
+            check_callable(penalty=self.penalty)
+        check_tolerance("residual_step", self.residual_step)
 
     def forward_backward(self, x: PyTree, step_size: Float[Array, ""], theta: PyTree) -> PyTree:
         """Return one proximal gradient step, ``prox(x - s grad smooth(x), s, theta)``.

@@ -18,12 +18,15 @@ leave zero. `weakly_active` finds such coordinates.
 from collections.abc import Callable
 from typing import TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_tolerance
+from iterdiff.problems.inputs import with_data
 from iterdiff.problems.problem import CompositeMinimization, Problem
 
 T = TypeVar("T", bound=PyTree)
@@ -136,7 +139,12 @@ def _like(bound: Bound, x: PyTree) -> PyTree:
 
 
 def weakly_active(
-    problem: Problem, x: PyTree, theta: PyTree, tol: Float[Array, ""] | float | None = None
+    problem: Problem,
+    x: PyTree,
+    theta: PyTree,
+    tol: Float[Array, ""] | float | None = None,
+    *,
+    args: PyTree = None,
 ) -> PyTree[Bool[Array, "..."]]:
     r"""Return the coordinates at a kink, where the derivative of the solution is one-sided.
 
@@ -158,14 +166,23 @@ def weakly_active(
     theta : pytree
         Parameters.
     tol : scalar, optional
-        Distance within which a kink counts, relative to the largest absolute coordinate
-        (absolute, if that is below 1). By default 1e-6 in float64 and 1e-3 in float32.
+        Distance within which a kink counts, relative to the size of each coordinate. By default
+        1e-6, or 1e-3 if any leaf is in float32. For a `CompositeMinimization` the size is that of
+        the argument of the prox or, if larger, of the terms that add up to it. For every other
+        problem it is the largest absolute coordinate. If the size is zero, `tol` is absolute.
+    args : pytree, optional
+        Data for the problem's functions, as in `iterdiff.solve`.
 
     Returns
     -------
     pytree of bool arrays
         Like `x`. True where the derivative is one-sided: `Implicit` and `Unrolled` then each
         return at most one of the two one-sided derivatives.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `problem` is not a `Problem` or `tol` not a positive number.
 
     Examples
     --------
@@ -179,40 +196,73 @@ def weakly_active(
     >>> itd.prox.weakly_active(problem, jnp.array([2.0, 0.0, 0.0]), theta).tolist()
     [False, True, False]
     """
+    if not isinstance(problem, Problem):
+        raise TypeError(f"`problem` must be an iterdiff.Problem, not {problem!r}.")
+    if tol is not None:
+        check_tolerance("tol", tol)
+    problem = with_data(problem, args)
     x, theta = jax.lax.stop_gradient((x, theta))
-    function, point = _map_with_kinks(problem, x, theta)
+    function, point, scale = _map_with_kinks(problem, x, theta)
+    narrow = jnp.finfo(narrowest(x))
     if tol is None:
-        tol = KINK_MAX_DISTANCE[64 if jnp.finfo(point.dtype).bits >= 64 else 32]
+        tol = KINK_MAX_DISTANCE[64 if narrow.bits >= 64 else 32]
     tol = jnp.asarray(tol, point.dtype)
-    distance = tol * jnp.maximum(jnp.max(jnp.abs(point)), 1)
-    steps = distance * _directions(point)
+    distance = tol * jnp.where(scale > 0, scale, 1.0)
+    steps = jnp.broadcast_to(distance, point.shape)[None] * _directions(point)
     values = jax.vmap(function)(point[None] + jnp.concatenate([steps, -steps, 0 * steps[:1]]))
     ahead, behind, center = jnp.split(values, [len(steps), 2 * len(steps)])
     forward, backward = ahead - center, center - behind
     if isinstance(problem, CompositeMinimization):  # the slopes of a prox lie between 0 and 1
-        slopes = distance[None, None]
+        slopes = distance[None]
     else:
         slopes = jnp.maximum(jnp.abs(forward), jnp.abs(backward))
-    rounding = ROUNDING_ERRORS * jnp.finfo(point.dtype).eps / tol * jnp.max(slopes)
+    largest = slopes if isinstance(problem, CompositeMinimization) else jnp.max(slopes)
+    rounding = ROUNDING_ERRORS * narrow.eps / tol * largest
     kinked = jnp.abs(forward - backward) > KINK_MIN_SLOPE_JUMP * slopes + rounding
     return _shaped_like(jnp.any(kinked, axis=0), x)
 
 
+def narrowest(a: PyTree) -> np.dtype:
+    """Return the floating dtype of `a` with the fewest digits."""
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(a)]
+    return np.dtype(max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps)))
+
+
 def _map_with_kinks(
     problem: Problem, x: PyTree, theta: PyTree
-) -> tuple[Callable[[Array], Array], Float[Array, " n"]]:
-    """Return the prox and its argument at `x`, else the residual and `x`, on flat vectors."""
+) -> tuple[Callable[[Array], Array], Float[Array, " n"], Float[Array, " n"]]:
+    """Return the prox and its argument at `x`, else the residual and `x`, on flat vectors.
+
+    The third value is the size by which each coordinate is measured, see `weakly_active`. The
+    terms of a gradient may cancel; its derivative along a vector of irregular signs shows them.
+    """
     if isinstance(problem, CompositeMinimization):
         step = jnp.asarray(problem.residual_step, tree.result_dtype(x))
-        argument = tree.axpy(-step, jax.grad(problem.smooth)(x, theta), x)
+        floating, rest = tree.floating_part(theta)
+
+        def gradient(x, floating):
+            return jax.grad(problem.smooth)(x, eqx.combine(floating, rest))
+
+        mixed = jax.tree.map(_irregularly, (x, floating))
+        slope, terms = jax.jvp(gradient, (x, floating), mixed)
+        point = tree.to_vector(tree.axpy(-step, slope, x))
+        sizes = jnp.abs(tree.to_vector(x)), step * jnp.abs(tree.to_vector(terms))
         return (
             lambda v: tree.to_vector(problem.prox(tree.from_vector(v, x), step, theta)),
-            tree.to_vector(argument),
+            point,
+            jnp.maximum(jnp.abs(point), jnp.maximum(*sizes)),
         )
+    point = tree.to_vector(x)
     return (
         lambda v: tree.to_vector(problem.residual(tree.from_vector(v, x), theta)),
-        tree.to_vector(x),
+        point,
+        jnp.full_like(point, jnp.max(jnp.abs(point))),
     )
+
+
+def _irregularly(leaf: Array) -> Array:
+    """Return the leaf times irregular factors, for a sum whose terms do not cancel."""
+    return leaf * _directions(leaf.reshape(-1))[0].reshape(leaf.shape)
 
 
 def _shaped_like(flags: Bool[Array, " n"], x: PyTree) -> PyTree[Bool[Array, "..."]]:

@@ -83,15 +83,17 @@ class SolverCall(NamedTuple):
         SolverFailed
             If the object reports failure and `throw` is set; quotes the object's message.
         """
+        if isinstance(result, tuple) and len(result) == 2 and hasattr(result[1], "converged"):
+            result = result[1]  # SciPy's root finders of one unknown with full_output=True
         success = getattr(result, "success", getattr(result, "converged", None))
-        x = getattr(result, "x", getattr(result, "root", None))
-        if success is None or x is None:
+        if success is None or not (hasattr(result, "x") or hasattr(result, "root")):
             return result
-        if bool(success):
-            return x
+        if np.all(success):  # one flag for each unknown in scipy.optimize.newton
+            return getattr(result, "x", getattr(result, "root", None))
         if not self.throw:
             return jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan), self.x0)
-        message = str(getattr(result, "message", getattr(result, "flag", "no message")))
+        count = f"{np.sum(np.logical_not(success))} of {np.size(success)} not converged"
+        message = str(getattr(result, "message", getattr(result, "flag", count)))
         raise SolverFailed(f"`{self.name}` reported failure: {message}", message)
 
     def check_finite(self, x: PyTree) -> PyTree:

@@ -4,11 +4,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 from jaxtyping import PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_bool, check_callable
 from iterdiff.jaxtools.closures import nan_derivative_where
+from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.manual_axes import aligned
 from iterdiff.jaxtools.transformations import transforming
 from iterdiff.jaxtools.tree import floating_part
@@ -16,7 +17,9 @@ from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.base import Mode
 from iterdiff.modes.checked import Checked
 from iterdiff.modes.implicit import Implicit
-from iterdiff.problems.checks import check_theta, check_x0
+from iterdiff.problems.checks import check_residual, check_theta, check_x0
+from iterdiff.problems.functions import DATA_NAME
+from iterdiff.problems.inputs import takes_data, with_data, with_snapshot
 from iterdiff.problems.problem import Problem
 from iterdiff.solving.host import SolverCall, run_solver
 
@@ -70,7 +73,8 @@ def implicit(
     callable
         A decorator for functions ``solver(x0, theta, *args, **kwargs)`` that return an answer like
         `x0` or a SciPy result object. The derivative with respect to `theta` is the implicit one;
-        with respect to all other arguments it is zero.
+        with respect to all other arguments it is zero. If the call has a keyword argument ``args``,
+        the problem's functions receive it as their last argument, as in `solve`.
 
     Raises
     ------
@@ -103,18 +107,27 @@ def implicit(
     (Array(2., dtype=float...), Array(0.08333333, dtype=float...))
     """
     mode = _check_mode(problem, Implicit() if mode is None else mode)
+    check_bool(throw=throw)
+    if traceable is not None:
+        check_bool(traceable=traceable)
 
     def decorate(solver: Callable[..., Any]) -> Callable[..., PyTree]:
+        check_callable(solver=solver)
+
         @functools.wraps(solver)
         def solved(x0: PyTree, theta: PyTree, *args, **kwargs) -> PyTree:
-            x0, theta = check_x0(x0), check_theta(theta)
+            x0 = check_x0(x0)
+            theta = check_theta(theta, x0)
+            data = kwargs.get(DATA_NAME) if takes_data(problem) else None
             x0, theta = aligned((x0, theta), (args, kwargs))
             start, constant, args, kwargs = stop_gradient((x0, theta, args, kwargs))
             call = SolverCall(solver, start, constant, args, kwargs, throw)
             x = run_solver(call, traceable)
             if not mode.corrects_answer and not transforming():
                 return x
-            return _with_derivative(problem, mode, x, theta, throw)
+            current = with_data(problem, data)
+            current = with_snapshot(current, check_residual(current, x, theta))
+            return _with_derivative(current, mode, x, theta, throw)
 
         return solved
 
@@ -148,7 +161,7 @@ def _check_mode(problem: Problem, mode: Mode) -> Implicit | Checked:
     return mode
 
 
-@eqx.filter_jit
+@compiled
 def _with_derivative(
     problem: Problem, mode: Implicit | Checked, x: PyTree, theta: PyTree, throw: bool
 ) -> PyTree:

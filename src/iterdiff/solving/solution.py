@@ -35,9 +35,9 @@ class SolverFailed(SolveError):
 class Solution(eqx.Module):
     """The answer of `solve`, and how the run ended.
 
-    Differentiate through `x`; the other fields carry no derivative. A `Solution` is a pytree, so
-    that it passes through ``jit`` and ``vmap``. It prints as one line, with values where they are
-    known and shapes where JAX is tracing.
+    Differentiate through `x` and `aux`; the other fields carry no derivative. A `Solution` is a
+    pytree, so that it passes through ``jit`` and ``vmap``. It prints as one line, with values where
+    they are known and shapes where JAX is tracing.
 
     Attributes
     ----------
@@ -55,6 +55,9 @@ class Solution(eqx.Module):
         For a `CompositeMinimization`: like `x`, True at coordinates where the solution has only
         one-sided derivatives, so that the derivative of `x` is one of the two. None for all other
         problems, which `solve` assumes to be smooth; the function `weakly_active` checks them.
+    aux : pytree
+        With ``has_aux=True`` in the problem, the auxiliary output at the answer. It is
+        differentiable through `x` and `theta`. None otherwise.
 
     Examples
     --------
@@ -76,6 +79,7 @@ class Solution(eqx.Module):
     status: Int[Array, ""]
     residual_norm: Float[Array, ""]
     weakly_active: PyTree[Bool[Array, "..."]] | None = None
+    aux: PyTree = None
 
     @property
     def message(self) -> str:

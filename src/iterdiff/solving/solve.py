@@ -2,14 +2,15 @@
 
 import dataclasses
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import check_bool
 from iterdiff.jaxtools.closures import nan_derivative_where
+from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.raise_if import raise_if
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import stop_gradient
@@ -18,7 +19,7 @@ from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Task
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
-from iterdiff.problems.checks import check_residual, check_theta, check_x0
+from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import CompositeMinimization, Problem
 from iterdiff.problems.prox import weakly_active
 from iterdiff.solving.solution import Solution
@@ -32,6 +33,7 @@ def solve(
     *,
     stop: StoppingRule,
     mode: Mode | None = None,
+    args: PyTree = None,
     throw: bool = True,
 ) -> Solution:
     """Solve `problem` with `algorithm`, and let JAX differentiate the answer with respect to theta.
@@ -68,6 +70,11 @@ def solve(
     mode : Mode, optional
         How to differentiate; by default ``Implicit()``. The mode changes only the derivative, not
         the answer (except that ``Implicit(refine=...)`` corrects the answer by Newton steps).
+    args : pytree, optional
+        Data, which the problem's functions receive as their last argument: ``objective(x, theta,
+        args)``. A function without room for one argument more is called without it. The data are
+        never differentiated in; ``vmap`` batches them, for example over the folds of a
+        cross-validation.
     throw : bool
         Whether to raise if the run fails. If False, the answer is the last finite iterate with
         its `Status`. The derivative is NaN if its linear solve failed or the run could not start
@@ -109,12 +116,12 @@ def solve(
     mode = Implicit() if mode is None else mode
     check_fits(problem, algorithm)
     check_kinds(stop, mode)
-    x0, theta = check_x0(x0), check_theta(theta)
-    check_residual(problem, x0, theta)
+    check_bool(throw=throw)
+    problem, x0, theta = check_inputs(problem, x0, theta, args)
     mode.check(stop)
     task = Task(problem, algorithm, x0, theta, stop)
     with traceable_step(algorithm):
-        solution = _solve(task, mode, throw)
+        solution = _solve(task.with_snapshot(), mode, throw)
     return _raise_on_failure(solution) if throw else solution
 
 
@@ -136,7 +143,7 @@ def check_kinds(stop: StoppingRule, mode: Mode) -> None:
         )
 
 
-@eqx.filter_jit
+@compiled
 def _solve(task: Task, mode: Mode, throw: bool) -> Solution:
     task = task.aligned()
     outcome = mode.solve(task, throw=throw)
@@ -150,7 +157,8 @@ def _solve(task: Task, mode: Mode, throw: bool) -> Solution:
     kinks = None
     if isinstance(task.problem, CompositeMinimization):
         kinks = weakly_active(task.problem, x, task.theta)
-    return Solution(x, outcome.steps, status.astype(jnp.int32), residual_norm, kinks)
+    aux = task.problem.aux(x, task.theta)
+    return Solution(x, outcome.steps, status.astype(jnp.int32), residual_norm, kinks, aux)
 
 
 def _raise_on_failure(solution: Solution) -> Solution:

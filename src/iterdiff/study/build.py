@@ -6,7 +6,7 @@ from typing import Any
 
 import iterdiff as itd
 from iterdiff import theory
-from iterdiff.study.config import Case, PosedProblem, Study, largest_divisor
+from iterdiff.study.config import Case, PosedProblem, Study, Theory, largest_divisor
 from iterdiff.study.options import (
     OPTIMAL_RATIO,
     RATIO,
@@ -14,6 +14,9 @@ from iterdiff.study.options import (
     algorithm_classes,
 )
 from iterdiff.study.settings import Settings, Source
+
+MAX_STEP_ROUNDING = 1e-12
+"""Excess of a step over 1/L, relative to it, that is rounding."""
 
 
 def make_study(settings: Settings, source: Source, *, axis: str, with_theory: bool) -> Study:
@@ -92,8 +95,23 @@ def _case(
         every=every,
         reference=posed.reference,
         curves=compared.curves(posed, algorithm, modes) if compared and modes else {},
-        rate=compared.rate(posed, algorithm) if compared and late else None,
+        rate=_late_start_rate(compared, posed, algorithm) if compared and late else None,
     )
+
+
+def _late_start_rate(
+    compared: Theory, posed: PosedProblem, algorithm: itd.Algorithm
+) -> float | None:
+    """Return the rate from which the best late start is predicted; NaN without a prediction.
+
+    The prediction assumes that no mode of the error changes its sign. Momentum, and steps above
+    1/L, make modes that do.
+    """
+    rate = compared.rate(posed, algorithm)
+    if rate is None or posed.spectrum is None or not isinstance(algorithm, itd.GradientDescent):
+        return None if rate is None else float("nan")
+    monotone = float(algorithm.step_size) * posed.spectrum[1] <= 1 + MAX_STEP_ROUNDING
+    return rate if monotone else float("nan")
 
 
 def _counts(settings: Settings, label: str, source: Source) -> tuple[int, int]:
@@ -147,7 +165,7 @@ def make_algorithm(
 
 
 def _tuned(make: type[itd.Algorithm], posed: PosedProblem) -> dict[str, Any]:
-    """Return the usual parameters for a spectrum in [l, L], those of other algorithms included."""
+    """Return the usual parameters for a spectrum in [ℓ, L], those of other algorithms included."""
     if posed.spectrum is None:
         return {}
     low, high = posed.spectrum
@@ -160,7 +178,7 @@ def _tuned(make: type[itd.Algorithm], posed: PosedProblem) -> dict[str, Any]:
 
 
 def _resolved(value: Any, posed: PosedProblem, where: str) -> Any:
-    """Return a parameter with "c/L" and "2/(L+l)" replaced by numbers."""
+    """Return a parameter with "c/L" and "2/(L+ℓ)" replaced by numbers."""
     ratio = RATIO.fullmatch(value) if isinstance(value, str) else None
     if value != OPTIMAL_RATIO and ratio is None:
         return value

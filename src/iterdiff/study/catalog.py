@@ -15,7 +15,7 @@ from iterdiff.study.settings import ProblemOptions, Settings, Source, read_file,
 
 GRADIENT_DESCENT = {
     "GD, 1/L": {"type": "GradientDescent", "step_size": "1/L"},
-    "GD, 2/(L+l)": {"type": "GradientDescent", "step_size": "2/(L+l)"},
+    "GD, 2/(L+ℓ)": {"type": "GradientDescent", "step_size": "2/(L+ℓ)"},
 }
 
 METHODS = {
@@ -25,7 +25,7 @@ METHODS = {
     "Chebyshev": {"type": "Chebyshev"},
     "Sobolev": {"type": "Sobolev"},
 }
-"""First-order methods, each with its usual parameters for a spectrum in [l, L]."""
+"""First-order methods, each with its usual parameters for a spectrum in [ℓ, L]."""
 
 UNROLLED_AND_IMPLICIT = {"unrolled": {"type": "Unrolled"}, "implicit": {"type": "Implicit"}}
 MODES = {**UNROLLED_AND_IMPLICIT, "one-step": {"type": "OneStep"}}
@@ -107,7 +107,7 @@ BUILT_IN: Mapping[str, BuiltIn] = {
                 Diffusion(),
                 study="linear-system",
                 algorithms={
-                    "Richardson": {"type": "Richardson", "step_size": "2/(L+l)", "every": 10},
+                    "Richardson": {"type": "Richardson", "step_size": "2/(L+ℓ)", "every": 10},
                     "Jacobi": {"type": "Jacobi", "steps": 1000, "every": 5},
                     "conjugate gradient": {"type": "ConjugateGradient", "steps": 80},
                 },

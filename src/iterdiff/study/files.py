@@ -1,4 +1,4 @@
-"""Write all files of a study, or none."""
+"""Write all files of a study, or none; read its dataset."""
 
 import contextlib
 import io
@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from iterdiff.jaxtools.extras import import_extra
 
 if TYPE_CHECKING:
     import xarray
@@ -48,7 +50,14 @@ def atomic_folder(out: Path) -> Iterator[Path]:
             reason = "it is a file" if out.is_file() else error.strerror
             raise ValueError(f"`out`: {out} cannot be written to ({reason}). {ADVICE}.") from error
         yield work
-        for file in sorted(work.iterdir()):
+        files = sorted(work.iterdir())
+        for file in files:
+            if (out / file.name).is_dir():
+                raise ValueError(
+                    f"`out`: {out / file.name} is a folder, where a file is to be written. "
+                    f"{ADVICE}, or remove it."
+                )
+        for file in files:
             os.replace(file, out / file.name)
         created = []
     except OSError as error:
@@ -76,3 +85,29 @@ def write_netcdf(data: "xarray.Dataset", path: Path) -> None:
     buffer = io.BytesIO()
     data.to_netcdf(buffer, engine="h5netcdf")
     path.write_bytes(buffer.getvalue())
+
+
+def load_dataset(path: Path) -> "xarray.Dataset":
+    """Return the dataset that a study wrote.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, or is no such dataset. The message says how to make one.
+    """
+    if not path.is_file():
+        raise ValueError(f"`DATASET.nc`: there is no file {path}.")
+    makers = {".csv": f"ridge --data {path} --target COLUMN", ".toml": str(path)}
+    maker = makers.get(path.suffix.lower())
+    if maker is not None:
+        raise ValueError(
+            f"`DATASET.nc`: {path} is no dataset. Run `iterdiff study {maker}` first, and explore "
+            "the file .nc that it writes."
+        )
+    try:
+        data = import_extra("xarray", "study").load_dataset(path, engine="h5netcdf")
+    except OSError as error:
+        raise ValueError(f"`DATASET.nc`: {path} is not a NetCDF file: {error}.") from error
+    if "axis" not in data.attrs:
+        raise ValueError(f"`DATASET.nc`: {path} was not written by a study.")
+    return data

@@ -38,7 +38,8 @@ class LateStarts(NamedTuple):
         The absolute Frobenius error of the Jacobian after T iterations of which the first K are
         not differentiated, for K = 0 to T; infinite if it is not finite, and NaN for K > T.
     predicted : float
-        The best K by theory, the same for every T; NaN without a contraction rate below 1.
+        The best K by theory, the same for every T; NaN without a contraction rate below 1, infinite
+        if theory predicts that more steps should be skipped than the run has.
     """
 
     totals: np.ndarray
@@ -85,6 +86,7 @@ def late_starts(case: Case, totals: Sequence[int] | None = None) -> LateStarts:
     norm = float(tree.norm(truth))
     if case.rate is not None and 0 < case.rate < 1 and norm > 0:
         predicted = float(_predicted(task, directions, truth, jnp.asarray(case.rate)))
+        predicted = np.inf if predicted >= case.steps else predicted
     return LateStarts(ends, errors, predicted)
 
 

@@ -30,8 +30,8 @@ import iterdiff as itd
 RATIO = re.compile(r"(?P<factor>\d+\.?\d*|\.\d+)/L")
 """A step size in words: a number over the upper bound L of the spectrum."""
 
-OPTIMAL_RATIO = "2/(L+l)"
-"""The step size in words that is optimal for a spectrum in [l, L]."""
+OPTIMAL_RATIO = "2/(L+ℓ)"
+"""The step size in words that is optimal for a spectrum in [ℓ, L]; a file may write l for ℓ."""
 
 
 class Options(BaseModel):
@@ -75,7 +75,7 @@ def nearest(word: str, allowed: Iterable[str]) -> str | None:
 
 def _number_or_ratio(value: Any) -> float | str:
     if isinstance(value, str):
-        text = value.replace(" ", "")
+        text = value.replace(" ", "").replace("l", "ℓ")
         if text == OPTIMAL_RATIO or RATIO.fullmatch(text):
             return text
     elif isinstance(value, int | float) and not isinstance(value, bool):

@@ -17,7 +17,7 @@ BUNDLED = ("breast-cancer", "diabetes")
 """The tables that scikit-learn ships."""
 
 CONSTANT_MAX_SPREAD = 1e-12
-"""Standard deviation, relative to the largest entry plus 1, up to which a column is constant."""
+"""Standard deviation, relative to the largest entry, up to which a column is constant."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Table:
             raise ValueError(
                 f"{self.name}: {names} is constant and cannot be standardised. Leave it out."
             )
-        return import_extra("sklearn.preprocessing", "study").scale(self.features)
+        return _standard(self.features)
 
     def numbers(self) -> Float[np.ndarray, " rows"]:
         """Return the target with mean 0 and standard deviation 1.
@@ -77,7 +77,7 @@ class Table:
                 f"{self.name}: the target is constant, so there is nothing to learn. Choose "
                 "another column."
             )
-        return import_extra("sklearn.preprocessing", "study").scale(values)
+        return _standard(values)
 
     def signs(self) -> Float[np.ndarray, " rows"]:
         """Return the target's two classes as -1 and 1, in sorted order.
@@ -98,7 +98,19 @@ class Table:
 
 
 def _constant(values: Float[np.ndarray, " rows"]) -> bool:
-    return bool(values.std() <= CONSTANT_MAX_SPREAD * (1 + np.abs(values).max()))
+    return bool(_relative(values).std() <= CONSTANT_MAX_SPREAD)
+
+
+def _relative(values: np.ndarray) -> np.ndarray:
+    """Return numbers, column by column, in units of the largest, whose squares do not overflow."""
+    largest = np.abs(values).max(axis=0)
+    exponent = np.frexp(np.where(largest > 0, largest, 1.0))[1]
+    # In two factors: a power of two alone may be beyond the largest number.
+    return np.ldexp(np.ldexp(values, -(exponent // 2)), exponent // 2 - exponent)
+
+
+def _standard(values: np.ndarray) -> np.ndarray:
+    return import_extra("sklearn.preprocessing", "study").scale(_relative(values))
 
 
 def load_table(data: str, target: str) -> Table:

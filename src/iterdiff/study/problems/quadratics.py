@@ -130,7 +130,7 @@ class Quadratic(ProblemOptions):
     size : int
         Number of unknowns and of parameters, at least 2.
     condition : float
-        L/l, above 1; L is 1.
+        L/ℓ, above 1; L is 1.
     spectrum : {"logarithmic", "uniform", "ends"}
         Position of the eigenvalues: evenly spaced on a logarithmic or a linear scale, or half
         of them at either end (the worst case).
@@ -167,7 +167,7 @@ class Quadratic(ProblemOptions):
             theta=jnp.zeros(self.size),
             title=(
                 f"quadratic, {self.size} unknowns, {self.spectrum} spectrum, "
-                f"L/l = {self.condition:g}"
+                f"L/ℓ = {self.condition:g}"
             ),
             spectrum=(1.0 / self.condition, 1.0),
             reference=exact,

@@ -64,7 +64,7 @@ class Regression(ProblemOptions, abc.ABC):
             title=(
                 f"{kind} on {table.name} ({rows} rows, {columns} features), penalty "
                 f"{self.penalty:g} {'shared by all' if self.shared else 'per feature'}, "
-                f"L/l = {high / low:.3g}"
+                f"L/ℓ = {high / low:.3g}"
             ),
             spectrum=(low, high),
             **known,

@@ -1,6 +1,5 @@
 """Figures of a study's dataset: how the iterate and its derivatives converge."""
 
-import itertools
 import math
 import textwrap
 from collections.abc import Mapping
@@ -11,23 +10,19 @@ import numpy as np
 
 from iterdiff.jaxtools.extras import import_extra
 from iterdiff.study.run import cases
-from iterdiff.study.views.palette import (
-    BLACK,
-    BLUE,
-    CYCLE,
-    GREEN,
-    GREY,
-    ORANGE,
-    SKY,
-    VERMILION,
+from iterdiff.study.views.curves import curve, finish, legend, line, looks, same_limits
+from iterdiff.study.views.palette import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILION
+from iterdiff.study.views.summary import (
+    Convergence,
+    best_start,
+    decay,
+    divergence,
+    factor,
+    jacobian_of,
 )
-from iterdiff.study.views.summary import Convergence, best_start, decay, factor, jacobian_of
 
 if TYPE_CHECKING:
     import xarray
-
-LOOKS = tuple(zip(CYCLE, ("o", "s", "^", "D", "v", "P"), strict=True))
-"""Colour and marker of each mode or algorithm."""
 
 BOUND = {"linestyle": "--", "linewidth": 1.0}
 """Style of theoretical curves; measured curves are solid."""
@@ -54,12 +49,6 @@ PAPER_WIDTH = 6.9
 
 MAX_COLUMNS = 3
 """Largest number of panels side by side."""
-
-MAX_DECADES = 10
-"""Largest range of an axis of errors, in powers of ten."""
-
-DOTTED_MAX_RECORDS = 15
-"""Largest number of records of a curve that is drawn with a dot for each."""
 
 
 def save_figures(data: "xarray.Dataset", folder: Path, *, paper: bool = False) -> list[str]:
@@ -113,23 +102,23 @@ def convergence(data: "xarray.Dataset", *, paper: bool = False) -> Any:
     figure = _figure(size, paper)
     axes = figure.subplots(2 * bands, columns, squeeze=False)
     for i, (label, case) in enumerate(labels):
-        band, column = divmod(i, columns)
-        above, below = axes[2 * band, column], axes[2 * band + 1, column]
+        above, below = (axes[2 * (i // columns) + k, i % columns] for k in (0, 1))
         _draw_modes(above, case)
-        above.set_title(_literal(label))
+        above.set_title(_named(label, case))
         _draw_suboptimality(below, case)
         below.set_xlabel("iteration")
-        if column == 0:
+        if i % columns == 0:
             above.set_ylabel("Jacobian error, absolute\n" r"$\|J_t - J^*\|_F$")
             below.set_ylabel("suboptimality, absolute")
     for i in range(len(labels), bands * columns):
         axes[2 * (i // columns), i % columns].set_axis_off()
         axes[2 * (i // columns) + 1, i % columns].set_axis_off()
-    for band in range(bands):
-        _same_limits(axes[2 * band, :])
-        _same_limits(axes[2 * band + 1, :])
+    apart = [divergence(case) is not None for _, case in labels]
+    for row in range(2 * bands):
+        of_row = apart[row // 2 * columns :][:columns]
+        same_limits(axes[row, : len(of_row)], of_row)
     figure.suptitle(_wrapped(_literal(data.attrs["title"]), columns, paper), x=0.01, ha="left")
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
@@ -138,13 +127,15 @@ def comparison(data: "xarray.Dataset", *, paper: bool = False) -> Any:
     figure = _figure((10.0, 5.0), paper)
     left, right = figure.subplots(1, 2)
     name = "objective_error" if "objective_error" in data else "iterate_error"
-    for (label, case), look in zip(cases(data), _looks(), strict=False):
-        _line(left, case[name], label=_literal(label), **look)
+    kept = [divergence(case) is None for _, case in cases(data)]
+    for (label, case), look, shown in zip(cases(data), looks(), kept, strict=False):
+        scaled = {"sets_limits": shown or not any(kept), "log_x": True}
+        line(left, case[name], label=_named(label, case), **scaled, **look)
         found = jacobian_of(case, "unrolled")
         error = case.jacobian_error.sel(mode="unrolled")
-        _line(right, error, **look)
-        _bound(right, case, "unrolled", look["color"])
-        if found.has_burn_in and np.isfinite(found.peak):
+        line(right, error, **scaled, **look)
+        _bound(right, case, "unrolled", look["color"], sets_limits=scaled["sets_limits"])
+        if found.has_burn_in and np.isfinite(found.peak) and scaled["sets_limits"]:
             above = error.where(error > found.start).fillna(found.start)
             right.fill_between(
                 error.iteration, found.start, above, color=look["color"], alpha=0.13, linewidth=0
@@ -157,12 +148,12 @@ def comparison(data: "xarray.Dataset", *, paper: bool = False) -> Any:
     right.set_ylabel("Jacobian error, absolute\n" r"$\|J_t - J^*\|_F$")
     for axes in (left, right):
         axes.set_xlabel("iteration")
-        _finish(axes, int(data.steps.max()))
+        finish(axes, int(data.steps.max()))
         # A log axis shows short and long burn-ins; powers of t are straight lines.
         axes.set_xscale("log")
         axes.set_xlim(int(data.every.min()), int(data.steps.max()))
     figure.suptitle(_wrapped(_literal(data.attrs["title"]), 2, paper), x=0.01, ha="left")
-    _legend(figure, np.array([[left, right]]))
+    legend(figure, np.array([[left, right]]))
     return figure
 
 
@@ -175,7 +166,7 @@ def late_start(data: "xarray.Dataset", *, paper: bool = False) -> Any:
     axes = figure.subplots(rows, columns, squeeze=False)
     for panel, (label, case) in zip(axes.flat, labels, strict=False):
         _draw_late_starts(panel, case)
-        panel.set_title(_literal(label))
+        panel.set_title(_named(label, case))
     for panel in axes.flat[len(labels) :]:
         panel.set_axis_off()
     for panel in axes[-1]:
@@ -183,7 +174,7 @@ def late_start(data: "xarray.Dataset", *, paper: bool = False) -> Any:
     for panel in axes[:, 0]:
         panel.set_ylabel("Jacobian error, absolute\n" r"$\|J_{T,K} - J^*\|_F$")
     figure.suptitle(_wrapped(_literal(data.attrs["title"]), columns, paper), x=0.01, ha="left")
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
@@ -193,7 +184,8 @@ def _draw_late_starts(axes: Any, case: "xarray.Dataset") -> None:
     for total, colour in zip(errors.total.values.tolist(), (SKY, BLUE, BLACK), strict=False):
         row = errors.sel(total=total)
         row = row.where(np.isfinite(row) & (row > 0))
-        axes.plot(row.start, row, color=colour, linewidth=1.1, label=f"T = {total}")
+        look = {"color": colour, "linewidth": 1.1, "label": f"T = {total}"}
+        curve(axes, row.start.values, row.values, **look)
     for total in errors.total.values.tolist():
         best = best_start(case, total)
         dot = {"color": VERMILION, "markeredgecolor": "white", "markersize": 7, "zorder": 5}
@@ -201,9 +193,9 @@ def _draw_late_starts(axes: Any, case: "xarray.Dataset") -> None:
         at = float(at.where(np.isfinite(at) & (at > 0)))
         axes.plot([best], [at], "o", label="first best K", clip_on=False, **dot)
     predicted = float(case.late_start_predicted)
-    if np.isfinite(predicted):
+    if predicted <= last:
         look = {**BOUND, "linewidth": 1.5, "color": VERMILION, "label": "best K by theory"}
-        axes.axvline(min(predicted, last), **look)
+        axes.axvline(predicted, **look)
     if norm > 0:
         axes.axhline(norm, color=GREY, linestyle=":", label=r"no derivative: $\|J^*\|_F$")
     axes.set_xlim(-0.01 * last, last)
@@ -255,16 +247,16 @@ def explanation(data: "xarray.Dataset", *, paper: bool = False) -> Any:
 
 
 def _draw_modes(axes: Any, case: "xarray.Dataset") -> None:
-    for mode, look in zip(case["mode"].values, _looks(), strict=False):
+    for mode, look in zip(case["mode"].values, looks(), strict=False):
         error = case.jacobian_error.sel(mode=mode)
         if mode == "unrolled" and "closed_form" in case:
-            _line(
+            line(
                 axes, case.closed_form, color=BLACK, linewidth=4.5, alpha=0.25, label="closed form"
             )
-        _line(axes, error, label=_literal(str(mode)), **look)
+        line(axes, error, label=_literal(str(mode)), **look)
         _bound(axes, case, str(mode), look["color"])
     _draw_estimates(axes, case)
-    _finish(axes, int(case.steps))
+    finish(axes, int(case.steps), from_below=divergence(case) is not None)
     if "unrolled" in case["mode"].values:
         _mark_burn_in(axes, case, jacobian_of(case, "unrolled"))
 
@@ -275,14 +267,16 @@ def _draw_estimates(axes: Any, case: "xarray.Dataset") -> None:
         return
     shown = case.jacobian_error_estimate.where(case.estimate_trusted)
     for mode in case["mode"].values:
-        _line(axes, shown.sel(mode=mode), label="estimated error, where trusted", **ESTIMATE)
+        line(axes, shown.sel(mode=mode), label="estimated error, where trusted", **ESTIMATE)
 
 
-def _bound(axes: Any, case: "xarray.Dataset", mode: str, colour: str) -> None:
+def _bound(
+    axes: Any, case: "xarray.Dataset", mode: str, colour: str, *, sets_limits: bool = True
+) -> None:
     """Draw the theoretical bound of a mode, if there is one, and name it in the legend."""
     if "bound" not in case or not np.isfinite(case.bound.sel(mode=mode)).any():
         return
-    _line(axes, case.bound.sel(mode=mode), color=colour, **BOUND)
+    line(axes, case.bound.sel(mode=mode), sets_limits=sets_limits, color=colour, **BOUND)
     axes.plot([], [], color=GREY, label="bound by theory", **BOUND)
 
 
@@ -306,57 +300,15 @@ def _mark_burn_in(axes: Any, case: "xarray.Dataset", found: Convergence) -> None
 
 
 def _draw_suboptimality(axes: Any, case: "xarray.Dataset") -> None:
-    _line(axes, case.iterate_error, color=BLACK, label=r"iterate $\|x_t - x^*\|$")
+    line(axes, case.iterate_error, color=BLACK, label=r"iterate $\|x_t - x^*\|$")
     if "objective_error" in case:
-        _line(
+        line(
             axes,
             case.objective_error,
             color=GREY,
             label=r"objective $f(x_t) - f(x^*)$",
         )
-    _finish(axes, int(case.steps))
-
-
-def _line(axes: Any, values: "xarray.DataArray", **look: Any) -> None:
-    """Draw an error over iterations, without values that a log axis cannot show."""
-    shown = values.where(np.isfinite(values) & (values > 0))
-    few = int(shown.count()) <= DOTTED_MAX_RECORDS
-    if few and "linestyle" not in look:
-        look = {"marker": "o", "markersize": 4.5, **look, "markevery": None}
-    axes.plot(shown.iteration, shown, **look)
-
-
-def _finish(axes: Any, steps: int) -> None:
-    """Set a log scale and limits that cover at most `MAX_DECADES`."""
-    axes.set_yscale("log")
-    axes.set_xlim(0, steps)
-    low, high = axes.dataLim.intervaly
-    if np.isfinite([low, high]).all() and 0 < low <= high:
-        axes.set_ylim(max(low, high * 10.0**-MAX_DECADES) / 2, high * 2)
-
-
-def _same_limits(row: Any) -> None:
-    """Give a row of panels the same scale, so that heights can be compared."""
-    visible = [axes for axes in row if axes.axison and axes.has_data()]
-    if not visible:
-        return
-    low = min(axes.get_ylim()[0] for axes in visible)
-    high = max(axes.get_ylim()[1] for axes in visible)
-    for axes in visible:
-        axes.set_ylim(low, high)
-
-
-def _legend(figure: Any, axes: Any) -> None:
-    """Put one legend for all panels below them, where it covers no curve."""
-    entries: dict[str, Any] = {}
-    for panel in axes.flat:
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    if entries:
-        columns = max(2, int(figure.get_figwidth() // 1.9))
-        figure.legend(
-            list(entries.values()), list(entries), loc="outside lower left", ncols=columns
-        )
+    finish(axes, int(case.steps), from_below=divergence(case) is not None)
 
 
 def _figure(size: tuple[float, float], paper: bool) -> Any:
@@ -366,19 +318,16 @@ def _figure(size: tuple[float, float], paper: bool) -> Any:
     return import_extra("matplotlib.figure", "study").Figure(figsize=size, layout="constrained")
 
 
-def _looks() -> Any:
-    """Yield colours and markers forever; the markers of neighbouring curves do not overlap."""
-    for i in itertools.count():
-        colour, marker = LOOKS[i % len(LOOKS)]
-        place = 0.05 + 0.25 * (i % len(LOOKS)) / len(LOOKS)
-        yield {"color": colour, "marker": marker, "markersize": 4.5, "markevery": (place, 0.25)}
-
-
 def _symbol(name: str) -> str:
     return {
         "objective_error": r"$f(x_t, \theta) - f(x^*, \theta)$",
         "iterate_error": r"$\|x_t - x^*\|$",
     }[name]
+
+
+def _named(label: str, case: "xarray.Dataset") -> str:
+    """Return the label of a case, which says whether its run diverges."""
+    return _literal(label) + ("" if divergence(case) is None else " (diverges)")
 
 
 def _literal(text: str) -> str:

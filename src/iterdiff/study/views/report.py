@@ -9,6 +9,7 @@ from iterdiff.study.run import cases
 from iterdiff.study.views.summary import (
     SMALL_MAX_RELATIVE_ERROR,
     Convergence,
+    divergence,
     factor,
     iterate_of,
     jacobian_of,
@@ -76,7 +77,8 @@ def table(data: "xarray.Dataset") -> Any:
         made.add_column(name, justify="right", no_wrap=True)
     for label, case in cases(data):
         made.add_section()
-        made.add_row(plain(label), "iterate", *_cells(iterate_of(case)))
+        said = "" if divergence(case) is None else " (diverges)"
+        made.add_row(plain(f"{label}{said}"), "iterate", *_cells(iterate_of(case)))
         for mode in map(str, case["mode"].values):
             made.add_row("", plain(mode), *_cells(jacobian_of(case, mode)))
     return made

@@ -15,6 +15,12 @@ SMALL_MAX_RELATIVE_ERROR = 1e-6
 BEST_START_MAX_RELATIVE_GAP = 1e-12
 """Gap to the least error, relative to the true Jacobian, up to which late starts are equal."""
 
+DIVERGED_MIN_GROWTH = 1e3
+"""Growth of the iterate's error, from start to end, from which on a finite run has diverged."""
+
+ROUNDING_EPS = 64
+"""Errors below this many units of the machine precision, relative to the true size, round off."""
+
 PERCENT_MAX_FACTOR = 1.005
 """Largest growth factor that is printed as a percentage."""
 
@@ -80,8 +86,10 @@ def converged(iterations: np.ndarray, errors: np.ndarray, scale: float) -> Conve
         The size that relative errors refer to; 0 if there is none.
     """
     errors = np.where(np.isfinite(errors), np.abs(errors), np.inf)
-    curve = measured_burn_in(errors)
     relative = scale > 0
+    # Rises among rounding errors are no burn-in.
+    floor = ROUNDING_EPS * np.finfo(float).eps * scale if relative else 0.0
+    curve = measured_burn_in(np.where(errors <= floor, 0.0, errors) if floor else errors)
     scale = float(scale) if relative else 1.0
     large = np.flatnonzero(errors > SMALL_MAX_RELATIVE_ERROR * scale)
     return Convergence(
@@ -131,6 +139,18 @@ def best_start(case: "xarray.Dataset", total: int) -> int:
     errors = case.late_start_error.sel(total=total).dropna("start").values
     least = errors.min() + BEST_START_MAX_RELATIVE_GAP * float(case.reference_norm)
     return int(np.argmax(errors <= least))
+
+
+def divergence(case: "xarray.Dataset") -> str | None:
+    """Return how the run of a case diverges, as the end of a sentence; None if it does not."""
+    status = str(case.status.values)
+    if status.startswith("diverged"):
+        return status
+    errors = case.iterate_error.values
+    if not errors[-1] > DIVERGED_MIN_GROWTH * errors[0] > 0:
+        return None
+    growth = float(errors[-1] / errors[0])
+    return f"diverges: the error of the iterate grows {growth:.1e} times in {int(case.steps)} steps"
 
 
 def deviation(case: "xarray.Dataset") -> tuple[float, float] | None:

@@ -9,12 +9,14 @@ import numpy as np
 
 from iterdiff.study.run import cases
 from iterdiff.study.views.summary import (
+    BEST_START_MAX_RELATIVE_GAP,
     PERCENT_MAX_FACTOR,
     SMALL_MAX_RELATIVE_ERROR,
     Convergence,
     best_start,
     decay,
     deviation,
+    divergence,
     factor,
     jacobian_of,
 )
@@ -42,19 +44,19 @@ class Verdict(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Diverged(Verdict):
-    """The run left the finite numbers.
+    """The run left the finite numbers, or moved far away from the solution.
 
     Attributes
     ----------
-    status : str
-        The status of the run, with the iteration.
+    how : str
+        The status of the run with the iteration, or how much the error grew.
     """
 
-    status: str
+    how: str
 
     def __str__(self) -> str:
         """Return the statement as a sentence."""
-        return f"the run {self.status}."
+        return f"the run {self.how}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +111,19 @@ class ImplicitAgainstUnrolled(Verdict):
     first : int or None
         The iteration: 0 for every iteration, None if the implicit one is not more accurate at
         the end.
+    both_exact : bool
+        Whether both are exact to rounding at every iteration, so that there is nothing to compare.
     """
 
     first: int | None
+    both_exact: bool = False
 
     def __str__(self) -> str:
         """Return the statement as a sentence."""
+        if self.both_exact:
+            return (
+                "the implicit and the unrolled Jacobian are exact to rounding at every iteration."
+            )
         if self.first is None:
             return "the implicit Jacobian is not more accurate than the unrolled one at the end."
         if self.first == 0:
@@ -212,9 +221,11 @@ class LateStart(Verdict):
     best_error, full_error : float
         Absolute Frobenius errors of the Jacobian with the best start, and with all steps.
     predicted : int or None
-        The best start by theory; None if theory has no prediction.
+        The best start by theory; None if theory has no prediction within the run.
     predicted_error : float or None
         The error with the predicted start.
+    rounding : float
+        Absolute errors up to this size are rounding.
     """
 
     total: int
@@ -223,9 +234,12 @@ class LateStart(Verdict):
     full_error: float
     predicted: int | None = None
     predicted_error: float | None = None
+    rounding: float = 0.0
 
     def __str__(self) -> str:
         """Return the statement as a sentence."""
+        if self.full_error <= self.rounding:
+            return f"late start, T = {self.total}: all steps are exact to rounding; skip none."
         measured = (
             f"late start, T = {self.total}: best after {self.best} steps, error "
             f"{self.best_error:.2g} against {self.full_error:.2g} for all steps"
@@ -268,9 +282,9 @@ def verdicts(data: "xarray.Dataset") -> tuple[CaseVerdicts, ...]:
 
 def _judged(case: "xarray.Dataset") -> list[Verdict]:
     found: list[Verdict] = []
-    status = str(case.status.values)
-    if status.startswith("diverged"):
-        found.append(Diverged(status))
+    how = divergence(case)
+    if how is not None:
+        found.append(Diverged(how))
     for mode in map(str, case["mode"].values):
         found.append(JacobianConvergence(mode, jacobian_of(case, mode), int(case.steps)))
     if {"unrolled", "implicit"} <= set(case["mode"].values):
@@ -282,7 +296,8 @@ def _judged(case: "xarray.Dataset") -> list[Verdict]:
         found.append(_predicted_peak(case))
     for mode in map(str, case["mode"].values if "bound" in case else ()):
         if np.isfinite(case.bound.sel(mode=mode)).all():
-            found.append(_bound_check(case, mode))
+            check = _bound_check(case, mode)
+            found += [] if check is None else [check]
     if "late_start_error" in case:
         found.append(_late_start(case))
     return found
@@ -291,8 +306,10 @@ def _judged(case: "xarray.Dataset") -> list[Verdict]:
 def _compared(case: "xarray.Dataset") -> ImplicitAgainstUnrolled:
     unrolled = case.jacobian_error.sel(mode="unrolled").values
     implicit = case.jacobian_error.sel(mode="implicit").values
-    largest = max(float(case.reference_norm), float(np.nanmax(unrolled)))
+    largest = max(float(case.reference_norm), float(np.nanmax(np.minimum(unrolled, implicit))))
     matters = np.maximum(unrolled, implicit) > ROUNDING_MAX_RELATIVE_ERROR * largest
+    if not matters.any():
+        return ImplicitAgainstUnrolled(None, both_exact=True)
     worse = np.flatnonzero(matters & ~(implicit < unrolled))
     if not worse.size:
         return ImplicitAgainstUnrolled(0)
@@ -309,10 +326,12 @@ def _predicted_peak(case: "xarray.Dataset") -> PredictedPeak:
     return PredictedPeak(peak, 1 / (1 - rho), t)
 
 
-def _bound_check(case: "xarray.Dataset", mode: str) -> BoundCheck:
+def _bound_check(case: "xarray.Dataset", mode: str) -> BoundCheck | None:
     error, bound = (case[name].sel(mode=mode).values for name in ("jacobian_error", "bound"))
     meaningful = (bound > BOUND_MIN_RELATIVE_SIZE * bound.max()) & (case.iteration.values > 0)
     ratios = (error / bound)[meaningful]
+    if not ratios.size:
+        return None
     holds = bool((ratios <= BOUND_MAX_RATIO).all())
     return BoundCheck(mode, holds, float(ratios.min()), float(ratios.max()))
 
@@ -322,11 +341,15 @@ def _late_start(case: "xarray.Dataset") -> LateStart:
     errors = case.late_start_error.sel(total=total)
     best = best_start(case, total)
     measured = LateStart(
-        total, best, float(errors.sel(start=best)), full_error=float(errors.sel(start=0))
+        total,
+        best,
+        float(errors.sel(start=best)),
+        full_error=float(errors.sel(start=0)),
+        rounding=BEST_START_MAX_RELATIVE_GAP * float(case.reference_norm),
     )
-    if not np.isfinite(float(case.late_start_predicted)):
+    if not float(case.late_start_predicted) <= total:
         return measured
-    predicted = min(round(float(case.late_start_predicted)), total)
+    predicted = round(float(case.late_start_predicted))
     return dataclasses.replace(
         measured, predicted=predicted, predicted_error=float(errors.sel(start=predicted))
     )

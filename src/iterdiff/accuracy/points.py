@@ -1,0 +1,254 @@
+r"""What a point and its Newton corrections reveal: convergence, noise and curvature.
+
+Let :math:`\delta_1` be the first Newton correction of `x` and :math:`x^+` the corrected point. If
+the second correction :math:`\delta_2` is much shorter, `x^+` is close to a root. Lengths alone do
+not show that, for two reasons.
+
+**Unknowns of different size.** A large unknown that converges hides a small one that does not. The
+quotient of the corrections is therefore also taken unknown by unknown, and the largest one counts.
+
+**Noise.** A residual may carry an error of its own: rounding, an inner tolerance, a part in
+float32. At a point as close to the root as the noise allows, both corrections consist of noise and
+have the same length. A smooth residual predicts the second one,
+
+.. math::
+
+    \delta_2 \approx \tfrac12 \bigl(\delta_1 - A(x)^{-1} A(x^+) \delta_1\bigr),
+
+and it obeys the trapezoidal rule over a short displacement `d`,
+
+.. math::
+
+    r(x^+ + d) - r(x^+) \approx \tfrac12 \bigl(A(x^+) + A(x^+ + d)\bigr) d .
+
+What violates the second equation is noise. A second correction that is longer than the prediction,
+but not much longer than the noise, is itself noise.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from iterdiff.accuracy.sensitivity import Sensitivity, random_vector
+from iterdiff.jaxtools import tree
+
+NOISE_FACTOR = 10
+"""A Newton step is rounding noise below this many times eps, the condition number and ``|x|``."""
+
+CONVERGES_MAX_QUOTIENT = 0.1
+"""Newton's method converges quadratically if every step shrinks the error by this factor."""
+
+CHORD_MAX_FACTOR = 1e3
+"""A Newton step is taken to be at most this many times as long as a chord step."""
+
+MIN_UNKNOWN_SHARE = 0.1
+"""A correction of an unknown by less than this fraction of it counts as converged, however short
+the correction before was."""
+
+NOISE_MAX_RATIO = 1e4
+"""A second correction up to this many times the measured noise may be noise: one sample of noise,
+over a short displacement, can be far smaller than the next."""
+
+
+class NewtonPoints(eqx.Module):
+    """An iterate, its Newton correction, and what the two reveal.
+
+    Attributes
+    ----------
+    x, corrected, twice : pytree
+        The iterate, the point after one correction, and the point after about a second one.
+    quotient : scalar
+        Length of the second correction over length of the first, without noise; or the same of a
+        single unknown, if that is larger.
+    remaining : scalar
+        Distance of the corrected point from the root over that of the iterate from the corrected
+        point, noise included.
+    rounding : scalar
+        Machine precision times an estimate of the condition number, or the measured noise of the
+        residual if that is larger: the relative error of a solution.
+    distance : scalar
+        Length of the first correction, relative to the solution (absolute if that is below 1).
+    away : bool
+        Whether the iterate should be near a solution, but is not.
+    saddle : bool
+        Whether a point that should be near a minimum has directions of descent, while the iterate
+        still moves.
+    disagrees : bool
+        Whether the algorithm is known to have fixed points that are no roots of the residual.
+    repelled : bool
+        Whether the algorithm is known to move away from the root that the corrections approach.
+    one_sided : bool
+        Whether the corrected point is at a kink of the equation.
+    """
+
+    x: PyTree
+    corrected: PyTree
+    twice: PyTree
+    quotient: Float[Array, ""]
+    remaining: Float[Array, ""]
+    rounding: Float[Array, ""]
+    distance: Float[Array, ""]
+    away: Bool[Array, ""]
+    saddle: Bool[Array, ""]
+    disagrees: Bool[Array, ""]
+    repelled: Bool[Array, ""]
+    one_sided: Bool[Array, ""]
+
+
+class Corrections(NamedTuple):
+    """Newton corrections, all as solutions of systems with the matrix at `x`.
+
+    Attributes
+    ----------
+    first, second : pytree
+        The corrections.
+    chord : pytree
+        The second one with the matrix of the first.
+    predicted : pytree
+        The chord step, as a smooth residual predicts it.
+    stretched : pytree
+        The image under the inverse of a unit vector that the inverse stretches.
+    """
+
+    first: PyTree
+    second: PyTree
+    chord: PyTree
+    predicted: PyTree
+    stretched: PyTree
+
+
+def judge(
+    at: Sensitivity,
+    corrected: PyTree,
+    steps: Corrections,
+    condition: Float[Array, ""],
+    noise: Float[Array, ""],
+    near: float = math.inf,
+) -> NewtonPoints:
+    """Judge the corrections of a point.
+
+    Parameters
+    ----------
+    at : Sensitivity
+        The residual linearised at the point.
+    corrected : pytree
+        The point after the first correction.
+    steps : Corrections
+        The corrections.
+    condition : scalar
+        An estimate of the condition number.
+    noise : scalar
+        The length of the correction that the residual's measured noise causes.
+    near : float
+        As in `derivative_error`.
+    """
+    eps = jnp.finfo(tree.result_dtype(at.x)).eps
+    scale, length = tree.norm(corrected), tree.norm(steps.first)
+    rounding = rounding_of(condition, corrected)
+    bent = _by_unknown(steps.predicted, steps.first, corrected, rounding)
+    chord = _by_unknown(steps.chord, steps.first, corrected, rounding)
+    # The slope in an unknown changes by the factor 1 - 2 * bent from one point to the other.
+    single = jnp.max(chord / jnp.maximum(1 - 2 * bent, 1 / CHORD_MAX_FACTOR), initial=0.0)
+    quotient = jnp.maximum(_quotient(steps.second, length, rounding), single)
+    smooth = jnp.maximum(_quotient(steps.predicted, length, rounding), jnp.max(bent, initial=0.0))
+    # Otherwise the corrections are predicted, and their quotient says everything.
+    noisy = (smooth < CONVERGES_MAX_QUOTIENT) & (quotient > CONVERGES_MAX_QUOTIENT)
+    noisy &= tree.norm(steps.second) <= NOISE_MAX_RATIO * noise
+    ratio = tree.norm(steps.second) / jnp.where(length > 0, length, 1.0)
+    bounded = jnp.minimum(quotient, 0.9)
+    saddle = jnp.array(False)
+    if at.structure.positive_definite:
+        moves = (length > jnp.sqrt(eps) * scale) & (length > rounding)
+        saddle = moves & _indefinite(at, steps)
+    # A solution near zero has no scale of its own: lengths below 1 count as small there.
+    distance = length / jnp.maximum(scale, 1.0)
+    false = jnp.array(False)
+    return NewtonPoints(
+        x=at.x,
+        corrected=corrected,
+        twice=tree.sub(corrected, steps.second),
+        quotient=jnp.where(noisy, smooth, quotient),
+        remaining=jnp.where(noisy, ratio, bounded / (1 - bounded)),
+        rounding=jnp.maximum(eps * condition, noise / jnp.where(scale > 0, scale, 1.0)),
+        distance=distance,
+        away=distance > near,
+        saddle=saddle,
+        disagrees=false,
+        repelled=false,
+        one_sided=false,
+    )
+
+
+def rounding_of(condition: Float[Array, ""], x: PyTree) -> Float[Array, ""]:
+    """Return below which length a correction of `x` consists of rounding errors."""
+    return NOISE_FACTOR * jnp.finfo(tree.result_dtype(x)).eps * condition * tree.norm(x)
+
+
+def _quotient(step: PyTree, before: Float[Array, ""], noise: Float[Array, ""]) -> Array:
+    """Return the length of a correction over that of the one before."""
+    length = tree.norm(step)
+    quotient = length / jnp.where(before > 0, before, 1.0)
+    hidden = (length <= noise) & (quotient > CONVERGES_MAX_QUOTIENT)
+    return jnp.where(hidden, CONVERGES_MAX_QUOTIENT, quotient)
+
+
+def _by_unknown(step: PyTree, before: PyTree, x: PyTree, noise: Float[Array, ""]) -> Array:
+    """Return the same for every unknown, as a vector."""
+    step, before, x = (jnp.abs(tree.to_vector(v)) for v in (step, before, x))
+    least = jnp.maximum(MIN_UNKNOWN_SHARE * x, noise / CONVERGES_MAX_QUOTIENT)
+    scale = jnp.maximum(before, least)
+    return step / jnp.where(scale > 0, scale, 1.0)
+
+
+def displacement(x: PyTree) -> PyTree:
+    """Return a short vector, relative to each unknown, over which noise is measured.
+
+    The trapezoidal rule has an error of third order. The cube root of the machine precision makes
+    it as large as rounding errors.
+    """
+    size = float(jnp.finfo(tree.result_dtype(x)).eps) ** (1 / 3)
+    signs = jax.tree.map(jnp.sign, random_vector(x))
+    return jax.tree.map(
+        lambda sign, leaf: (size * sign * jnp.abs(leaf)).astype(leaf.dtype), signs, x
+    )
+
+
+def violation(
+    residual: Callable[[PyTree], PyTree],
+    x: PyTree,
+    value: PyTree,
+    operator: Callable[[PyTree], PyTree],
+) -> PyTree:
+    """Return by how much the residual violates the trapezoidal rule near `x`.
+
+    Parameters
+    ----------
+    residual : callable
+        ``residual(x)``.
+    x : pytree
+        The point.
+    value, operator
+        The residual at `x`, and its Jacobian there.
+    """
+    d = displacement(x)
+    far, slope = jax.jvp(residual, (tree.add(x, d),), (d,))
+    rise = tree.scale(0.5, tree.add(operator(d), slope))
+    return tree.sub(tree.sub(far, value), rise)
+
+
+def _indefinite(at: Sensitivity, steps: Corrections) -> Bool[Array, ""]:
+    """Return whether a symmetric operator has a direction of negative curvature.
+
+    A factorisation answers with certainty. Without one, some likely directions are tried.
+    """
+    factors = at.inverse.factors
+    if factors is not None and factors.definite is not None:
+        return ~factors.definite
+    directions = steps.first, steps.second, steps.stretched
+    curvatures = jnp.stack([tree.dot(v, at.operator(v)) for v in directions])
+    return jnp.any(curvatures < 0)

@@ -1,0 +1,155 @@
+"""Any linear solver of lineax, its answers checked by the criterion of our own solves."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Bool, PyTree
+
+from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.lax import computed_once, only_if
+from iterdiff.jaxtools.linear_map import LinearMap
+from iterdiff.linalg.dense_or_krylov import Limits, factored
+from iterdiff.linalg.factor import Vector
+from iterdiff.linalg.residual_check import (
+    UNIQUE,
+    Answer,
+    CheckedSolver,
+    Matvec,
+    Product,
+    default_rtol,
+    judge,
+    known_answer,
+    known_found,
+    residual_small,
+    result_of,
+    scaled_product_of,
+)
+
+
+class AnySolver(CheckedSolver):
+    """Any linear solver of lineax, its answers checked by `iterdiff.linalg.residual_check`.
+
+    Whether the operator is regular is decided by factoring it up to
+    `Limits.factored_max_unknowns`. Above, the solver has to find an answer that is known.
+
+    Parameters
+    ----------
+    solver : lineax.AbstractLinearSolver
+        Gives the answers. A result other than ``successful`` stays a failure.
+    """
+
+    solver: lx.AbstractLinearSolver
+
+    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> tuple:
+        """Return the operator's product, and the solver's state."""
+        operator = lx.linearise(operator)
+        return Product(operator), self.solver.init(operator, options)
+
+    def compute(self, state: tuple, vector: PyTree, options: dict[str, Any]) -> Answer:
+        """Return the solver's answer to `vector`; its result, unless that is not accepted."""
+        product, inner = state
+        given = {name: value for name, value in options.items() if name != UNIQUE}
+        unique = options.get(UNIQUE, True)
+        b = computed_once(tree.to_vector(vector))
+
+        def matvec(v: Vector) -> Vector:
+            return tree.to_vector(product(tree.from_vector(v, vector)))
+
+        def solve(b: Vector) -> tuple[Vector, lx.RESULTS, Any]:
+            x, *rest = self.solver.compute(inner, tree.from_vector(b, vector), given)
+            return tree.to_vector(x), *rest
+
+        x, result, stats = solve(b)
+        accepted = residual_small(matvec, x, b, *_tolerances(self.solver))
+        if b.size <= Limits().factored_max_unknowns:
+            accepted = _accepted_by_factors(matvec, x, b, accepted, unique)
+        elif unique:
+            known = known_answer(b)
+            found, told, _ = solve(matvec(known))
+            rtol = jnp.maximum(_tolerances(self.solver)[0], default_rtol(b.dtype))
+            accepted &= (told == lx.RESULTS.successful) & known_found(known, found, rtol)
+        return tree.from_vector(x, vector), result_of(accepted, b, result), stats
+
+    def transpose(self, state: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Return the state for the transposed operator."""
+        product, inner = state
+        inner, options = self.solver.transpose(inner, options)
+        return (product.transpose(), inner), options
+
+    def conj(self, state: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Return the state for the conjugate operator, which is real."""
+        product, inner = state
+        inner, options = self.solver.conj(inner, options)
+        return (product, inner), options
+
+    def assume_full_rank(self) -> bool:
+        """Whether the solver assumes that operators have full rank."""
+        return self.solver.assume_full_rank()
+
+
+class Advised(CheckedSolver):
+    """A checked solver whose failures are reported with a message of the caller's.
+
+    Parameters
+    ----------
+    solver : CheckedSolver
+        Solves.
+    message : str
+        What `SolveError` says if a solve fails.
+    """
+
+    solver: CheckedSolver
+    message: str = eqx.field(static=True)
+
+    @property
+    def advice(self) -> str:
+        """The message."""
+        return self.message
+
+    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Any:
+        """Return the solver's state."""
+        return self.solver.init(operator, options)
+
+    def compute(self, state: Any, vector: PyTree, options: dict[str, Any]) -> Answer:
+        """Return the solver's answer."""
+        return self.solver.compute(state, vector, options)
+
+    def transpose(self, state: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the state for the transposed operator."""
+        return self.solver.transpose(state, options)
+
+    def conj(self, state: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the state for the conjugate operator, which is real."""
+        return self.solver.conj(state, options)
+
+    def assume_full_rank(self) -> bool:
+        """Whether the solver assumes that operators have full rank."""
+        return self.solver.assume_full_rank()
+
+
+def _accepted_by_factors(
+    matvec: Matvec, x: Vector, b: Vector, small: Bool[Array, ""], unique: bool
+) -> Bool[Array, ""]:
+    """Whether an answer is accepted, given whether its residual is `small`."""
+    linear_map = LinearMap.of(matvec, b)
+
+    def with_factors(zero=0) -> Bool[Array, ""]:
+        factors = factored(linear_map, False, zero)
+        judged = judge(factors.scales, scaled_product_of(factors, matvec, False), x, b)
+        accepted = factors.scales.regular & (small | (judged.residual <= judged.rounding))
+        return accepted & tree.all_finite(x)
+
+    if unique:
+        return with_factors()
+    zero = jnp.zeros((), jnp.int32)  # closed over: see LinearMap.matrix
+    return only_if(~small, lambda: with_factors(zero), small)
+
+
+def _tolerances(solver: Any) -> tuple[Any, Any]:
+    """Return `rtol` and `atol` of a solver, or of the one that it wraps; zero if it has none."""
+    solver = getattr(solver, "inner_solver", solver)
+    found = (getattr(solver, name, None) for name in ("rtol", "atol"))
+    rtol, atol = (0.0 if value is None else value for value in found)
+    return rtol, atol

@@ -1,0 +1,97 @@
+"""The inputs of every entry point: checked, converted, and bound together."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from iterdiff.jaxtools.arguments import is_number
+from iterdiff.jaxtools.snapshot import Snapshot
+from iterdiff.problems.checks import check_problem, check_residual, check_theta, check_x0
+from iterdiff.problems.functions import bind, has_room
+from iterdiff.problems.problem import Problem
+
+
+def check_inputs(
+    problem: Any, x: PyTree, theta: PyTree, args: PyTree = None, *, name: str = "x0"
+) -> tuple[Problem, PyTree, PyTree]:
+    """Return the problem with its data and its snapshot, and `x` and `theta` as arrays.
+
+    Parameters
+    ----------
+    problem : Problem
+        What the caller was given.
+    x : pytree of real floating arrays
+        A point.
+    theta : pytree
+        Parameters.
+    args : pytree, optional
+        Data for the problem's functions. Its derivative is zero.
+    name : str
+        The name of `x` in error messages.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong; the message names it.
+    """
+    check_problem(problem)
+    x = check_x0(x, name)
+    theta = check_theta(theta, x)
+    problem = with_data(problem, args)
+    return with_snapshot(problem, check_residual(problem, x, theta)), x, theta
+
+
+def with_data(problem: Problem, args: PyTree) -> Problem:
+    """Return the problem whose functions receive `args` after their other inputs.
+
+    Functions without room for one argument more stay as they are, as most proximal operators do.
+
+    Raises
+    ------
+    TypeError
+        If no function has room.
+    """
+    if args is None:
+        return problem
+    if not takes_data(problem):
+        names = ", ".join(f"`{name}`" for name in problem.functions) or "none"
+        raise TypeError(
+            f"`args` is data for the functions of {type(problem).__name__} ({names}), but none of "
+            "them takes an argument more. Write them as (x, theta, args), or store the data in a "
+            "field of your own Problem."
+        )
+    data = jax.tree.map(
+        lambda leaf: jax.lax.stop_gradient(jnp.asarray(leaf)) if is_number(leaf) else leaf, args
+    )
+    functions = {name: getattr(problem, name) for name in problem.functions}
+    return _replaced(
+        problem,
+        **{
+            name: bind(function, problem.functions[name], data)
+            for name, function in functions.items()
+            if function is not None
+        },
+    )
+
+
+def takes_data(problem: Problem) -> bool:
+    """Whether some function of the problem has room for data after its other inputs."""
+    functions = [(getattr(problem, name), count) for name, count in problem.functions.items()]
+    return any(f is not None and has_room(f, count) for f, count in functions)
+
+
+def with_snapshot(problem: Problem, taken: Snapshot) -> Problem:
+    """Return the problem with a snapshot of its functions."""
+    return _replaced(problem, snapshot=taken)
+
+
+def _replaced(problem: Problem, **fields: Any) -> Problem:
+    """Return a copy with other values in some fields, made without the class's constructor."""
+    # Neither `copy.copy`, after which equinox keeps the copy for ever, nor `eqx.tree_at`, which
+    # needs the field to be set. The class is frozen.
+    changed = object.__new__(type(problem))
+    for name, value in {**vars(problem), **fields}.items():
+        object.__setattr__(changed, name, value)
+    return changed
