@@ -263,10 +263,41 @@ def test_anderson_warns_when_it_is_unrolled():
         )
 
 
-def test_bisection_checks_its_bracket():
-    task = (square, itd.Bisection(2.0, 4.0), jnp.array(3.0), jnp.array(2.0))
-    with pytest.raises(RuntimeError, match="`lower` and `upper`"):
-        itd.solve(*task, stop=itd.Steps(3))
+def test_bisection_without_a_sign_change_is_a_status():
+    def end(lower):
+        method = itd.Bisection(lower, 4.0)
+        return itd.solve(
+            square, method, jnp.array(3.0), jnp.array(2.0), stop=itd.Steps(60), throw=False
+        )
+
+    found = jax.vmap(end)(jnp.array([2.0, 0.0]))
+    assert found.status.tolist() == [itd.Status.DIVERGED, itd.Status.STEPS_DONE]
+    np.testing.assert_allclose(found.x, [3.0, 2.0**0.5], rtol=1e-12)
+    assert "`lower` and `upper`" in itd.Status.DIVERGED.advice
+
+
+MATRIX = jnp.array([[4.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 1.0, 2.0]])
+
+
+@pytest.mark.parametrize("dtype, scale", [("float32", 1e-25), ("float32", 1e18), ("float64", 1.0)])
+def test_conjugate_gradients_rest_after_convergence(dtype, scale):
+    matrix, ones = MATRIX.astype(dtype), jnp.ones(3, dtype)
+    system = itd.LinearSystem(
+        lambda x, theta: matrix @ x + theta * x,
+        lambda theta: jnp.asarray(scale, dtype) * ones,
+        positive_definite=True,
+    )
+
+    def total(theta):
+        method, mode = itd.ConjugateGradient(), itd.Unrolled()
+        stop = itd.Steps(40)
+        return jnp.sum(itd.solve(system, method, 0 * ones, theta, stop=stop, mode=mode).x) / scale
+
+    inverse = np.linalg.inv(np.asarray(MATRIX) + np.eye(3))
+    value, slope = jax.value_and_grad(total)(jnp.ones((), dtype))
+    tolerance = 100 * jnp.finfo(dtype).eps
+    np.testing.assert_allclose(value, inverse.sum(), rtol=tolerance)
+    np.testing.assert_allclose(slope, -(inverse @ inverse).sum(), rtol=tolerance)
 
 
 # A user's own algorithm

@@ -39,6 +39,21 @@ def test_of_a_short_run_all_steps_matter():
     np.testing.assert_allclose(jax.grad(final)(3.0), 1 + RATE + RATE**2, rtol=1e-12)
 
 
+def test_where_all_steps_matter_so_does_the_start():
+    # The steps of conjugate gradients see the right-hand side only through the first residual.
+    matrix = jnp.array([[2.0, 1.0], [1.0, 3.0]])
+    system = itd.LinearSystem(lambda x, _: matrix @ x, lambda theta: theta, positive_definite=True)
+
+    def final(theta):
+        mode, stop = itd.Unrolled(last="auto"), itd.Steps(6)
+        return itd.solve(
+            system, itd.ConjugateGradient(), jnp.zeros(2), theta, stop=stop, mode=mode
+        ).x
+
+    found = compiled(jax.jacrev(final))(jnp.ones(2))
+    np.testing.assert_allclose(found, np.linalg.inv(matrix), rtol=1e-10)
+
+
 @pytest.mark.parametrize("rtol", [0.0, 1.0, 2.0, float("nan")])
 def test_a_tolerance_that_leaves_no_step_is_refused(rtol):
     with pytest.raises(ValueError, match="`rtol`"):

@@ -45,5 +45,10 @@ def test_ranges_and_counts_of_a_batch():
     assert "steps=1..1, status=2 STEPS_DONE, residual_norm=1..1" in text
 
 
+def test_message_of_a_batch():
+    batch = jax.vmap(lambda theta: solved(theta, 1))(jnp.stack([THETA, THETA + 1]))
+    assert batch.message == f"2 x STEPS_DONE: {itd.Status.STEPS_DONE.advice}"
+
+
 def test_other_leaves():
     assert repr(jax.tree.map(lambda _: None, solved(THETA))).startswith("Solution(x={'a': None}")

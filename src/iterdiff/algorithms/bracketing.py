@@ -13,11 +13,6 @@ from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_range, scalar
 from iterdiff.problems.problem import FixedPoint, Problem, RootFinding
 
-NO_BRACKET = (
-    "`lower` and `upper` of Bisection must bracket a root, but the residual has the same sign at "
-    "both or is not finite. Choose two points where its signs differ."
-)
-
 
 class _Bracket(State):
     """The iterate, the bracket, and the sign of the residual at its lower end."""
@@ -36,6 +31,9 @@ class Bisection(Algorithm):
     `x0` lies outside. The error is at most half the width of the bracket, which halves with every
     step, for every continuous function. Cost: one residual a step.
 
+    If the residual has the same sign at both ends, or is not finite there, the run ends after 0
+    steps with `Status.DIVERGED`.
+
     Solves for one real unknown; use ``vmap`` for many separate equations. `Unrolled` refuses it,
     because midpoints do not depend differentiably on the parameters; `Implicit` works as for any
     root finder.
@@ -49,8 +47,6 @@ class Bisection(Algorithm):
     ------
     ValueError
         When a solve starts, if `x0` holds more than one number.
-    RuntimeError
-        When a solve runs, if the residual has the same sign at both ends.
 
     References
     ----------
@@ -91,7 +87,8 @@ class Bisection(Algorithm):
         lower, upper = self.lower.astype(dtype), self.upper.astype(dtype)
         at_lower, at_upper = (_sign(problem, end, x0, theta) for end in (lower, upper))
         brackets = at_lower * at_upper <= 0
-        lower = eqx.error_if(lower, ~brackets, NO_BRACKET)
+        # A bracket that is not finite ends the run, with a status, at its first step.
+        lower = jnp.where(brackets, lower, jnp.nan)
         # If one end is a root, shrink the bracket to it.
         upper = jnp.where(at_lower == 0, lower, upper)
         lower = jnp.where((at_upper == 0) & (at_lower != 0), upper, lower)

@@ -84,7 +84,7 @@ class Anderson(Algorithm):
     Parameters
     ----------
     depth : int
-        Length of the window, at least 1.
+        Length of the window, at least 1. The default of 5 suits most problems.
     damping : scalar
         The factor :math:`\omega`, positive, dimensionless.
 
@@ -101,7 +101,7 @@ class Anderson(Algorithm):
     P. Ni, *Anderson acceleration for fixed-point iterations*, SIAM J. Numer. Anal. 2011.
     """
 
-    depth: int = eqx.field(static=True)
+    depth: int = eqx.field(static=True, default=5)
     damping: Float[Array, ""] = eqx.field(converter=scalar, default=1.0)
     accepts: ClassVar[tuple[type[Problem], ...]] = (FixedPoint,)
     consistent: ClassVar[bool] = True

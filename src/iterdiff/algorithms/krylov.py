@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
@@ -16,12 +17,16 @@ from iterdiff.problems.problem import Problem
 
 
 class _Conjugate(State):
-    """The iterate, the residual ``b - A x``, the search direction, the squared residual norm."""
+    """The iterate and, in units of the first residual's norm, the state of the method.
+
+    These are the residual ``b - A x``, the search direction and the squared norm of the residual.
+    """
 
     x: PyTree
     remainder: PyTree
     direction: PyTree
     square: Float[Array, ""]
+    unit: Float[Array, ""]
 
 
 class ConjugateGradient(Algorithm):
@@ -38,8 +43,9 @@ class ConjugateGradient(Algorithm):
     number. Cost: one operator product a step.
 
     The unrolled derivative passes through :math:`\alpha` and the updates of the direction. It
-    converges with the iterate, but loses accuracy in steps after convergence, where both become
-    ratios of rounding errors. Stop by `ResidualBelow`, or use `Implicit`.
+    converges with the iterate. Once the updated residual has fallen to rounding, relative to the
+    first one, the iterate and its derivative stay where they are: later steps would be ratios of
+    rounding errors.
 
     References
     ----------
@@ -53,13 +59,22 @@ class ConjugateGradient(Algorithm):
     def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Conjugate:
         """Return the initial state, with the residual as search direction."""
         remainder = tree.scale(-1.0, problem.residual(x0, theta))
-        return _Conjugate(x0, remainder, remainder, tree.dot(remainder, remainder))
+        length = jax.lax.stop_gradient(tree.norm(remainder))
+        unit = jnp.where(length > 0, length, jnp.ones_like(length))
+        remainder = jax.tree.map(lambda leaf: leaf / unit.astype(leaf.dtype), remainder)
+        return _Conjugate(x0, remainder, remainder, tree.dot(remainder, remainder), unit)
 
     def step(self, problem: LinearSystem, state: _Conjugate, theta: PyTree) -> _Conjugate:
         """Return the state after one step; at the solution it stays where it is."""
-        before = CGState(state.x, state.remainder, state.direction, state.square)
+        square = state.square
+        unfinished = square > float(jnp.finfo(square.dtype).eps) ** 2
+        # A residual of zero instead of a discarded step, whose derivative might be infinite.
+        known = (state.remainder, state.direction, square)
+        known = tree.where(unfinished, known, tree.zeros_like(known))
+        before = CGState(tree.zeros_like(state.x), *known)
         after, _ = cg_step(lambda v: problem.operator(v, theta), before)
-        return _Conjugate(*after)
+        x = tree.axpy(state.unit, after.x, state.x)
+        return _Conjugate(x, after.residual, after.direction, after.square, state.unit)
 
 
 class GMRES(StatelessAlgorithm):

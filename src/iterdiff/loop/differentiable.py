@@ -25,7 +25,7 @@ from iterdiff.jaxtools.closures import detach
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.checkpoints import Checkpoints, run_with_checkpoints
 from iterdiff.loop.reverse import unroll_kept
-from iterdiff.loop.run import Loop, Run, run_loop, stop_gradient
+from iterdiff.loop.run import Loop, Run, begin, run_loop, stop_gradient
 from iterdiff.loop.task import Task
 from iterdiff.loop.unroll import Checkpoint, unroll
 
@@ -106,7 +106,10 @@ def _late_run(task: Task, last: int | Literal["auto"], checkpoint: Checkpoint, r
     enough = memory_of(task, end.state, rtol, end.steps)
     # Few of all the steps that may run will matter: "iterates" would reserve memory for all.
     checkpoint = "sqrt" if checkpoint == "iterates" else checkpoint
-    return _repeat_last(task, end, kept, enough, loop.max_steps, checkpoint)
+    # If all steps matter, so does what the algorithm computes at the start: the first residual of
+    # conjugate gradients is all that its steps see of the right-hand side.
+    first = begin(task.state()).state
+    return _repeat_last(task, end, kept, enough, loop.max_steps, checkpoint, first)
 
 
 def _repeat_last(
@@ -116,15 +119,22 @@ def _repeat_last(
     count: Int[Array, ""],
     most: int,
     checkpoint: Checkpoint,
+    from_start: Any = None,
 ) -> Run:
-    """Repeat the last `count` (at most `most`) steps of a run, differentiably."""
+    """Repeat the last `count` (at most `most`) steps of a run, differentiably.
+
+    If these are all steps, their start is `from_start`, which carries a derivative.
+    """
     static = eqx.filter(end.state, eqx.is_array, inverse=True)
 
     def step(arrays):
         return eqx.filter(task.step(eqx.combine(arrays, static)), eqx.is_array)
 
     step = detach(step, eqx.filter(end.state, eqx.is_array))
-    start = eqx.combine(stop_gradient(kept.at(step, end.steps - count)), static)
+    arrays = stop_gradient(kept.at(step, end.steps - count))
+    if from_start is not None:
+        arrays = tree.where(count == end.steps, eqx.filter(from_start, eqx.is_array), arrays)
+    start = eqx.combine(arrays, static)
     if checkpoint == "log" or most == 1:
         run = unroll(task.step, start, most, checkpoint, count)
     else:

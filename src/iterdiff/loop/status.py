@@ -27,9 +27,10 @@ class Status(enum.IntEnum):
     )
     DIVERGED = (
         3,
-        "An iterate was not finite. Use a smaller step size or a start closer to the solution; "
-        "with `throw=False` the last finite iterate is returned, and `steps` counts the steps that "
-        "led to it.",
+        "An iterate was not finite. Use a smaller step size or a start closer to the solution (for "
+        "Bisection, `lower` and `upper` at which the residual has different signs); with "
+        "`throw=False` the last finite iterate is returned, and `steps` counts the steps that led "
+        "to it.",
     )
     NOT_FINITE_AT_START = (
         4,

@@ -83,8 +83,16 @@ class Solution(eqx.Module):
 
     @property
     def message(self) -> str:
-        """What `status` means and what to do; available only outside ``jit`` and ``vmap``."""
-        return Status(int(self.status)).advice
+        """What `status` means and what to do; available only outside ``jit`` and ``vmap``.
+
+        For a batch, one line for each status that occurs, with the number of its members.
+        """
+        codes, counts = np.unique(np.asarray(self.status), return_counts=True)
+        members = [Status(code) for code in codes.tolist()]
+        if np.ndim(self.status) == 0:
+            return members[0].advice
+        lines = zip(members, counts.tolist(), strict=True)
+        return "\n".join(f"{count} x {member.name}: {member.advice}" for member, count in lines)
 
     def __repr__(self) -> str:
         """Return one line: known scalars by value, arrays and traced values by shape."""
