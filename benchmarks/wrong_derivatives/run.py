@@ -17,7 +17,8 @@ from benchmarks.wrong_derivatives import group as cases_of
 from benchmarks.wrong_derivatives import hard_cases, noisy_cases, peers, slow_cases, stops
 from benchmarks.wrong_derivatives.group import RTOL, Group
 from benchmarks.wrong_derivatives.stops import EVERY, Stop
-from iterdiff.accuracy.estimate import NEGLIGIBLE_MAX_ROUNDINGS, REASONS
+from iterdiff.accuracy.estimate import NEGLIGIBLE_MAX_ROUNDINGS
+from iterdiff.accuracy.reasons import REASONS
 
 ROUNDS = 51
 """Rounds of the costs."""

@@ -15,7 +15,7 @@ from benchmarks.wrong_derivatives import hard_cases, run
 from benchmarks.wrong_derivatives.group import RTOL
 from benchmarks.wrong_derivatives.run import Case
 from benchmarks.wrong_derivatives.stops import Stop
-from iterdiff.accuracy.estimate import AWAY, SADDLE, TOO_FAR
+from iterdiff.accuracy.reasons import AWAY, SADDLE, TOO_FAR
 
 NAMES = ("newton-cycles", "wrong-residual", "descent-passes", "margin")
 

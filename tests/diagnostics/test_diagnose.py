@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
-from iterdiff.accuracy.estimate import DISAGREES, ONE_SIDED, REASONS, SINGULAR, TOO_FAR
+from iterdiff.accuracy.reasons import DISAGREES, ONE_SIDED, REASONS, SINGULAR, TOO_FAR
 from iterdiff.cli import main
 from iterdiff.diagnostics.advice import Structure, explain, recommend
 from iterdiff.diagnostics.diagnosis import ModeDiagnosis

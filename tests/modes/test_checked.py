@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
-from iterdiff.accuracy.estimate import DISAGREES, NOT_REPORTED
+from iterdiff.accuracy.reasons import DISAGREES, NOT_REPORTED
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_tolerance
 from tests.cases import build

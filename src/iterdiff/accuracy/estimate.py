@@ -21,6 +21,19 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from iterdiff.accuracy.correction import Correction, correct
 from iterdiff.accuracy.estimate_jvp import Apply, sizes, with_derivative
 from iterdiff.accuracy.points import NewtonPoints
+from iterdiff.accuracy.reasons import (
+    AWAY,
+    DISAGREES,
+    FLOOR,
+    NOT_FINITE,
+    OK,
+    ONE_SIDED,
+    REASONS,
+    REPELLED,
+    SADDLE,
+    SINGULAR,
+    TOO_FAR,
+)
 from iterdiff.accuracy.sensitivity import Sensitivity, irregular
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import Tolerance, as_array, check_linear_solver, check_tolerance
@@ -28,36 +41,6 @@ from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import Problem
-
-REASONS = (
-    "",
-    "A linear solve failed: the Jacobian of the residual is singular or nearly so. The solution "
-    "has no derivative there, or none that this precision can compute.",
-    "Too far from a solution to estimate the error: one Newton step does not get close enough. Run "
-    "more steps. (If the derivative you passed is itself a `corrected` one, it may still be "
-    "accurate.)",
-    "At the limit of the precision: the estimated error is no larger than rounding errors, or the "
-    "noise of the residual, amplified by the condition of the linear system, may be. In float32, "
-    "use float64; tighten the tolerances of solvers inside the residual.",
-    "Near a saddle: the closest stationary point is not a minimum, so that the iterations may end "
-    "elsewhere, with another derivative. Run more steps, or state the problem as RootFinding if "
-    "you want the saddle.",
-    "The residual does not vanish here: its solution is farther away than `near` allows. Run more "
-    "steps; if the solver has converged, it has solved another problem than the residual states "
-    "(see iterdiff.check_derivative).",
-    "The algorithm has a fixed point where the residual does not vanish: the two belong to "
-    "different problems (see iterdiff.check_derivative).",
-    "One-sided: the solution is at a kink (abs, max, a constraint about to become active). It has "
-    "two one-sided derivatives there, and this is at most one of them. "
-    "`iterdiff.weakly_active(problem, x, theta)` shows where.",
-    "The given derivative is not finite.",
-    "No derivative was checked: the loss does not pass `report` on to a solve. Write "
-    "mode=Checked(mode, report=report) in the loss.",
-    "The iteration moves away from the closest root of the residual, so that it will end elsewhere, "
-    "with another derivative. Run more steps, or start elsewhere.",
-)
-OK, SINGULAR, TOO_FAR, FLOOR, SADDLE, AWAY, DISAGREES, ONE_SIDED, NOT_FINITE = range(9)
-NOT_REPORTED, REPELLED = 9, 10
 
 TRUSTED_MAX_UNCERTAINTY = 0.3
 """An estimate is trusted if its uncertainty is at most this fraction of it."""
@@ -203,11 +186,20 @@ def derivative_error(
     -----
     The estimate is :math:`\|J(x^+) - J\|`, where :math:`J(x) = -A(x)^{-1} r_\theta(x)`,
     :math:`x^+ = x + \delta_1` and :math:`\delta_1 = -A(x)^{-1} r(x)`. It is exact if `x` enters
-    the residual affinely. Its uncertainty is :math:`\|J(x^+) - J(x)\| \, q / (1 - q)`, where
-    :math:`q = \|\delta_2\| / \|\delta_1\|` is the length of the second Newton step over that of
-    the first, plus rounding errors times an estimated condition number. (The second step is
-    estimated with the matrix of the first.) The cost is two factorisations, the solves for the
-    derivatives themselves, and a handful of further solves.
+    the residual affinely. Its uncertainty is
+
+    .. math:: \|J(x^+) - J(x)\| \, \frac{q}{1 - q} + \nu \, \|J(x^+)\|.
+
+    Here q is the length of the second Newton step over that of the first, or the same quotient of
+    a single unknown if that is larger. (The second step is estimated with the matrix of the first.)
+    The relative error of a solution, :math:`\nu`, is the machine precision times an estimated
+    condition number, or the measured noise of the residual; where terms of a gradient cancel, their
+    size takes the place of :math:`\|J(x^+)\|`. See `iterdiff.accuracy.points`. The cost is two
+    factorisations, the solves for the derivatives themselves, and a handful of further solves.
+
+    Limits: the root that Newton's method finds is taken for the solution. An iteration that leaves
+    this root ends elsewhere, which `Checked` tests and this function cannot. The kinks that are
+    looked for lie on the path that the solution takes when theta moves in one fixed direction.
 
     The estimate can be differentiated in everything it depends on. Only the derivative of its
     `uncertainty` is NaN, except in `derivative`, where it is zero.
@@ -338,10 +330,8 @@ def _estimate(
         return apply(solution, floating)
 
     exactly = correction.exactly()
-    here, better = implicit(correction.at), implicit(exactly)
-    terms = 0.0
-    if apply.transposes:
-        # The adjoint solve is the same as that of `better`.
+    here, better, terms = implicit(correction.at), implicit(exactly), 0.0
+    if apply.transposes:  # the adjoint solve is the same as that of `better`
         terms = tree.norm(implicit(exactly, irregular(exactly.x)))
     return compare(derivative, here, better, correction.points, terms=terms)
 

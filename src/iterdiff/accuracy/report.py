@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from iterdiff.accuracy.estimate import NOT_REPORTED, REASONS, ErrorEstimate
+from iterdiff.accuracy.estimate import ErrorEstimate
+from iterdiff.accuracy.reasons import NOT_REPORTED, REASONS
 from iterdiff.jaxtools.arguments import check_callable
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from iterdiff.accuracy.consistency import remembers
-from iterdiff.accuracy.estimate import DISAGREES, OK, ONE_SIDED, REASONS, SINGULAR, TOO_FAR
+from iterdiff.accuracy.reasons import DISAGREES, OK, ONE_SIDED, REASONS, SINGULAR, TOO_FAR
 from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
 from iterdiff.diagnostics.advice import Structure, explain, recommend
 from iterdiff.diagnostics.diagnosis import Diagnosis, ModeDiagnosis

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from iterdiff.accuracy.estimate import OK, SINGULAR, ErrorEstimate, applied, check_layout
+from iterdiff.accuracy.estimate import ErrorEstimate, applied, check_layout
 from iterdiff.accuracy.estimate_jvp import sizes
+from iterdiff.accuracy.reasons import OK, SINGULAR
 from iterdiff.algorithms.base import Algorithm, check_fits
 from iterdiff.jaxtools.arguments import as_array
 from iterdiff.jaxtools.tree import floating_part
