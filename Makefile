@@ -27,7 +27,7 @@ NOT_CORE := adapter benchmark cli contributing docs external solver_table study 
 CORE := $(foreach word,$(NOT_CORE),--ignore-glob='*/*$(word)*')
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-matrix lint docs bench explore release clean
+.PHONY: help study test test-matrix lint docs bench campaign explore release clean
 .PRECIOUS: $(STAMP)-%
 
 help:
@@ -59,6 +59,9 @@ docs: $(STAMP)-docs  ## build the documentation, running every example
 
 bench: $(STAMP)-bench  ## measure against other libraries and hand-written code
 	$(BIN)/python -m benchmarks --out $(OUT)/bench
+
+campaign: $(STAMP)-test  ## make thousands of hostile calls, and judge what comes out
+	$(BIN)/python -m tests.campaign --out $(OUT)/campaign
 
 explore: $(STAMP)-explore  ## write an interactive page of a study
 	$(BIN)/iterdiff explore

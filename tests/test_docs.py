@@ -111,6 +111,14 @@ def test_the_reference_lists_every_public_name():
     assert set(listed) <= public | of_extend
 
 
+def test_every_promise_names_tests_that_exist():
+    text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) >= 12
+    for file, name in named:
+        assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), (file, name)
+
+
 def test_relative_links_lead_somewhere():
     for page in [*PAGES, "CONTRIBUTING.md"]:
         text = (ROOT / page).read_text(encoding="utf-8")

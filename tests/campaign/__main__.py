@@ -138,7 +138,8 @@ def table(results: dict[str, list[dict[str, str]]]) -> str:
         f"|---|{'---:|' * (len(judgements) + 1)}",
     ]
     total: collections.Counter = collections.Counter()
-    for family, outcomes in results.items():
+    for family in sorted(results, key=list(FAMILIES).index):
+        outcomes = results[family]
         counts = collections.Counter(outcome["judgement"] for outcome in outcomes)
         total += counts
         lines.append(_row(FAMILIES[family], counts, judgements))
@@ -162,7 +163,7 @@ def main() -> int:
         return 0
     out = given.out or Path("out/campaign")
     out.mkdir(parents=True, exist_ok=True)
-    results = {}
+    results = _stored(out)
     for family in given.families:
         results[family] = collect(family)
         faults = sum(outcome["judgement"] in BAD for outcome in results[family])
@@ -170,6 +171,12 @@ def main() -> int:
         _store(out, results)
     print(table(results))
     return int(any(o["judgement"] in BAD for family in results.values() for o in family))
+
+
+def _stored(out: Path) -> dict[str, list[dict[str, str]]]:
+    """Return what an earlier run stored there, for the families that are not run again."""
+    file = out / "campaign.json"
+    return json.loads(file.read_text(encoding="utf-8"))["results"] if file.exists() else {}
 
 
 def _store(out: Path, results: dict[str, list[dict[str, str]]]) -> None:

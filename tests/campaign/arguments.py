@@ -36,6 +36,19 @@ WRONG: dict[str, Callable[[], Any]] = {
     "a function": lambda: len,
 }
 
+WRONG_TO_FUNCTIONS = (
+    "a text",
+    "None",
+    "minus one",
+    "NaN",
+    "complex",
+    "a vector",
+    "an object",
+    "a key",
+    "a function",
+)
+"""The values that functions receive; constructors, which cost less, receive all."""
+
 QUADRATIC = itd.Minimization(lambda x, t: jnp.sum((x - t) ** 2))
 LINEAR = itd.LinearSystem(2 * np.eye(2), lambda t: 2 * t)
 ROOT = itd.RootFinding(lambda x, t: x - t)
@@ -55,7 +68,7 @@ def _use_algorithm(problem: itd.Problem) -> Callable[[Any], Any]:
         one = "Bisection" in type(algorithm).__name__
         x0, theta = (X0[0], THETA[0]) if one else (X0, THETA)
         solution = itd.solve(problem, algorithm, x0, theta, stop=RULE, throw=True)
-        return solution.x * np.ones(2) if one else solution.x
+        return solution.x - x0 - theta + THETA if one else solution.x
 
     return use
 
@@ -68,8 +81,9 @@ def _use_mode(mode: Any) -> Any:
 
 
 def _use_rule(rule: Any) -> Any:
+    # A rule with large tolerances stops early, as it should: only its status is judged.
     solution = itd.solve(QUADRATIC, DESCENT, X0, THETA, stop=rule, throw=False)
-    return jnp.where(solution.status == itd.Status.CONVERGED, solution.x, THETA)
+    return THETA if solution.status != itd.Status.DIVERGED else solution.x
 
 
 def _use_problem(algorithm: itd.Algorithm) -> Callable[[Any], Any]:
@@ -315,7 +329,8 @@ def _called(name: str, made: tuple[Callable, dict], parameter: str, wrong: str) 
         found = function(**{**usual, parameter: WRONG[wrong]()})
         return getattr(found, "x", None)
 
-    return Call(f"{name}({parameter}={wrong})", run, may_be_nan=True)
+    # A function may be called, and raise what it raises.
+    return Call(f"{name}({parameter}={wrong})", run, may_be_nan=True, own=wrong == "a function")
 
 
 def calls() -> Iterator[Call]:
@@ -326,5 +341,5 @@ def calls() -> Iterator[Call]:
                 yield _constructed(name, parameter, wrong)
     for name, made in {**CALLED, **dict(_theory())}.items():
         for parameter in made[1]:
-            for wrong in WRONG:
+            for wrong in WRONG_TO_FUNCTIONS:
                 yield _called(name, made, parameter, wrong)

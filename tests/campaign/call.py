@@ -93,10 +93,10 @@ def _of_error(call: Call, error: BaseException) -> tuple[str, str]:
     if isinstance(error, OwnError) or "OwnError" in text:
         return THEIRS, shown
     frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if not any(frame.startswith(PACKAGE) for frame in frames):
+        return THEIRS, shown  # JAX refused it before we were called
     if frames[-1].startswith(PACKAGE) and isinstance(error, TypeError | ValueError | ImportError):
-        return (REFUSED if "`" in text else UNCLEAR), shown
-    if frames[-1].startswith(PACKAGE) and "hyper-parameter" in text:
-        return REFUSED, shown
+        return REFUSED if "`" in text else THEIRS if call.own else UNCLEAR, shown
     if any("`" in note for note in getattr(error, "__notes__", ())):
         return REFUSED, shown
     return (THEIRS if call.own else FOREIGN), shown

@@ -120,12 +120,27 @@ RESIDUALS: dict[str, Callable[[], Callable]] = {  # the root is theta
     "stop_gradient of x": lambda: lambda x, t: jax.lax.stop_gradient(x) - t,
     "stop_gradient of theta": lambda: lambda x, t: x - jax.lax.stop_gradient(t),
 }
-UNLIKE = {  # these have another solution, or another derivative by intent
+UNLIKE = {  # these have another solution or derivative; None: it depends on the kind of problem
     "ignores theta": (np.zeros(2), np.zeros((2, 2))),
     "stop_gradient of theta": (THETA, np.zeros((2, 2))),
     "float()": None,
+    "returns an int": None,
+    "returns a scalar": None,
+    "returns a larger array": None,
+    "returns a constant": None,
     "sorted": (THETA, np.eye(2)),
 }
+
+NOT_DIFFERENTIABLE = (
+    "branch on a value",
+    "NumPy inside",
+    "float()",
+    "cached",
+    "a builtin",
+    "callback",
+    "while",
+)
+"""JAX's own error says why it cannot trace or differentiate such a function, and passes through."""
 
 POSED: dict[str, tuple[Callable, Callable]] = {
     "RootFinding": (itd.RootFinding, itd.Newton),
@@ -138,8 +153,10 @@ POSED: dict[str, tuple[Callable, Callable]] = {
         lambda: itd.GradientDescent(0.3),
     ),
     "LinearSystem": (
-        lambda f: itd.LinearSystem(lambda x, t: f(x, 0 * t), lambda t: t),
-        lambda: itd.Richardson(0.5),
+        lambda f: itd.LinearSystem(
+            lambda x, t: f(x, 0 * t), lambda t: jax.tree.map(jnp.negative, f(0 * t, t))
+        ),
+        lambda: itd.Richardson(0.4),
     ),
 }
 
@@ -160,6 +177,10 @@ def _residual(posed: str, name: str, way: str) -> Call:
         return x(t), jax.jacrev(x)(t)
 
     expected = UNLIKE.get(name, (THETA, np.eye(2)))
+    if name == "ignores x" and posed == "Minimization":
+        expected = None  # every point is a minimum
+    if name == "stop_gradient of x" and posed == "Minimization":
+        expected = None  # the gradient is zero everywhere
     if way == "implicit" and name in ("ignores theta", "without a root"):
         expected = None  # the decorated solver does not solve this problem
     return Call(
@@ -167,7 +188,7 @@ def _residual(posed: str, name: str, way: str) -> Call:
         run,
         right=None if expected is None else (lambda: expected),
         may_be_nan=name in ("returns NaN", "returns infinity"),
-        own=name in ("branch on a value", "NumPy inside", "float()", "cached", "a builtin"),
+        own=name in NOT_DIFFERENTIABLE,
     )
 
 
@@ -209,9 +230,7 @@ SOLVERS: dict[str, Callable[[Any, Any], Any]] = {  # the answer is theta
 WAYS: dict[str, Callable[[Callable], Callable]] = {
     "eager": lambda x: x,
     "jit": jax.jit,
-    "vmap": lambda x: lambda t: jax.vmap(x)(jnp.stack([t, t]))[0],
-    "grad": lambda x: jax.grad(lambda t: jnp.sum(x(t) * t)),
-    "jit of jacfwd": lambda x: jax.jit(jax.jacfwd(x)),
+    "grad of vmap": lambda x: jax.grad(lambda t: jnp.sum(jax.vmap(x)(jnp.stack([t, t])) * t[None])),
 }
 
 
@@ -241,7 +260,8 @@ def calls() -> Iterator[Call]:
     """Yield every function in every kind of problem, and every solver in every way."""
     for name in RESIDUALS:
         for posed in POSED:
-            ways = ("solve", "unrolled") if posed != "RootFinding" else ("solve", "implicit")
+            second = {"RootFinding": ("implicit",), "Minimization": ("unrolled",)}
+            ways = ("solve", *second.get(posed, ()))
             for way in ways:
                 yield _residual(posed, name, way)
     for name in SOLVERS:

@@ -22,7 +22,6 @@ MODES: dict[str, Callable[[], itd.Mode]] = {
     "implicit": itd.Implicit,
     "unrolled": itd.Unrolled,
     "checked": lambda: itd.Checked(itd.Implicit(), on_failure="nan"),
-    "checked unrolled": lambda: itd.Checked(itd.Unrolled(), on_failure="nan"),
 }
 STARTS: dict[str, Callable[[Any], Any]] = {
     "constant start": lambda t: jnp.array(0.3),

@@ -85,8 +85,7 @@ MODES: dict[str, Callable[[], itd.Mode]] = {
     "checked": lambda: itd.Checked(itd.Implicit(), on_failure="raise"),
 }
 WAYS: dict[str, Callable[[Callable], Callable]] = {
-    "value": lambda x: x,
-    "grad": lambda x: jax.grad(lambda t: jnp.sum(x(t))),
+    "value and grad": lambda x: jax.value_and_grad(lambda t: jnp.sum(x(t))),
     "jit of jacfwd": lambda x: jax.jit(jax.jacfwd(x)),
 }
 

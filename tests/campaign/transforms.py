@@ -16,7 +16,7 @@ import iterdiff as itd
 from tests.campaign.call import Call
 
 SEED = 2026
-SAMPLE = 260
+SAMPLE = 160
 """Number of combinations that are drawn of all."""
 
 A = np.array([[3.0, 1.0, 0.0], [1.0, 4.0, 1.0], [0.0, 1.0, 5.0]])

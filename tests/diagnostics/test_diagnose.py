@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import iterdiff as itd
 from iterdiff.accuracy.reasons import DISAGREES, ONE_SIDED, REASONS, SINGULAR, TOO_FAR
 from iterdiff.cli import main
 from iterdiff.diagnostics.advice import Structure, explain, recommend
+from iterdiff.diagnostics.diagnose import NO_ROOT, WHY
 from iterdiff.diagnostics.diagnosis import ModeDiagnosis
 from iterdiff.linalg.spectrum import probe
 
@@ -291,3 +293,54 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert "`budget`" in capsys.readouterr().err
     assert main(["diagnose", "mine:nothing"]) == 2
     assert "nothing" in capsys.readouterr().err
+
+
+def test_an_equation_without_a_root_is_told_from_a_run_that_is_too_short():
+    problem = itd.RootFinding(lambda x, theta: x**2 + theta)
+    found = itd.diagnose(problem, itd.Newton(), jnp.ones(1), jnp.ones(1), budget=20)
+    assert not found.trusted and found.reason == WHY[NO_ROOT]
+    assert "more steps" not in found.advice and found.reason in found.advice
+
+
+def test_what_a_state_only_carries_along_has_no_rate():
+    # rho(I - D^-1 A) of the matrix; the state also holds the diagonal, which a step copies
+    matrix = jnp.array([[3.0, 1.0], [1.0, 4.0]])
+    problem = itd.LinearSystem(matrix, lambda theta: theta)
+    found = itd.diagnose(problem, itd.Jacobi(), jnp.zeros(2), jnp.ones(2), budget=60)
+    assert found.contraction_rate == pytest.approx((1 / 12) ** 0.5, rel=1e-6)
+
+
+def test_steps_that_no_longer_move_have_no_rate():
+    matrix = jnp.array([[3.0, 1.0], [1.0, 4.0]])
+    problem = itd.LinearSystem(matrix, lambda theta: theta, positive_definite=True)
+    run = problem, itd.ConjugateGradient(), jnp.zeros(2), jnp.ones(2)
+    found = itd.diagnose(*run, budget=20)
+    assert np.isnan(found.contraction_rate) and "no longer move" in str(found)
+    assert found.recommended is not None and "Warning" not in found.advice
+
+
+class Searching(itd.Algorithm):
+    """Gradient descent that halves its step until the residual falls: a loop of unknown length."""
+
+    accepts: ClassVar[tuple[type[itd.Problem], ...]] = (itd.Minimization,)
+
+    def init(self, problem, x0, theta):
+        """Return `x0`."""
+        return itd.Iterate(x0)
+
+    def step(self, problem, state, theta):
+        """Return the state after one step."""
+        slope = problem.residual(state.x, theta)
+
+        def too_long(step):
+            return jnp.abs(problem.residual(state.x - step * slope, theta)) > jnp.abs(slope)
+
+        step = jax.lax.while_loop(too_long, lambda step: step / 2, 0.9 + 0 * slope)
+        return itd.Iterate(state.x - step * slope)
+
+
+def test_a_line_search_is_timed_in_forward_mode():
+    problem = itd.Minimization(lambda x, theta: (x - theta) ** 2)
+    found = itd.diagnose(problem, Searching(), jnp.array(0.0), jnp.array(1.0), budget=30)
+    assert found.modes["unrolled"].forward_only and not found.modes["implicit"].forward_only
+    assert "forward mode" in found.advice

@@ -8,6 +8,7 @@ import lineax as lx
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.sparse
 
 import iterdiff as itd
 from tests.problems.test_bad_input import check_message
@@ -31,6 +32,12 @@ def solve(problem=PROBLEM, algorithm=DESCENT, x0=X0, theta=THETA, **options):
     return itd.solve(problem, algorithm, x0, theta, **{"stop": STOP, **options})
 
 
+def deleted():
+    array = jnp.zeros(2)
+    array.delete()
+    return array
+
+
 REFUSED = {  # the call, the exception, what its message names
     "x0 masked": (lambda: solve(x0=np.ma.masked_equal(VALUE, 1.0)), TypeError, "`x0`"),
     "x0 of objects": (lambda: solve(x0=np.array([1.0, None])), TypeError, "`x0`"),
@@ -45,7 +52,20 @@ REFUSED = {  # the call, the exception, what its message names
         TypeError,
         "`x0`.activation",
     ),
+    "x0 with mixed keys": (lambda: solve(x0={"x": X0, 1: X0}), ValueError, "`x0`"),
+    "theta with mixed keys": (lambda: solve(theta={"x": X0, 1: X0}), ValueError, "`theta`"),
+    "x0 deleted": (lambda: solve(x0=deleted()), ValueError, "`x0`"),
     "theta of objects": (lambda: solve(theta=np.array([1.0, None])), TypeError, "`theta`"),
+    "theta a shape": (
+        lambda: solve(theta=(THETA, jax.ShapeDtypeStruct((2,), float))),
+        TypeError,
+        "`theta`[1]",
+    ),
+    "theta a sparse matrix of SciPy": (
+        lambda: solve(theta=(THETA, scipy.sparse.eye(2).tocsr())),
+        TypeError,
+        "`theta`[1]",
+    ),
     "theta masked": (lambda: solve(theta=np.ma.ones(2)), TypeError, "`theta`"),
     "theta too large": (lambda: solve(theta=(THETA, 2**70)), ValueError, "`theta`[1]"),
     "theta with a complex constant": (
@@ -118,7 +138,23 @@ REFUSED = {  # the call, the exception, what its message names
         TypeError,
         "`symmetric`",
     ),
-    "step size a key": (lambda: itd.GradientDescent(jax.random.key(0)), TypeError, "number"),
+    "step size a key": (
+        lambda: itd.GradientDescent(jax.random.key(0)),
+        TypeError,
+        "`step_size`",
+    ),
+    "end of a bracket": (lambda: itd.Bisection("a", 1.0), TypeError, "`lower`"),
+    "last a list": (lambda: itd.Unrolled(last=[3]), TypeError, "`last`"),
+    "norm a list": (
+        lambda: itd.Sobolev(1.0, 2.0, norm=["B"]),
+        ValueError,
+        "`norm`",
+    ),
+    "word a list": (
+        lambda: itd.Checked(itd.Implicit(), on_failure=["warn"]),
+        ValueError,
+        "`on_failure`",
+    ),
     "tolerance a text in an array": (
         lambda: itd.ResidualBelow(rtol=np.array("x")),
         TypeError,
@@ -172,7 +208,7 @@ def test_numbers_that_do_not_fit_float32():
             with pytest.raises(ValueError, match="`x0`.*float32"):
                 solve(x0=value)
         with pytest.raises(ValueError, match="`theta`.*int32"):
-            solve(theta=(jnp.ones(2), np.array([2**40])))
+            solve(x0=jnp.zeros(2), theta=(jnp.ones(2), np.array([2**40])))
 
 
 def test_the_numbers_of_a_network_are_an_unknown():

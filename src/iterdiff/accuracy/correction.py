@@ -40,7 +40,7 @@ from iterdiff.accuracy.sensitivity import (
     sensitivity,
     unit,
 )
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.lax import only_if
 from iterdiff.linalg.solve import Inverse
 from iterdiff.problems.problem import CompositeMinimization, Problem
@@ -235,5 +235,5 @@ def _refine(
 
     rate = jnp.minimum(10 * points.quotient, 0.9)
     begin = (start, jnp.zeros_like(rate), jnp.full_like(rate, jnp.inf), rate, jnp.array(0))
-    y, _, slack, _, _ = jax.lax.while_loop(unfinished, refine, begin)
+    y, _, slack, _, _ = manual_axes.while_loop(unfinished, refine, begin)
     return y, slack

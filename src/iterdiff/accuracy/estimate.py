@@ -9,7 +9,6 @@ reliable that estimate is.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -39,6 +38,7 @@ from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import Tolerance, as_array, check_linear_solver, check_tolerance
 from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.tree import floating_part
+from iterdiff.problems.checks import checked_loss
 from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import Problem
 
@@ -247,7 +247,7 @@ def applied(x: PyTree, theta: PyTree, tangent, cotangent, loss) -> Apply:
         w = _matching("cotangent", cotangent, x, "x")
         return Apply(lambda solution, at: jax.vjp(solution, at)[1](w)[0], True)
     if loss is not None:
-        f = _checked_loss(loss, x, theta)
+        f = checked_loss(loss, x, theta)
         return Apply(
             lambda solution, at: jax.grad(
                 lambda there: f(solution(there), eqx.combine(there, rest))
@@ -257,20 +257,6 @@ def applied(x: PyTree, theta: PyTree, tangent, cotangent, loss) -> Apply:
     reverse = tree.size(x) < tree.size(floating)
     jacobian = jax.jacrev if reverse else jax.jacfwd
     return Apply(lambda solution, at: jacobian(solution)(at), reverse)
-
-
-def _checked_loss(loss: Any, x: PyTree, theta: PyTree) -> Callable:
-    """Return `loss`, or raise a TypeError unless ``loss(x, theta)`` is a scalar."""
-    wanted = "`loss` must be a function (x, theta) -> scalar"
-    if not callable(loss):
-        raise TypeError(f"{wanted}, not {loss!r}.")
-    try:
-        found = eqx.filter_eval_shape(loss, x, theta)
-    except TypeError as error:
-        raise TypeError(f"{wanted}, but calling it fails: {error}") from error
-    if getattr(found, "shape", None) != ():
-        raise TypeError(f"{wanted}, but it returns {found!r}.")
-    return loss
 
 
 def _matching(name: str, given: PyTree, like: PyTree, of: str) -> PyTree:

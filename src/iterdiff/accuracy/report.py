@@ -1,6 +1,7 @@
 """The error report of a checked derivative, returned from the backward pass as a cotangent."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -41,6 +42,21 @@ class DerivativeReport(eqx.Module):
 
 
 REPORT_SIZE = 6
+
+
+def check_report(report: Any) -> None:
+    """Raise ValueError unless `report` is None or has the shape of an encoded report.
+
+    Raises
+    ------
+    ValueError
+        The message says where a report comes from.
+    """
+    if report is not None and jnp.shape(report) != (REPORT_SIZE,):
+        raise ValueError(
+            "`report` must be the second argument that `value_and_grad_with_report` passes to the "
+            f"loss, not {report!r}."
+        )
 
 
 def to_report(vector: Float[Array, " 6"]) -> DerivativeReport:

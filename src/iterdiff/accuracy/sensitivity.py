@@ -122,8 +122,8 @@ class Sensitivity:
 
 
 NO_FORWARD_RULE = (
-    "The residual of the problem calls a `jax.custom_vjp` function, which has no forward-mode rule: "
-    "only first derivatives in reverse mode (jax.grad, jax.jacrev) work. Give the function a "
+    "The residual calls a `jax.custom_vjp` function, which has no forward-mode rule: only first "
+    "derivatives in reverse mode (jax.grad, jax.jacrev) work. Give the function a "
     "`jax.custom_jvp` rule for forward mode and second derivatives."
 )
 

@@ -28,7 +28,7 @@ much, one percent, is accepted."""
 
 ADVICE = (
     "The linear solve behind the derivative of custom_root failed: the Jacobian of "
-    "`optimality_fun` is singular or nearly so at the solver's answer, or `solve` was not accurate. "
+    "`optimality_fun` is singular or nearly so at the answer, or `solve` was not accurate. "
     "Use float64, another `solve`, or an `optimality_fun` with a unique root."
 )
 

@@ -1,5 +1,6 @@
 """Bracketing: roots of one real unknown between two points of opposite sign."""
 
+import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.algorithms.base import Algorithm, State
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import scalar
+from iterdiff.jaxtools.arguments import check_range, scalar
 from iterdiff.problems.problem import FixedPoint, Problem, RootFinding
 
 NO_BRACKET = (
@@ -60,6 +61,11 @@ class Bisection(Algorithm):
     upper: Float[Array, ""] = eqx.field(converter=scalar)
     accepts: ClassVar[tuple[type[Problem], ...]] = (RootFinding, FixedPoint)
     consistent: ClassVar[bool] = True
+
+    def __check_init__(self):
+        """Check that the ends are real numbers."""
+        check_range("lower", self.lower, -math.inf)
+        check_range("upper", self.upper, -math.inf)
 
     @property
     def differentiable(self) -> bool:

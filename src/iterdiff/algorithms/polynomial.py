@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from iterdiff.algorithms.base import Algorithm, State
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import check_range, is_known, scalar
+from iterdiff.jaxtools.arguments import check_range, check_word, is_known, scalar
 from iterdiff.problems.linear_system import LinearSystem
 from iterdiff.problems.problem import Minimization, Problem
 
@@ -215,8 +215,7 @@ class Sobolev(Algorithm):
         check_range("alpha", self.alpha, -0.5)
         if self.eta is not None:
             check_range("eta", self.eta, 0.0)
-        if self.norm not in ("A", "B"):
-            raise ValueError(f'`norm` must be "A" or "B", not {self.norm!r}.')
+        check_word("norm", self.norm, ("A", "B"))
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> _SobolevState:
         """Return the initial state."""

@@ -1,5 +1,6 @@
 """Checks and conversions of arguments: arrays, hyper-parameters, counts, tolerances, callables."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -21,44 +22,57 @@ Tolerance = Real[ArrayLike, ""]
 def scalar(value: Scalar) -> Float[Array, ""]:
     """Convert a hyper-parameter to a floating scalar array (a field converter).
 
-    Raises
-    ------
-    TypeError
-        If `value` is not a real number.
-    ValueError
-        If `value` is an array with dimensions.
+    A value that is no real scalar is returned unchanged: `check_range`, which knows the name of the
+    field, raises the error.
     """
-    if not is_real(value):
-        raise TypeError(
-            "a hyper-parameter (a step size, a momentum, a bound of the spectrum) must be a real "
-            f"number, not {value!r}."
-        )
+    if not is_real(value) or np.ndim(value):
+        return value  # pyright: ignore[reportReturnType]
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         array = as_array("a hyper-parameter", value)
         if not jnp.issubdtype(array.dtype, jnp.floating):
             array = array.astype(jnp.result_type(float))
-    else:
-        array = jnp.asarray(float(value), jnp.result_type(float))
-    if array.ndim:
-        raise ValueError(f"a hyper-parameter must be a scalar, not of shape {array.shape}.")
-    return array
+        return array
+    try:
+        return jnp.asarray(float(value), jnp.result_type(float))
+    except OverflowError:
+        return value  # pyright: ignore[reportReturnType]
 
 
 def check_range(name: str, value: Array, low: float, high: float = float("inf")) -> None:
-    """Raise unless a hyper-parameter lies in the open interval ``(low, high)``.
+    """Raise unless a hyper-parameter is a real scalar in the open interval ``(low, high)``.
 
     A traced value passes: if it is out of range, the status of the run shows it.
 
     Raises
     ------
+    TypeError
+        If `value` is not a real number.
     ValueError
-        If `value` is known and outside the interval, or NaN.
+        If `value` has dimensions, or is known and outside the interval, or NaN.
     """
-    if tree.is_traced(value) or not eqx.is_array(value):
+    if not is_real(value):
+        raise TypeError(f"`{name}` must be a real number, not {value!r}.")
+    if np.ndim(value):
+        raise ValueError(f"`{name}` must be a scalar, not of shape {np.shape(value)}.")
+    if tree.is_traced(value):
         return
-    if not (np.all(np.asarray(value) > low) and np.all(np.asarray(value) < high)):
+    if not low < float(value) < high:
         upper = "finite" if high == float("inf") else f"below {high:g}"
-        raise ValueError(f"`{name}` must be greater than {low:g} and {upper}, but it is {value}.")
+        least = "" if low == -float("inf") else f"greater than {low:g} and "
+        raise ValueError(f"`{name}` must be {least}{upper}, but it is {value}.")
+
+
+def check_word(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raise unless `value` is one of the `allowed` words.
+
+    Raises
+    ------
+    ValueError
+        The message lists the words.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        names = ", ".join(repr(word) for word in allowed)
+        raise ValueError(f"`{name}` must be one of {names}, not {value!r}.")
 
 
 MAX_COUNT = 2**31 - 1
@@ -177,9 +191,11 @@ def as_array(name: str, leaf: Any, weak: np.dtype | None = None) -> Array:
         If the value is no number, or JAX has no arrays of its kind: a masked array, objects, text,
         dates, extended precision.
     ValueError
-        If a number does not fit the dtype that JAX gives it.
+        If a number does not fit the dtype that JAX gives it, or an array was deleted.
     """
     if isinstance(leaf, jax.Array):
+        if is_known(leaf) and leaf.is_deleted():
+            raise ValueError(f"{name} was deleted or donated to another program; pass a copy.")
         if not getattr(leaf, "weak_type", False):
             return leaf
         floats = weak is not None and jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, PyTree
 
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 
 JAX_KEEPS_RULES_IN_SCANS = jax.__version_info__ >= (0, 12)
 """Earlier versions drop the rule of a `jax.custom_jvp` function inside a scan that is
@@ -214,7 +214,7 @@ def zero_tangent(a: PyTree) -> PyTree:
     def zero(leaf):
         if tree.is_floating(leaf):
             return jnp.zeros_like(leaf)
-        return np.zeros(jnp.shape(leaf), jax.dtypes.float0)
+        return manual_axes.varying_as(leaf, np.zeros(jnp.shape(leaf), jax.dtypes.float0))
 
     return jax.tree.map(zero, a)
 

@@ -104,7 +104,8 @@ class _Programs:
         arrays, places = jax.tree.flatten(dynamic)
         leaves, structure = jax.tree.flatten(static)
         options = tuple(getattr(jax.config, name) for name in TRACING_OPTIONS)
-        rest = function, structure, places, tuple(jax.typeof(v) for v in arrays), options
+        context = options, jax.sharding.get_abstract_mesh()
+        rest = function, structure, places, tuple(jax.typeof(v) for v in arrays), context
         key = rest, tuple(_key(leaf) for leaf in leaves)
         with self._lock:
             while self._unusable:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.core import eval_jaxpr
 from jaxtyping import Array, Bool, Float, PyTree
 
+from iterdiff.jaxtools.manual_axes import inside, while_loop
 from iterdiff.jaxtools.tree import T, from_vector, to_vector
 
 
@@ -17,8 +18,15 @@ def only_if(condition: Bool[Array, ""], compute: Callable[[], T], otherwise: T) 
     Under ``vmap``, ``lax.cond`` computes both sides for every member of the batch. This function
     is a loop of at most one round, which runs only if some member needs it. The values that
     `compute` closes over are tied to the round: otherwise the compiler would move work that no
-    round changes out of the loop, where it would always run.
+    round changes out of the loop, where it would always run. (Where JAX tracks over which mesh axes
+    values vary, the tie would change that, and we do without.)
     """
+    if inside():
+        return while_loop(
+            lambda carry: carry[0],
+            lambda carry: (jnp.zeros_like(carry[0]), compute()),
+            (condition, otherwise),
+        )[1]
     traced, shape = jax.make_jaxpr(compute, return_shape=True)()
     structure = jax.tree.structure(shape)
 
@@ -27,7 +35,7 @@ def only_if(condition: Bool[Array, ""], compute: Callable[[], T], otherwise: T) 
         values = eval_jaxpr(traced.jaxpr, constants)
         return jnp.zeros_like(running), jax.tree.unflatten(structure, values)
 
-    return jax.lax.while_loop(lambda carry: carry[0], body, (condition, otherwise))[1]
+    return while_loop(lambda carry: carry[0], body, (condition, otherwise))[1]
 
 
 def computed_once(vector: Float[Array, " n"]) -> Float[Array, " n"]:

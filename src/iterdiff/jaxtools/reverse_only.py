@@ -1,4 +1,4 @@
-"""Linear functions of which only the transpose is known: reverse mode works, forward mode raises."""
+"""Linear functions of which only the transpose is known: reverse mode works, forward raises."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn

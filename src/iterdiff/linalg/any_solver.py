@@ -24,6 +24,7 @@ from iterdiff.linalg.residual_check import (
     known_found,
     residual_small,
     result_of,
+    scaled_product_of,
 )
 
 
@@ -136,8 +137,8 @@ def _accepted_by_factors(
 
     def with_factors(zero=0) -> Bool[Array, ""]:
         factors = factored(linear_map, False, zero)
-        judged = judge(factors, matvec, x, b, transpose=False)
-        accepted = factors.regular & (small | (judged.residual <= judged.rounding))
+        judged = judge(factors.scales, scaled_product_of(factors, matvec, False), x, b)
+        accepted = factors.scales.regular & (small | (judged.residual <= judged.rounding))
         return accepted & tree.all_finite(x)
 
     if unique:

@@ -24,7 +24,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.lax import computed_once, only_if
@@ -43,6 +43,7 @@ from iterdiff.linalg.residual_check import (
     result_of,
     solve_by_factors,
 )
+from iterdiff.linalg.tridiagonal import solve_tridiagonal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Limits:
     trial_min_products : int
         A trial of fewer products predicts nothing, so the dense method is used at once.
     trial_max_products : int
-        The longest trial of GMRES where the dense method is no alternative.
+        The longest trial of GMRES where the dense method is no alternative; a tenth of the
+        products that it may take in all.
     restart_max_vectors : int
         GMRES restarts after this many products.
     """
@@ -228,7 +230,8 @@ class DenseOrKrylov(CheckedSolver):
             x, accepted = self._krylov(system, b, budget)
             if system.unique:
                 accepted &= self._regular(system, b, budget)
-            return x, accepted
+            answers, accepted = _or_by_bands(system, b[None], x[None], accepted[None])
+            return answers[0], accepted[0]
         linear_map = LinearMap.of(system.matvec, b)
         solve = self._shared_solve(linear_map, system)
         answers, accepted = solve(linear_map.constants, b[None])
@@ -245,8 +248,10 @@ class DenseOrKrylov(CheckedSolver):
         that has not made progress in a long trial will not.
         """
         longest = 10 * size
-        trial = longest if positive_definite else min(longest, self.limits.trial_max_products)
-        return Budget(trial, longest)
+        if positive_definite:
+            return Budget(longest, longest)
+        trial = min(longest, self.limits.trial_max_products)
+        return Budget(trial, min(longest, 10 * trial))
 
     def _regular(self, system: "System", like: Vector, budget: Budget) -> Bool[Array, ""]:
         """Whether the Krylov method finds an answer that is known: the operator is regular."""
@@ -282,6 +287,7 @@ class DenseOrKrylov(CheckedSolver):
                 dense, accepted = solve_densely(zero)
                 return jnp.where(solved[:, None], answers, dense), solved | accepted
 
+            answers, solved = _or_by_bands(bound_system, rows, answers, solved)
             return only_if(~jnp.all(solved), solve_the_rest, (answers, solved))
 
         solve = jax.custom_batching.custom_vmap(solve_rows)
@@ -340,6 +346,21 @@ class System(NamedTuple):
     positive_definite: bool
     unique: bool
     rtol: float
+
+
+def _or_by_bands(
+    system: System, rows: Float[Array, "k n"], answers: Float[Array, "k n"], solved: Array
+) -> tuple[Float[Array, "k n"], Bool[Array, " k"]]:
+    """Return the answers; those not solved by a tridiagonal solve, if the matrix is tridiagonal."""
+
+    def by_bands():
+        found, accepted = solve_tridiagonal(
+            system.matvec, rows, unique=system.unique, rtol=system.rtol
+        )
+        use = ~solved & accepted
+        return jnp.where(use[:, None], found, answers), solved | accepted
+
+    return only_if(~jnp.all(solved), by_bands, (answers, solved))
 
 
 def _by_factors(factors: Factors, system: System, b: Vector) -> tuple[Vector, Bool[Array, ""]]:

@@ -24,21 +24,32 @@ matrix, rounded, has one of about 1 / eps, which is 5e15 and 8e6. Systems of con
 have to be solved."""
 
 
-class Scales(NamedTuple):
-    """The diagonals of ``R`` and ``C`` in ``B = R A C``.
+class Equilibration(NamedTuple):
+    """The diagonals of ``R`` and ``C`` in ``B = R A C``, and the size of ``B``.
 
     Attributes
     ----------
     rows, columns : array, shape (n,)
         Powers of two.
+    norm : scalar
+        The spectral norm of ``B``, estimated from below.
+    condition : scalar
+        The condition number of ``B`` in the spectral norm, estimated from below.
     """
 
     rows: Vector
     columns: Vector
+    norm: Float[Array, ""]
+    condition: Float[Array, ""]
 
-    def transposed(self) -> "Scales":
-        """Return the scales of the transpose."""
-        return Scales(self.columns, self.rows)
+    def transposed(self) -> "Equilibration":
+        """Return that of the transpose."""
+        return self._replace(rows=self.columns, columns=self.rows)
+
+    @property
+    def regular(self) -> Bool[Array, ""]:
+        """Whether the matrix is not singular to working precision."""
+        return self.condition < MAX_CONDITION[jnp.finfo(self.condition.dtype).bits]
 
 
 class Factors(NamedTuple):
@@ -57,12 +68,8 @@ class Factors(NamedTuple):
         Whether ``A`` is symmetric and Cholesky succeeded; None if it was not tried.
     matrix : array, shape (n, n), or None
         ``B``, if it was kept to check answers.
-    scales : Scales
+    scales : Equilibration
         What makes ``B`` of ``A``.
-    norm : scalar
-        The spectral norm of ``B``, estimated from below.
-    condition : scalar
-        The condition number of ``B`` in the spectral norm, estimated from below.
     """
 
     left: Float[Array, "n n"]
@@ -70,14 +77,7 @@ class Factors(NamedTuple):
     order: Int[Array, " n"] | None
     definite: Bool[Array, ""] | None
     matrix: Float[Array, "n n"] | None
-    scales: Scales
-    norm: Float[Array, ""]
-    condition: Float[Array, ""]
-
-    @property
-    def regular(self) -> Bool[Array, ""]:
-        """Whether the matrix is not singular to working precision."""
-        return self.condition < MAX_CONDITION[jnp.finfo(self.condition.dtype).bits]
+    scales: Equilibration
 
 
 def factor(matrix: Float[Array, "n n"], *, positive_definite: bool, keep: bool) -> Factors:
@@ -92,13 +92,13 @@ def factor(matrix: Float[Array, "n n"], *, positive_definite: bool, keep: bool) 
     keep : bool
         Whether to keep the matrix; LU then factors a copy.
     """
-    scales = _scales_of_definite(matrix) if positive_definite else _scales(matrix)
-    matrix = scales.rows[:, None] * matrix * scales.columns[None]
+    rows, columns = _scales_of_definite(matrix) if positive_definite else _scales(matrix)
+    matrix = rows[:, None] * matrix * columns[None]
     left, right, order, definite = _decomposed(matrix, positive_definite)
     one = jnp.ones((), matrix.dtype)
-    factors = Factors(left, right, order, definite, matrix, scales, one, one)
-    norm, condition = _condition(factors)
-    return factors._replace(matrix=matrix if keep else None, norm=norm, condition=condition)
+    factors = Factors(left, right, order, definite, matrix, Equilibration(rows, columns, one, one))
+    scales = Equilibration(rows, columns, *_condition(factors))
+    return factors._replace(matrix=matrix if keep else None, scales=scales)
 
 
 def _decomposed(matrix: Float[Array, "n n"], positive_definite: bool) -> tuple:
@@ -135,19 +135,19 @@ def _without_zero_pivots(triangle: Float[Array, "n n"]) -> Float[Array, "n n"]:
     return jnp.where(jnp.eye(triangle.shape[0], dtype=bool) & tiny, eps, triangle)
 
 
-def _scales(matrix: Float[Array, "n n"]) -> Scales:
+def _scales(matrix: Float[Array, "n n"]) -> tuple[Vector, Vector]:
     """Return scales that make the largest entries of rows, then of columns, about one."""
     sizes = jnp.abs(matrix)
-    rows = _inverse_power_of_two(_largest(sizes, 1))
-    return Scales(rows, _inverse_power_of_two(_largest(rows[:, None] * sizes, 0)))
+    rows = inverse_power_of_two(_largest(sizes, 1))
+    return rows, inverse_power_of_two(_largest(rows[:, None] * sizes, 0))
 
 
-def _scales_of_definite(matrix: Float[Array, "n n"]) -> Scales:
+def _scales_of_definite(matrix: Float[Array, "n n"]) -> tuple[Vector, Vector]:
     """Return equal scales of rows and columns that make the diagonal about one."""
     diagonal = jnp.diagonal(matrix)
     positive = jnp.where(diagonal > 0, diagonal, _largest(jnp.abs(matrix), 1))
-    scale = _inverse_power_of_two(jnp.sqrt(positive))
-    return Scales(scale, scale)
+    scale = inverse_power_of_two(jnp.sqrt(positive))
+    return scale, scale
 
 
 def _largest(sizes: Float[Array, "n n"], axis: int) -> Vector:
@@ -155,7 +155,7 @@ def _largest(sizes: Float[Array, "n n"], axis: int) -> Vector:
     return jnp.max(sizes, axis=axis, initial=float(jnp.finfo(sizes.dtype).tiny))
 
 
-def _inverse_power_of_two(sizes: Vector) -> Vector:
+def inverse_power_of_two(sizes: Vector) -> Vector:
     """Return ``1 / sizes``, with the sizes rounded to powers of two."""
     return 1 / jax.lax.reduce_precision(sizes, jnp.finfo(sizes.dtype).nexp, 0)
 

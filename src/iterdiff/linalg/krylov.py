@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.linalg.least_squares import safe_length
 
 Vector = Float[Array, " n"]
@@ -115,7 +115,7 @@ def conjugate_gradients(
         return state, curvature > 0, count + 1
 
     start = CGState(jnp.zeros_like(b), b, b, b @ b)
-    carry = jax.lax.while_loop(unfinished, step, (start, jnp.array(True), jnp.int32(0)))
+    carry = manual_axes.while_loop(unfinished, step, (start, jnp.array(True), jnp.int32(0)))
     state, definite, _ = carry
     return state.x, (state.square <= threshold) & definite
 
@@ -231,7 +231,7 @@ def gmres(
             jnp.eye(size, dtype=b.dtype),
             jnp.int32(0),
         )
-        basis, residual = jax.lax.while_loop(cycle_unfinished, extend, (basis, length))
+        basis, residual = manual_axes.while_loop(cycle_unfinished, extend, (basis, length))
         first, last = basis.rotations[:, 0], basis.rotations[basis.count]
         used = jnp.arange(size, dtype=jnp.int32) < basis.count
         rhs = length * jnp.where(used, first[:size], 0.0)
@@ -240,7 +240,7 @@ def gmres(
         return x + weights @ basis.vectors[:size], r, residual, before + basis.count
 
     start = (jnp.zeros_like(b), b, tree.norm(b), jnp.int32(0))
-    x, _, residual, _ = jax.lax.while_loop(unfinished, cycle, start)
+    x, _, residual, _ = manual_axes.while_loop(unfinished, cycle, start)
     return x, (residual <= rtol) & tree.all_finite(x)
 
 

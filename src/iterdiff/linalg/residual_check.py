@@ -42,7 +42,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.jaxtools import tree
-from iterdiff.linalg.factor import Factors, Vector, substitute
+from iterdiff.linalg.factor import Equilibration, Factors, Vector, substitute
 
 Matvec = Callable[[PyTree], PyTree]
 Answer = tuple[PyTree, lx.RESULTS, dict[str, Any]]
@@ -141,44 +141,73 @@ class Judged(NamedTuple):
 
 
 def judge(
-    factors: Factors, product: Matvec, x: Vector, b: Vector, *, transpose: bool, rtol: float = 0.0
+    scales: Equilibration, scaled_product: Matvec, x: Vector, b: Vector, rtol: float = 0.0
 ) -> Judged:
-    """Return the residual of an answer to ``A x = b``, or ``A^T x = b``, and its bounds.
+    """Return the residual of an answer to ``A x = b``, and its bounds.
 
     Parameters
     ----------
-    factors : Factors
-        Of ``A``.
-    product : callable
-        The product with the system's matrix. The matrix is used instead if the factors kept it.
+    scales : Equilibration
+        That of ``A``.
+    scaled_product : callable
+        The product with the equilibrated matrix.
     x, b : array, shape (n,)
         The answer and the right-hand side.
-    transpose : bool
-        Whether the system is that of the transpose.
     rtol : float
         As in the module's docstring.
     """
-    scales = factors.scales.transposed() if transpose else factors.scales
     y, b = x / scales.columns, scales.rows * b
-    if factors.matrix is None:
-        image = scales.rows * product(x)
-    else:
-        image = (factors.matrix.T if transpose else factors.matrix) @ y
     unit, eps = _unit_of(b), float(jnp.finfo(b.dtype).eps)
-    rounding = BACKWARD_SLACK * b.size**0.5 * eps * factors.norm * _length(y / unit)
-    return Judged(_length((image - b) / unit), _allowed(b, unit, rtol, 0.0), rounding)
+    rounding = BACKWARD_SLACK * b.size**0.5 * eps * scales.norm * _length(y / unit)
+    residual = _length((scaled_product(y) - b) / unit)
+    return Judged(residual, _allowed(b, unit, rtol, 0.0), rounding)
+
+
+def accepted_answer(
+    scales: Equilibration, judged: Judged, x: Vector, unique: bool
+) -> Bool[Array, ""]:
+    """Whether an answer is accepted, which may have to be the only one."""
+    residual, allowed, rounding = judged
+    accepted = scales.regular & (residual <= allowed + rounding)
+    if not unique:
+        accepted |= residual <= allowed
+    return accepted & tree.all_finite(x)
+
+
+def scaled_product_of(factors: Factors, product: Matvec, transpose: bool) -> Matvec:
+    """Return the product with the equilibrated matrix, or with its transpose.
+
+    It uses the matrix if the factors kept it, and otherwise the system's own `product`.
+    """
+    if factors.matrix is not None:
+        matrix = factors.matrix.T if transpose else factors.matrix
+        return lambda y: matrix @ y
+    scales = factors.scales.transposed() if transpose else factors.scales
+    return lambda y: scales.rows * product(scales.columns * y)
 
 
 def solve_by_factors(
     factors: Factors, product: Matvec, b: Vector, *, transpose: bool, unique: bool, rtol: float
 ) -> tuple[Vector, Bool[Array, ""]]:
-    """Return the answer of `substitute`, and whether it is accepted; parameters as in `judge`."""
+    """Return the answer of `substitute`, and whether it is accepted.
+
+    Parameters
+    ----------
+    factors : Factors
+        Of the matrix.
+    product : callable
+        The product with the system's matrix: with `transpose`, the transpose.
+    b : array, shape (n,)
+        The right-hand side.
+    transpose, unique : bool
+        Whether to solve with the transpose, and whether the answer has to be the only one.
+    rtol : float
+        As in the module's docstring.
+    """
     x = substitute(factors, b, transpose=transpose)
-    residual, allowed, rounding = judge(factors, product, x, b, transpose=transpose, rtol=rtol)
-    accepted = factors.regular & (residual <= allowed + rounding)
-    if not unique:
-        accepted |= residual <= allowed
-    return x, accepted & tree.all_finite(x)
+    scales = factors.scales.transposed() if transpose else factors.scales
+    judged = judge(scales, scaled_product_of(factors, product, transpose), x, b, rtol)
+    return x, accepted_answer(scales, judged, x, unique)
 
 
 def known_answer(like: Vector) -> Vector:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, PyTree
 
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.jaxpr import narrowest_float
 from iterdiff.jaxtools.raise_if import raise_if
 from iterdiff.linalg.any_solver import AnySolver
@@ -238,7 +238,9 @@ def _of_vectors(
     """Return an operator on pytrees as an operator on vectors."""
 
     def matvec(v: Vector) -> Vector:
-        return tree.to_vector(operator(tree.from_vector(v, like)))
+        return tree.to_vector(operator(tree.from_vector(manual_axes.aligned(v, like), like)))
 
-    vector = jax.ShapeDtypeStruct((tree.size(like),), tree.result_dtype(like))
-    return lx.FunctionLinearOperator(matvec, vector, structure.tags)
+    vector = jax.eval_shape(tree.to_vector, like)
+    return lx.FunctionLinearOperator(
+        matvec, vector, structure.tags, closure_convert=not manual_axes.inside()
+    )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
+from iterdiff.jaxtools import manual_axes
 from iterdiff.jaxtools.lax import any_in_batch
 from iterdiff.loop.run import RUNNING, Loop, Run, advance, begin, detached, finish
 
@@ -70,7 +71,7 @@ class Checkpoints(eqx.Module):
     def at(self, step: Callable, time: Int[Array, ""]) -> PyTree:
         """Return the arrays of the state at `time`, by steps from the last kept state before it."""
         index = self.before(time)
-        return jax.lax.fori_loop(
+        return manual_axes.fori_loop(
             0, time - index * self.stride, lambda _, v: step(v), self.get(index)
         )
 
@@ -95,7 +96,9 @@ class Checkpoints(eqx.Module):
             new = step(jax.tree.map(lambda r: r[place - 1], rows))
             return jax.tree.map(lambda r, v: _put(r, v, place), rows, new)
 
-        return jax.lax.fori_loop(0, missing.sum(dtype=jnp.int32), fill, self.get(indices)), first
+        return manual_axes.fori_loop(
+            0, missing.sum(dtype=jnp.int32), fill, self.get(indices)
+        ), first
 
     @classmethod
     def empty(cls, arrays: PyTree, slots: int, max_steps: int) -> "Checkpoints":
@@ -163,7 +166,7 @@ def run_with_checkpoints(loop: Loop, state: Any, slots: int) -> tuple[Run, Check
         return new, kept.keep(old.state, time), time + 1
 
     def until_full(carry):
-        return jax.lax.while_loop(lambda c: running(c) & ~c[1].full(c[2]), body, carry)
+        return manual_axes.while_loop(lambda c: running(c) & ~c[1].full(c[2]), body, carry)
 
     def next_stride(carry):
         here, kept, time = carry
@@ -171,7 +174,7 @@ def run_with_checkpoints(loop: Loop, state: Any, slots: int) -> tuple[Run, Check
 
     carry = until_full((dynamic, kept, jnp.zeros((), jnp.int32)))
     if not kept.has_all:
-        carry = jax.lax.while_loop(running, next_stride, carry)
+        carry = manual_axes.while_loop(running, next_stride, carry)
     dynamic, kept, _ = carry
     return finish(loop, eqx.combine(dynamic, static)), kept
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.closures import detach
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.checkpoints import Checkpoints, run_with_checkpoints
@@ -146,7 +146,7 @@ def memory_of(task: Task, state: Any, rtol: float, most: Int[Array, ""]) -> Int[
 
     push = detach(jax.linearize(step, floating)[1], floating)
     start = tree.random_directions(jax.random.key(0), floating, 1)
-    start = jax.tree.map(lambda v: v[0], start)
+    start = manual_axes.aligned(jax.tree.map(lambda v: v[0], start), floating)
     threshold = rtol * tree.norm(start)
 
     def above(carry):
@@ -157,4 +157,4 @@ def memory_of(task: Task, state: Any, rtol: float, most: Int[Array, ""]) -> Int[
         vector, count = carry
         return push(vector), count + 1
 
-    return jax.lax.while_loop(above, multiply, (start, jnp.zeros_like(most)))[1]
+    return manual_axes.while_loop(above, multiply, (start, jnp.zeros_like(most)))[1]

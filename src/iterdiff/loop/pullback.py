@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.jaxpr import depends, has_branches
 
 MAX_STEPS_AT_ONCE = 16
@@ -51,7 +51,8 @@ class LinearisedSteps:
     def __init__(self, step: Callable, primals: PyTree, example: PyTree, count: int):
         self.step, self.primals = step, primals
         # An example that shares no array with `primals`, because the states do not.
-        self.example = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), example)
+        zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), example)
+        self.example = manual_axes.aligned(zeros, example)
         found = jax.make_jaxpr(self._residuals)(self.example)
         row_size = len(jax.tree.leaves(example))
         self.varying = depends(found.jaxpr, [True] * row_size)
@@ -80,7 +81,7 @@ class LinearisedSteps:
                 row = jax.tree.map(lambda v: v[count - 1 - i], rows)
                 return _accumulate(self._vjp(row), carry)
 
-            return jax.lax.fori_loop(jnp.int32(0), count, pull_one, carry)
+            return manual_axes.fori_loop(jnp.int32(0), count, pull_one, carry)
 
         leaves, structure = jax.tree.flatten(self._vjp(self.example))
         shared = self._split(leaves)[1]
@@ -97,9 +98,9 @@ class LinearisedSteps:
                 of_row = jax.tree.map(lambda v: v[end - start - 1 - j], own)
                 return _accumulate(self._join(of_row, shared, structure), carry)
 
-            return jax.lax.fori_loop(jnp.int32(0), end - start, pull_one, carry)
+            return manual_axes.fori_loop(jnp.int32(0), end - start, pull_one, carry)
 
-        return jax.lax.fori_loop(jnp.int32(0), -(-count // self.at_once), pull_block, carry)
+        return manual_axes.fori_loop(jnp.int32(0), -(-count // self.at_once), pull_block, carry)
 
     def _vjp(self, row: PyTree) -> Callable:
         floating = eqx.filter(row, tree.is_floating)

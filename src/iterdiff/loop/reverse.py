@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.closures import Perturbed, hoist, merge, with_jvp, zero_tangent
 from iterdiff.jaxtools.lax import custom_solve
 from iterdiff.loop.checkpoints import Checkpoints, run_with_checkpoints
@@ -322,7 +322,7 @@ class ReverseSweep(NamedTuple):
 
         first = jax.jvp(self._start, (self.perturbed.primals,), (tangents,))[1]
         start = (self.perturbed.inputs[1], first)
-        return jax.lax.fori_loop(0, self.steps, step, start)[1]
+        return manual_axes.fori_loop(0, self.steps, step, start)[1]
 
     def _backward(self, cotangent: PyTree) -> tuple:
         """Substitute backward over the kept states, and over recomputed states between them."""
@@ -339,7 +339,7 @@ class ReverseSweep(NamedTuple):
         if kept.has_all:
             cotangent, total = linearised.pull(kept.states, self.steps, carry)
         else:
-            _, (cotangent, total) = jax.lax.while_loop(
+            _, (cotangent, total) = manual_axes.while_loop(
                 lambda carry: carry[0] > 0, segment, (self.steps, carry)
             )
         at_start = jax.vjp(self._start, primals)[1](cotangent)[0]

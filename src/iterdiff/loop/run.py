@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.closures import detach
 from iterdiff.jaxtools.jaxpr import shared
 from iterdiff.loop.status import Status
@@ -68,7 +68,7 @@ def begin(state: Any) -> Run:
         return jax.lax.convert_element_type(leaf, leaf.dtype) if eqx.is_array(leaf) else leaf
 
     steps, status = jnp.zeros((), jnp.int32), jnp.full((), RUNNING, jnp.int32)
-    return Run(jax.tree.map(strong, state), steps, status)
+    return manual_axes.aligned(Run(jax.tree.map(strong, state), steps, status))
 
 
 def advance(loop: Loop, run: Run) -> Run:
@@ -134,7 +134,7 @@ def run_loop(loop: Loop, state: Any) -> Run:
     def body(dynamic):
         return eqx.filter(advance(loop, eqx.combine(dynamic, static)), eqx.is_array)
 
-    end = eqx.combine(jax.lax.while_loop(running, body, dynamic), static)
+    end = eqx.combine(manual_axes.while_loop(running, body, dynamic), static)
     return finish(loop, end)
 
 

@@ -7,6 +7,8 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Algorithm
+from iterdiff.jaxtools import manual_axes
+from iterdiff.jaxtools.closures import hoist
 from iterdiff.jaxtools.snapshot import snapshot, traced
 from iterdiff.loop.run import Loop, stop_gradient
 from iterdiff.loop.stopping import StopContext, StoppingRule
@@ -56,6 +58,13 @@ class Task(NamedTuple):
     def step(self, state: Any) -> Any:
         """Return the state after one step."""
         return self.algorithm.step(self.problem, state, self.theta)
+
+    def aligned(self) -> "Task":
+        """Return the task with inputs that vary over the same mesh axes, see `manual_axes`."""
+        if not manual_axes.inside():
+            return self
+        closed_over = hoist(self.problem.residual, self.x0, self.theta)[1]
+        return manual_axes.aligned(self, closed_over)
 
     def loop(self) -> Loop:
         """Return the step, the stopping rule and the limit as one `Loop`."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.closures import nan_derivative_where
 from iterdiff.jaxtools.lax import any_in_batch
 from iterdiff.loop.run import Run, Step, arrays_of, begin, check_same, select
@@ -167,7 +167,7 @@ def nest(body: Callable, running: Callable | None, lengths: tuple[int, ...]) -> 
     """Return nested scans of `body`, which skip a block if no member of the batch is `running`."""
 
     def scan(function, length):
-        return lambda carry: jax.lax.scan(lambda c, _: (function(c), None), carry, None, length)[0]
+        return lambda carry: manual_axes.scan(function, carry, length)
 
     block = scan(body, lengths[-1])
     for length in reversed(lengths[:-1]):
@@ -180,6 +180,6 @@ def _skippable(block: Callable, running: Callable | None) -> Callable:
         return jax.checkpoint(block, prevent_cse=False)
 
     def maybe(carry):
-        return jax.lax.cond(any_in_batch(running(carry)), block, lambda same: same, carry)
+        return manual_axes.cond(any_in_batch(running(carry)), block, lambda same: same, carry)
 
     return jax.checkpoint(maybe, prevent_cse=False)

@@ -16,7 +16,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.algorithms.base import Algorithm, Iterate, StatelessAlgorithm
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.closures import hoist, with_jvp
 from iterdiff.jaxtools.lax import forward_only
 from iterdiff.linalg.least_squares import least_squares, safe_length
@@ -244,7 +244,7 @@ def _forward(step: Callable, depth: int) -> Callable:
             return pairs.advance(window), count + 1
 
         start = (pairs.begin(), jnp.zeros_like(steps))
-        return pairs.tangents(jax.lax.while_loop(unfinished, body, start)[0])
+        return pairs.tangents(manual_axes.while_loop(unfinished, body, start)[0])
 
     def alone(data, direction):
         stacked = jax.tree.map(lambda v: v[None], direction)

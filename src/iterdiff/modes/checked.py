@@ -33,10 +33,10 @@ from iterdiff.accuracy.estimate import NEAR, ErrorEstimate, compare
 from iterdiff.accuracy.kinks import at_kink
 from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.accuracy.reasons import REASONS
-from iterdiff.accuracy.report import REPORT_SIZE, to_vector
+from iterdiff.accuracy.report import REPORT_SIZE, check_report, to_vector
 from iterdiff.accuracy.sensitivity import Sensitivity
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import Tolerance, check_tolerance
+from iterdiff.jaxtools.arguments import Tolerance, check_tolerance, check_word
 from iterdiff.jaxtools.closures import Perturbed, attach_jvp
 from iterdiff.jaxtools.lax import custom_solve
 from iterdiff.jaxtools.raise_if import raise_if
@@ -116,14 +116,8 @@ class Checked(Mode):
             )
         check_tolerance("rtol", self.rtol)
         check_tolerance("atol", self.atol, zero=True)
-        if self.on_failure not in get_args(OnFailure):
-            names = ", ".join(repr(name) for name in get_args(OnFailure))
-            raise ValueError(f"`on_failure` must be one of {names}, not {self.on_failure!r}.")
-        if self.report is not None and jnp.shape(self.report) != (REPORT_SIZE,):
-            raise ValueError(
-                "`report` must be the second argument that `value_and_grad_with_report` passes to "
-                f"the loss, not an array of shape {jnp.shape(self.report)}."
-            )
+        check_word("on_failure", self.on_failure, get_args(OnFailure))
+        check_report(self.report)
 
     @property
     def corrects_answer(self) -> bool:

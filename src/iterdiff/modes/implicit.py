@@ -9,7 +9,7 @@ import lineax as lx
 from jaxtyping import PyTree
 
 from iterdiff.accuracy.sensitivity import Residual, Sensitivity, explicit, forward_by_reverse
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.arguments import check_count, check_linear_solver
 from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.reverse_only import custom_rules_in
@@ -146,7 +146,7 @@ class Implicit(Mode):
             reduced = tree.norm(residual(new, inputs)) < tree.norm(at.value)  # False for NaN
             return tree.where(reduced, new, x), count + 1, reduced
 
-        return jax.lax.while_loop(unfinished, correct, (x, jnp.int32(0), jnp.array(True)))[0]
+        return manual_axes.while_loop(unfinished, correct, (x, jnp.int32(0), jnp.array(True)))[0]
 
     def answer(self, task: Task, x: PyTree, *, throw: bool) -> PyTree:
         """Return `x` with its derivative, and without further Newton corrections."""

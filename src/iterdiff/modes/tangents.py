@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Algorithm
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.jaxpr import depends, flops
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.task import Tangents
@@ -178,7 +178,7 @@ class LateTangents(Tangents):
 
         k = jax.tree.leaves(self.directions)[0].shape[0]
         zero = jax.tree.map(lambda v: jnp.zeros((k, *v.shape), v.dtype), floating_part(state)[0])
-        tangents = jax.lax.fori_loop(0, taken, push, zero)
+        tangents = manual_axes.fori_loop(0, taken, push, zero)
         return eqx.combine(tangents, floating_part(state)[1]).x
 
 

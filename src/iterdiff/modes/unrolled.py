@@ -7,7 +7,7 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Algorithm
-from iterdiff.jaxtools.arguments import check_count, check_tolerance
+from iterdiff.jaxtools.arguments import check_count, check_tolerance, check_word
 from iterdiff.loop.differentiable import Last, differentiable_run, steps_back
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
@@ -112,11 +112,9 @@ class Unrolled(Mode):
                 f"`rtol` must lie between 0 and 1, but it is {self.rtol}; with 1 or more, no step "
                 'would be differentiated by `last="auto"`.'
             )
-        if self.last is not None and self.last != "auto":
+        if self.last is not None and not (isinstance(self.last, str) and self.last == "auto"):
             check_count("last", self.last)
-        if self.checkpoint not in get_args(Checkpoint):
-            names = ", ".join(repr(name) for name in get_args(Checkpoint))
-            raise ValueError(f"`checkpoint` must be one of {names}, not {self.checkpoint!r}.")
+        check_word("checkpoint", self.checkpoint, get_args(Checkpoint))
         if self.accelerate is not None:
             check_count("accelerate", self.accelerate)
             if self.last is not None:

@@ -57,12 +57,22 @@ def check_x0(x0: PyTree, name: str = "x0") -> PyTree:
     ValueError
         If there are no numbers, or a known leaf contains NaN or infinity.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(x0)
-    if not any(np.size(leaf) for _, leaf in leaves):
+    checked = _each_leaf(f"`{name}`", _unknown, x0)
+    if not any(np.size(leaf) for leaf in jax.tree.leaves(checked)):
         raise ValueError(f"`{name}` contains no numbers; pass an array or a pytree of arrays.")
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _unknown(f"`{name}`{jax.tree_util.keystr(path)}", leaf), x0
-    )
+    return checked
+
+
+def _each_leaf(name: str, function: Callable[[str, Any], Any], given: PyTree) -> PyTree:
+    """Return ``function(where, leaf)`` of every leaf; ``where`` is its name in messages."""
+    try:
+        leaves, structure = jax.tree_util.tree_flatten_with_path(given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} is no pytree: {str(error).rstrip('.')}. In a dict, use keys of one type."
+        ) from error
+    made = [function(f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
+    return jax.tree.unflatten(structure, made)
 
 
 def _unknown(where: str, leaf: Any) -> Array:
@@ -111,14 +121,12 @@ def check_theta(theta: PyTree, x0: PyTree = None) -> PyTree:
     Raises
     ------
     TypeError
-        If a leaf is complex, or JAX has no arrays of its kind.
+        If a leaf is complex, JAX has no arrays of its kind, or it only resembles an array.
     ValueError
         If no leaf is floating, a known leaf contains NaN, or a number does not fit its dtype.
     """
     weak = None if x0 is None else tree.result_dtype(x0)
-    checked = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _parameter(f"`theta`{jax.tree_util.keystr(path)}", leaf, weak), theta
-    )
+    checked = _each_leaf("`theta`", lambda where, leaf: _parameter(where, leaf, weak), theta)
     if not any(tree.is_floating(leaf) for leaf in jax.tree.leaves(checked)):
         raise ValueError(
             "`theta` has no floating leaf, so there is nothing to differentiate with respect to. "
@@ -130,6 +138,11 @@ def check_theta(theta: PyTree, x0: PyTree = None) -> PyTree:
 def _parameter(where: str, leaf: Any, weak: np.dtype | None) -> Any:
     """Return a leaf of `theta`, as an array if it is a number; `where` is its name in messages."""
     if not is_number(leaf):
+        if hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"{where} is a {type(leaf).__name__}, which has a dtype but is no array; convert "
+                "it with numpy.asarray."
+            )
         return leaf
     array = as_array(where, leaf, weak)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
@@ -279,6 +292,26 @@ def _check_like_x0(name: str, result: Any, x0: PyTree) -> None:
                 f"{jnp.result_type(leaf)} and the result {jnp.result_type(out)}. Use one precision "
                 "for `x0`, `theta` and the data."
             )
+
+
+def checked_loss(loss: Any, x: PyTree, theta: PyTree) -> Callable:
+    """Return `loss`, which must be a function ``(x, theta) -> scalar``.
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    wanted = "`loss` must be a function (x, theta) -> scalar"
+    if not callable(loss):
+        raise TypeError(f"{wanted}, not {loss!r}.")
+    try:
+        found = eqx.filter_eval_shape(loss, x, theta)
+    except TypeError as error:
+        raise TypeError(f"{wanted}, but calling it fails: {error}") from error
+    if getattr(found, "shape", None) != ():
+        raise TypeError(f"{wanted}, but it returns {found!r}.")
+    return loss
 
 
 def check_untraced(

@@ -60,7 +60,7 @@ class Problem(eqx.Module):
         return Structure(self.symmetric, self.positive_definite, self.residual_is_gradient)
 
     def structure_at(self, x: PyTree, theta: PyTree) -> Structure:
-        """What is known about ``d residual / dx`` at a point; by default what is declared."""
+        """Return what is known about ``d residual / dx`` at a point: what is declared."""
         del x, theta
         return self.structure
 
@@ -173,7 +173,7 @@ class Minimization(ProblemOfFunctions):
         return True
 
     def structure_at(self, x: PyTree, theta: PyTree) -> Structure:
-        """What is known of the Hessian: of an overridden gradient, nothing for certain.
+        """Return what is known of the Hessian: of an overridden gradient, nothing for certain.
 
         A `jax.custom_vjp` rule is taken to override. With a `jax.custom_jvp` rule, which many
         functions of JAX have, symmetry is a claim that linear solves verify.

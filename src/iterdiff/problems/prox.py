@@ -208,7 +208,7 @@ def weakly_active(
         tol = KINK_MAX_DISTANCE[64 if narrow.bits >= 64 else 32]
     tol = jnp.asarray(tol, point.dtype)
     distance = tol * jnp.where(scale > 0, scale, 1.0)
-    steps = distance[None] * _directions(point)
+    steps = jnp.broadcast_to(distance, point.shape)[None] * _directions(point)
     values = jax.vmap(function)(point[None] + jnp.concatenate([steps, -steps, 0 * steps[:1]]))
     ahead, behind, center = jnp.split(values, [len(steps), 2 * len(steps)])
     forward, backward = ahead - center, center - behind

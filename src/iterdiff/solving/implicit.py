@@ -10,6 +10,7 @@ from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_bool, check_callable
 from iterdiff.jaxtools.closures import nan_derivative_where
 from iterdiff.jaxtools.jit import compiled
+from iterdiff.jaxtools.manual_axes import aligned
 from iterdiff.jaxtools.transformations import transforming
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import stop_gradient
@@ -118,6 +119,7 @@ def implicit(
             x0 = check_x0(x0)
             theta = check_theta(theta, x0)
             data = kwargs.get(DATA_NAME) if takes_data(problem) else None
+            x0, theta = aligned((x0, theta), (args, kwargs))
             start, constant, args, kwargs = stop_gradient((x0, theta, args, kwargs))
             call = SolverCall(solver, start, constant, args, kwargs, throw)
             x = run_solver(call, traceable)

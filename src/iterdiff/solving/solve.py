@@ -145,6 +145,7 @@ def check_kinds(stop: StoppingRule, mode: Mode) -> None:
 
 @compiled
 def _solve(task: Task, mode: Mode, throw: bool) -> Solution:
+    task = task.aligned()
     outcome = mode.solve(task, throw=throw)
     x = outcome.x
     residual = task.problem.residual(*stop_gradient((x, task.theta)))

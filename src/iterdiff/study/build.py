@@ -108,12 +108,10 @@ def _late_start_rate(
     1/L, make modes that do.
     """
     rate = compared.rate(posed, algorithm)
-    monotone = isinstance(algorithm, itd.GradientDescent) and posed.spectrum is not None
-    if rate is None or (
-        monotone and float(algorithm.step_size) * posed.spectrum[1] <= 1 + MAX_STEP_ROUNDING
-    ):
-        return rate
-    return float("nan")
+    if rate is None or posed.spectrum is None or not isinstance(algorithm, itd.GradientDescent):
+        return None if rate is None else float("nan")
+    monotone = float(algorithm.step_size) * posed.spectrum[1] <= 1 + MAX_STEP_ROUNDING
+    return rate if monotone else float("nan")
 
 
 def _counts(settings: Settings, label: str, source: Source) -> tuple[int, int]:
