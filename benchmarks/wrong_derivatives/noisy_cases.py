@@ -79,9 +79,9 @@ def noisy() -> list[Group]:
 
     kinds = {
         "jitter": (layer(lambda y, x, s: jittered(jnp.tanh(y), x, s)), (1e-4, 1e-6, 1e-9)),
-        "tolerance": (layer(lambda y, x, s: bisected(y, s), exact_root), (1e-3, 1e-5, 1e-8)),
-        "table": (layer(lambda y, x, s: looked_up(y, s)), (1e-3, 1e-4, 1e-5)),
-        "single": (layer(lambda y, x, s: in_single(y)), (1e-7,)),
+        "tolerance": (layer(lambda y, _, s: bisected(y, s), exact_root), (1e-3, 1e-5, 1e-8)),
+        "table": (layer(lambda y, _, s: looked_up(y, s)), (1e-3, 1e-4, 1e-5)),
+        "single": (layer(lambda y, *_: in_single(y)), (1e-7,)),
     }
     groups = []
     for name, (build, sizes) in kinds.items():
@@ -137,7 +137,7 @@ def scaled() -> list[Group]:
             small = x[1] - 0.1 * (jnp.exp(x[1]) - theta[1]) / (1 + jnp.exp(x[1]))
             return jnp.stack([slow, small, theta[2] * (2 + jnp.tanh(5 * (x[1] - 3)))])
 
-        loss = lambda x, theta: x[2] ** 2 + x[1] / 10 + x[0] / data["size"]  # noqa: E731
+        loss = lambda x, _: x[2] ** 2 + x[1] / 10 + x[0] / data["size"]  # noqa: E731
         run = itd.FixedPoint(update), itd.Picard(), data["x0"], data["theta"]
         return Setup(*run, loss=loss)
 
@@ -315,6 +315,7 @@ def kepler() -> list[Group]:
     """Return Kepler's equation, ``E - e sin E = M``, also where its slope nearly vanishes."""
 
     def maker(rng, sample):
+        del sample
         e = 1 - 10 ** rng.uniform(-5, -0.01)
         mean = 10 ** rng.uniform(-3, np.log10(np.pi))
         low, high = 0.0, np.pi

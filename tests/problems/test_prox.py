@@ -185,3 +185,30 @@ def test_a_gradient_that_is_not_a_number_is_no_convergence(name, algorithm):
     slope, solution = jax.grad(solve, has_aux=True)(1.0)
     assert solution.status == itd.Status.NOT_FINITE_AT_START
     assert np.isnan(slope) and np.isnan(solution.residual_norm)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-8, 1.0, 1e8])
+def test_kinks_do_not_depend_on_the_scale_of_the_objective(scale):
+    # Two coordinates of different scale: a kink only where theta is one.
+    weights = jnp.array([scale, 1.0])
+    problem = itd.CompositeMinimization(
+        lambda x, theta: jnp.sum(weights * (x - theta) ** 2) / 2,
+        lambda x, step, theta: prox.soft_threshold(x, step * weights),
+        residual_step=0.5 / max(scale, 1.0),
+    )
+    found = jax.jit(lambda x, theta: itd.weakly_active(problem, x, theta))
+    assert found(jnp.zeros(2), jnp.array([1.0, 0.7])).tolist() == [True, False]
+    assert found(jnp.array([0.0, 2.0]), jnp.array([0.7, 3.0])).tolist() == [False, False]
+
+
+@jax.numpy_dtype_promotion("standard")  # as users have it
+def test_leaves_of_different_precision_are_no_kink():
+    problem = itd.CompositeMinimization(
+        lambda x, theta: sum(jnp.sum((leaf - theta) ** 2) for leaf in x) / 2,
+        lambda x, step, theta: prox.soft_threshold(x, step),
+        residual_step=0.5,
+    )
+    for theta, kinked in ((1.7, False), (1.0, True)):
+        x = [jnp.full(2, theta - 1, "float32"), jnp.full(3, theta - 1)]
+        found = itd.weakly_active(problem, x, jnp.array(theta))
+        assert all(np.all(leaf == kinked) for leaf in found)

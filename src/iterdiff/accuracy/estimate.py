@@ -189,11 +189,20 @@ def derivative_error(
     -----
     The estimate is :math:`\|J(x^+) - J\|`, where :math:`J(x) = -A(x)^{-1} r_\theta(x)`,
     :math:`x^+ = x + \delta_1` and :math:`\delta_1 = -A(x)^{-1} r(x)`. It is exact if `x` enters
-    the residual affinely. Its uncertainty is :math:`\|J(x^+) - J(x)\| \, q / (1 - q)`, where
-    :math:`q = \|\delta_2\| / \|\delta_1\|` is the length of the second Newton step over that of
-    the first, plus rounding errors times an estimated condition number. (The second step is
-    estimated with the matrix of the first.) The cost is two factorisations, the solves for the
-    derivatives themselves, and a handful of further solves.
+    the residual affinely. Its uncertainty is
+
+    .. math:: \|J(x^+) - J(x)\| \, \frac{q}{1 - q} + \nu \, \|J(x^+)\|.
+
+    Here q is the length of the second Newton step over that of the first, or the same quotient of
+    a single unknown if that is larger. (The second step is estimated with the matrix of the first.)
+    The relative error of a solution, :math:`\nu`, is the machine precision times an estimated
+    condition number, or the measured noise of the residual; where terms of a gradient cancel, their
+    size takes the place of :math:`\|J(x^+)\|`. See `iterdiff.accuracy.points`. The cost is two
+    factorisations, the solves for the derivatives themselves, and a handful of further solves.
+
+    Limits: the root that Newton's method finds is taken for the solution. An iteration that leaves
+    this root ends elsewhere, which `Checked` tests and this function cannot. The kinks that are
+    looked for lie on the path that the solution takes when theta moves in one fixed direction.
 
     The estimate can be differentiated in everything it depends on. Only the derivative of its
     `uncertainty` is NaN, except in `derivative`, where it is zero.
@@ -267,10 +276,8 @@ def _estimate(
         return apply(solution, floating)
 
     exactly = correction.exactly()
-    here, better = implicit(correction.at), implicit(exactly)
-    terms = 0.0
-    if apply.transposes:
-        # The adjoint solve is the same as that of `better`.
+    here, better, terms = implicit(correction.at), implicit(exactly), 0.0
+    if apply.transposes:  # the adjoint solve is the same as that of `better`
         terms = tree.norm(implicit(exactly, irregular(exactly.x)))
     return compare(derivative, here, better, correction.points, terms=terms)
 

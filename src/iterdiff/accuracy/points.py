@@ -46,9 +46,17 @@ CONVERGES_MAX_QUOTIENT = 0.1
 CHORD_MAX_FACTOR = 1e3
 """A Newton step is taken to be at most this many times as long as a chord step."""
 
+UNKNOWN_MAX_FACTOR = 3.0
+"""The same for a single unknown. Newton's method for an exponential, far from its root, has the
+factor e; larger ones are the work of other unknowns."""
+
 MIN_UNKNOWN_SHARE = 0.1
 """A correction of an unknown by less than this fraction of it counts as converged, however short
 the correction before was."""
+
+SMALLER_UNKNOWNS = 3
+"""A third of the unknowns may be smaller than what counts as the size of an unknown: among many
+of one size, some are close to zero by chance."""
 
 NOISE_MAX_RATIO = 1e4
 """A second correction up to this many times the measured noise may be noise: one sample of noise,
@@ -150,10 +158,10 @@ def judge(
     eps = jnp.finfo(tree.result_dtype(at.x)).eps
     scale, length = tree.norm(corrected), tree.norm(steps.first)
     rounding = rounding_of(condition, corrected)
-    bent = _by_unknown(steps.predicted, steps.first, corrected, rounding)
-    chord = _by_unknown(steps.chord, steps.first, corrected, rounding)
+    sizes = _sizes(steps.first, corrected, rounding)
+    bent, chord = (jnp.abs(tree.to_vector(v)) / sizes for v in (steps.predicted, steps.chord))
     # The slope in an unknown changes by the factor 1 - 2 * bent from one point to the other.
-    single = jnp.max(chord / jnp.maximum(1 - 2 * bent, 1 / CHORD_MAX_FACTOR), initial=0.0)
+    single = jnp.max(chord / jnp.maximum(1 - 2 * bent, 1 / UNKNOWN_MAX_FACTOR), initial=0.0)
     quotient = jnp.maximum(_quotient(steps.second, length, rounding), single)
     smooth = jnp.maximum(_quotient(steps.predicted, length, rounding), jnp.max(bent, initial=0.0))
     # Otherwise the corrections are predicted, and their quotient says everything.
@@ -197,12 +205,17 @@ def _quotient(step: PyTree, before: Float[Array, ""], noise: Float[Array, ""]) -
     return jnp.where(hidden, CONVERGES_MAX_QUOTIENT, quotient)
 
 
-def _by_unknown(step: PyTree, before: PyTree, x: PyTree, noise: Float[Array, ""]) -> Array:
-    """Return the same for every unknown, as a vector."""
-    step, before, x = (jnp.abs(tree.to_vector(v)) for v in (step, before, x))
+def _sizes(first: PyTree, x: PyTree, noise: Float[Array, ""]) -> Float[Array, " n"]:
+    """Return for every unknown the length that its second correction is compared with.
+
+    It is that of its first correction. An unknown which that happens to leave alone, or which is
+    zero, takes the size of its value, or of the smaller unknowns.
+    """
+    first, x = (jnp.abs(tree.to_vector(v)) for v in (first, x))
     least = jnp.maximum(MIN_UNKNOWN_SHARE * x, noise / CONVERGES_MAX_QUOTIENT)
-    scale = jnp.maximum(before, least)
-    return step / jnp.where(scale > 0, scale, 1.0)
+    sizes = jnp.maximum(first, least)
+    sizes = jnp.maximum(sizes, jnp.sort(sizes)[(sizes.size - 1) // SMALLER_UNKNOWNS])
+    return jnp.where(sizes > 0, sizes, 1.0)
 
 
 def displacement(x: PyTree) -> PyTree:

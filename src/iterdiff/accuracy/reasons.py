@@ -1,4 +1,4 @@
-"""Why an error estimate is not trusted."""
+"""Why an estimate is not trusted: sentences, and the names of their places."""
 
 REASONS = (
     "",
@@ -24,8 +24,8 @@ REASONS = (
     "The given derivative is not finite.",
     "No derivative was checked: the loss does not pass `report` on to a solve. Write "
     "mode=Checked(mode, report=report) in the loss.",
-    "The iteration moves away from the closest root of the residual, so that it will end "
-    "elsewhere, with another derivative. Run more steps, or start elsewhere.",
+    "The iteration moves away from the closest root of the residual. It will end elsewhere, with "
+    "another derivative: run more steps, or start elsewhere.",
 )
 OK, SINGULAR, TOO_FAR, FLOOR, SADDLE, AWAY, DISAGREES, ONE_SIDED, NOT_FINITE = range(9)
 NOT_REPORTED, REPELLED = 9, 10

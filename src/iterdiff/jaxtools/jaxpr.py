@@ -222,6 +222,19 @@ def may_have_kinks(jaxpr: Any) -> bool:
     )
 
 
+def narrowest_float(jaxpr: Any) -> np.dtype | None:
+    """Return the floating dtype with the fewest digits that a jaxpr computes in; None if none."""
+    found = [
+        np.dtype(v.aval.dtype)
+        for equation in jaxpr.eqns
+        for v in equation.outvars
+        if jnp.issubdtype(getattr(v.aval, "dtype", int), jnp.floating)
+    ]
+    within = (narrowest_float(inner) for equation in jaxpr.eqns for inner in _inner(equation))
+    found += [dtype for dtype in within if dtype is not None]
+    return max(found, key=lambda dtype: float(jnp.finfo(dtype).eps), default=None)
+
+
 def _inner(equation: Any) -> Iterator[Any]:
     """Yield the jaxprs among the parameters of an equation."""
     for value in equation.params.values():

@@ -17,12 +17,13 @@ import lineax as lx
 from jaxtyping import Array, Bool, PyTree
 
 from iterdiff.jaxtools import manual_axes, tree
+from iterdiff.jaxtools.jaxpr import narrowest_float
 from iterdiff.jaxtools.raise_if import raise_if
 from iterdiff.linalg.any_solver import AnySolver
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, State
 from iterdiff.linalg.factor import substitute
 from iterdiff.linalg.krylov import Vector
-from iterdiff.linalg.residual_check import UNIQUE, CheckedSolver, Product
+from iterdiff.linalg.residual_check import UNIQUE, CheckedSolver, Product, default_rtol
 
 NEGLIGIBLE_MAX_CHANGE = 100
 """A cotangent w of a singular system counts as zero if the vector ``w_i max(|x_i|, 1)`` is shorter
@@ -104,12 +105,12 @@ class Inverse:
     ):
         self.operator, self.like, self.structure = operator, like, structure
         self.throw, self.unique = throw, unique
+        self._of_vectors = _of_vectors(operator, like, structure)
         policy = _policy(solver)
         if policy is not None:
-            solver = policy
+            solver = dataclasses.replace(policy, rtol=_attainable_rtol(policy, self._of_vectors))
         assert solver is not None
         self._solver = solver if isinstance(solver, CheckedSolver) else AnySolver(solver)
-        self._of_vectors = _of_vectors(operator, like, structure)
         self.factors = None
         if factor and policy is not None:
             self.factors = policy.factors(self._of_vectors, structure.positive_definite)
@@ -209,6 +210,21 @@ def _policy(solver: lx.AbstractLinearSolver | None) -> DenseOrKrylov | None:
     if solver is None:
         return DenseOrKrylov()
     return solver if isinstance(solver, DenseOrKrylov) else None
+
+
+def _attainable_rtol(policy: DenseOrKrylov, operator: lx.FunctionLinearOperator) -> float | None:
+    """Return the policy's `rtol`; if it has none, the one of the operator's narrowest dtype.
+
+    A float64 operator may compute a part in float32. Its products are then no more accurate, and
+    no answer has a smaller residual.
+    """
+    vector = operator.in_structure()
+    if policy.rtol is not None:
+        return policy.rtol
+    narrowest = narrowest_float(jax.make_jaxpr(operator.mv)(vector).jaxpr)
+    if narrowest is None or jnp.finfo(narrowest).eps <= jnp.finfo(vector.dtype).eps:
+        return None
+    return default_rtol(narrowest)
 
 
 def _of_vectors(

@@ -30,21 +30,22 @@ from jaxtyping import Array, Float, PyTree
 from iterdiff.accuracy.consistency import disagree, may_leave, remembers, repel
 from iterdiff.accuracy.correction import Correction
 from iterdiff.accuracy.estimate import NEAR, ErrorEstimate, compare
-from iterdiff.accuracy.kinks import at_kink, at_prox_kink
+from iterdiff.accuracy.kinks import at_kink
 from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.accuracy.reasons import REASONS
 from iterdiff.accuracy.report import REPORT_SIZE, check_report, to_vector
 from iterdiff.accuracy.sensitivity import Sensitivity
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import Tolerance, check_tolerance, check_word
-from iterdiff.jaxtools.closures import Perturbed, attach_jvp, hoist, merge
+from iterdiff.jaxtools.closures import Perturbed, attach_jvp
 from iterdiff.jaxtools.lax import custom_solve
 from iterdiff.jaxtools.raise_if import raise_if
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
+from iterdiff.modes.check_parts import Parts, parts_of
 from iterdiff.modes.implicit import Implicit
-from iterdiff.problems.problem import CompositeMinimization, Problem
+from iterdiff.problems.problem import Problem
 
 OnFailure = Literal["warn", "raise", "nan"]
 
@@ -93,8 +94,11 @@ class Checked(Mode):
     from evaluating the gradient of a loss, ``w``, at the iterate instead of the solution;
     ``derivative_error(..., loss=...)`` includes it.
 
-    For an algorithm of your own whose state is only the iterate, three steps test in addition
-    whether its fixed points are roots of the residual (see `Algorithm.consistent`).
+    If the state of the algorithm is only the iterate, its step is linearised at the root that the
+    check finds: a derivative is not passed if the iteration leaves that root. For an algorithm of
+    your own, three steps test in addition whether its fixed points are roots of the residual (see
+    `Algorithm.consistent`). A solution at a kink (abs, max, a constraint about to become active)
+    has no derivative, and is flagged.
     """
 
     mode: Mode
@@ -140,7 +144,7 @@ class Checked(Mode):
         algorithm, problem = task.algorithm, task.problem
         doubtful, leaves = not algorithm.consistent, may_leave(algorithm, problem)
         testable = (doubtful or leaves) and not remembers(algorithm, problem, x, task.theta)
-        parts = _parts(
+        parts = parts_of(
             problem,
             lambda _, task: self.mode.answer(task, x, throw=throw),
             step if testable and doubtful else None,
@@ -157,13 +161,13 @@ class Checked(Mode):
         assert isinstance(self.mode, Implicit)
         x = jax.lax.stop_gradient(self.mode.attach(problem, x, theta, throw=throw))
         plain = dataclasses.replace(self.mode, refine=0)
-        parts = _parts(
+        parts = parts_of(
             problem, lambda _, given: plain.attach(given.problem, x, given.theta, throw=throw)
         )
         return self._attached(_ForeignAnswer(problem, theta), parts, x, throw, near=NEAR)
 
     def _attached(
-        self, given: "Task | _ForeignAnswer", parts: "_Parts", x: PyTree, throw: bool, near: float
+        self, given: "Task | _ForeignAnswer", parts: "Parts", x: PyTree, throw: bool, near: float
     ) -> PyTree:
         """Attach the checked derivative in everything that `given` holds."""
         parts, explicit = parts.explicit(given, x)
@@ -255,59 +259,12 @@ class _ForeignAnswer(NamedTuple):
     theta: PyTree
 
 
-Part = Callable[[PyTree, Any], PyTree]
-"""``part(y, inputs)``, a function of a point and of everything that is differentiated in."""
-
-
-class _Parts(NamedTuple):
-    """What a check evaluates.
-
-    Attributes
-    ----------
-    answer : callable
-        ``answer(y, inputs)`` is the answer, with the mode's derivative; `y` is ignored.
-    residual : callable
-        ``residual(y, inputs)``.
-    step : callable, optional
-        ``step(y, inputs)`` is the next iterate, if the algorithm may solve another problem.
-    leaving : callable, optional
-        The same, if the algorithm may leave a root.
-    at_prox_kink : callable, optional
-        ``at_prox_kink(y, inputs)`` is whether `y` is at a kink, if the problem has a prox.
-    """
-
-    answer: Part
-    residual: Part
-    step: Part | None = None
-    leaving: Part | None = None
-    at_prox_kink: Part | None = None
-
-    def map(self, change: Callable[[Part], Part]) -> "_Parts":
-        """Return the parts after a change to each."""
-        return _Parts(*(None if part is None else change(part) for part in self))  # pyright: ignore
-
-    def explicit(self, given: Any, x: PyTree) -> tuple["_Parts", Any]:
-        """Return the parts as functions of arrays: those of `given` and those they close over."""
-        arrays, static = eqx.partition(given, eqx.is_array)
-        functions = list(dict.fromkeys(part for part in self if part is not None))
-        hoisted = [
-            hoist(lambda y, arrays, part=part: part(y, eqx.combine(arrays, static)), x, arrays)
-            for part in functions
-        ]
-        closed_over, rebuild = merge(*(own for _, own in hoisted))
-        converted = {
-            part: lambda y, inputs, f=f, own=own: f(own(inputs[1]), y, inputs[0])
-            for part, (f, _), own in zip(functions, hoisted, rebuild, strict=True)
-        }
-        return self.map(lambda part: converted[part]), (arrays, closed_over)
-
-
 class _CheckedDerivative(NamedTuple):
     """The linear map ``J``, checked forward and transposed: see the module's docstring.
 
     Attributes
     ----------
-    parts : _Parts
+    parts : Parts
         As functions of the perturbed leaves.
     at : Sensitivity
         The residual linearised at the answer.
@@ -321,7 +278,7 @@ class _CheckedDerivative(NamedTuple):
         Whether the backward pass returns a report.
     """
 
-    parts: _Parts
+    parts: Parts
     at: Sensitivity
     correction: Correction
     judge: Callable[[ErrorEstimate, PyTree], _Judgement]
@@ -380,21 +337,3 @@ class _CheckedDerivative(NamedTuple):
         else:
             found["one_sided"] = at_kink(self.at, points.corrected)
         return dataclasses.replace(points, **found)
-
-
-def _parts(
-    problem: Problem, answer: Part, step: Part | None = None, leaving: Part | None = None
-) -> _Parts:
-    """Return the parts of a check, as functions of a `Task` or a `_ForeignAnswer`."""
-
-    def kinked(y, given):
-        return at_prox_kink(given.problem, y, given.theta)
-
-    has_prox = isinstance(problem, CompositeMinimization)
-    return _Parts(
-        answer,
-        lambda y, given: given.problem.residual(y, given.theta),
-        step,
-        leaving,
-        kinked if has_prox else None,
-    )
