@@ -246,7 +246,7 @@ class _Given(NamedTuple):
 
 @compiled
 def _derivative_error(
-    given: _Given, linear_solver: lx.AbstractLinearSolver | None, near: Tolerance
+    given: _Given, linear_solver: lx.AbstractLinearSolver | None, near: float
 ) -> ErrorEstimate:
     problem, x, theta, derivative, form, _ = given
     apply = applied(x, theta, *form)

@@ -74,7 +74,7 @@ def compiled(function: F) -> F:
 
     @functools.wraps(function)
     def call(*args):
-        if jax.config.jax_disable_jit:
+        if getattr(jax.config, "jax_disable_jit"):  # noqa: B009  (the type has no attributes)
             return function(*args)
         dynamic, static = eqx.partition(args, _is_array)
         program = _programs.get(function, dynamic, static)

@@ -22,6 +22,10 @@ COMPARED_BY_VALUE = (str, bytes, int, float, complex, type(None), np.dtype, type
 derivative rule, are new objects in every trace and cannot be."""
 
 
+MAX_KEPT_BYTES = 64
+"""Arrays of more bytes are represented by a digest of this length."""
+
+
 class Snapshot:
     """What functions computed when they were traced; hashable, and compared by content.
 
@@ -134,6 +138,8 @@ def _constant(value: Any, arrays: list) -> Hashable:
         return len(arrays)
     if isinstance(value, int | float | complex):
         return type(value), repr(value)  # NaN differs from itself
-    known = np.ascontiguousarray(value)
-    content = known.tobytes() if known.nbytes <= 64 else hashlib.blake2b(known).digest()
+    known = np.asarray(value)
+    content = known.tobytes()
+    if len(content) > MAX_KEPT_BYTES:
+        content = hashlib.blake2b(content).digest()
     return str(known.dtype), known.shape, content

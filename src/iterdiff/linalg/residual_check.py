@@ -6,7 +6,8 @@ A system :math:`A x = b` is solved for one of two purposes, and each has its own
 cotangent w of a loss. If the answer leaves a residual :math:`\rho`, the gradient is that of a loss
 with the cotangent :math:`w + \rho`, whatever the condition of A, and even if A is singular: then
 the system has solutions only if the loss ignores the null space of A, and the gradient is the same
-for all of them, provided that the equation has solutions for every theta nearby. An answer is accepted if
+for all of them, provided that the equation has solutions for every theta nearby. An answer is
+accepted if
 
 .. math::
 

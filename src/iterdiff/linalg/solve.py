@@ -7,6 +7,7 @@ result is differentiable to any order, transposable, and batched by ``vmap``, wi
 for all right-hand sides. No tolerance is inherited from the solver of the outer problem.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
