@@ -163,10 +163,15 @@ class Inverse:
         """Return the solver's answer to `b`, and whether it failed.
 
         The answer to zero is zero, whatever the operator: a member of a batch may have failed, and
-        the loss ignores it.
+        the loss ignores it. A tiny `b` is scaled, because its smaller entries would underflow in
+        the solve, and the answer would fail the check.
         """
+        largest = jnp.max(jnp.abs(b), initial=0.0)
+        zero, unit = largest == 0, _tiny_unit(b.dtype)
+        enlarged = largest < unit
+        b = jnp.where(enlarged, b / unit, b)
         x, result, _ = self._solver.compute(state, b, {UNIQUE: unique})
-        zero = jnp.all(b == 0)
+        x = jnp.where(enlarged, x * unit, x)
         return jnp.where(zero, 0.0, x), (result != lx.RESULTS.successful) & ~zero
 
     def _adjoint(self, state: Any, w: Vector) -> Vector:
@@ -204,6 +209,11 @@ class Inverse:
         scales = self.factors.scales
         image = self.factors.matrix @ (tree.to_vector(v) / scales.columns)
         return tree.from_vector(image / scales.rows, v)
+
+
+def _tiny_unit(dtype) -> float:
+    """Return the power of two in the middle of the exponents below one."""
+    return 2.0 ** (int(jnp.finfo(dtype).minexp) // 2)
 
 
 def _policy(solver: lx.AbstractLinearSolver | None) -> DenseOrKrylov | None:
