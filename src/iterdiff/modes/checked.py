@@ -219,6 +219,11 @@ _ADVICE = (
     "Solve more accurately (for example with stop=DerivativeErrorBelow), use Implicit(refine=1), "
     "or examine it with iterdiff.derivative_error."
 )
+_FORWARD_ONLY = (
+    "`mode`: JAX cannot differentiate these steps in reverse mode, because they hold a loop of "
+    "unknown length, as a line search does. Use forward mode (jax.jvp, jax.jacfwd), or "
+    "iterdiff.Checked(iterdiff.Implicit())."
+)
 _RAISED = [
     "Checked: the estimated relative error of this derivative exceeds `rtol`, or could not be "
     f"estimated. {reason or _ADVICE}"
@@ -320,7 +325,7 @@ class _CheckedDerivative(NamedTuple):
             return w, tree.add(c, derivative)
 
         b = (tree.zeros_like(x), perturbed.tangents)
-        return custom_solve(matvec, b, solve, solve_transposed)[0]
+        return custom_solve(matvec, b, solve, solve_transposed, _FORWARD_ONLY)[0]
 
     def _points(self) -> NewtonPoints:
         """Return the points of the correction, with the results of further tests."""
