@@ -134,6 +134,7 @@ class Searching(itd.extend.StatelessAlgorithm):
     consistent: ClassVar[bool] = True
 
     def step(self, problem, state, theta):
+        """Return the state after one step."""
         start = problem.objective(state.x, theta)
 
         def too_long(move):

@@ -127,6 +127,8 @@ def unroll_kept(
     hoisted_rule, of_rule = hoist(satisfied, arrays, start.steps)
     # Data that both close over enters once, or the compiler would not see that they share work.
     closed_over, (of_step, of_rule) = merge(of_step, of_rule)
+    # What follows outlives this trace, and must not hold `loop`, which may hold traced values.
+    max_steps, counted = loop.max_steps, loop.satisfied is None
 
     def explicit_step(inputs, arrays):
         return hoisted_step(of_step(inputs[0]), arrays)
@@ -140,8 +142,8 @@ def unroll_kept(
         def rule(run):
             return hoisted_rule(of_rule(inputs[0]), eqx.filter(run.state, eqx.is_array), run.steps)
 
-        whole_rule = None if loop.satisfied is None else rule
-        return Loop(whole_step, whole_rule, loop.max_steps), eqx.combine(inputs[1], static)
+        whole = Loop(whole_step, None if counted else rule, max_steps)
+        return whole, eqx.combine(inputs[1], static)
 
     def result(run):
         return eqx.filter(run.state, eqx.is_array), run.steps, run.status
@@ -161,8 +163,8 @@ def unroll_kept(
         lambda inputs: result(run_loop(*bound(inputs))),
         run_and_keep,
         unrolled,
-        loop.max_steps,
-        loop.satisfied is None,
+        max_steps,
+        counted,
     )
     end, steps, status = _differentiable(explicit, (closed_over, arrays), limits)
     return Run(eqx.combine(end, static), steps, status)
