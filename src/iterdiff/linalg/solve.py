@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.jaxpr import narrowest_float
-from iterdiff.jaxtools.raise_if import raise_if
+from iterdiff.jaxtools.raise_if import Throw, raise_if
 from iterdiff.linalg.any_solver import AnySolver
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, State
 from iterdiff.linalg.factor import substitute
@@ -100,7 +100,7 @@ class Inverse:
         structure: Structure,
         *,
         solver: lx.AbstractLinearSolver | None = None,
-        throw: bool = False,
+        throw: Throw = False,
         factor: bool = False,
         unique: bool = True,
     ):
@@ -184,7 +184,7 @@ class Inverse:
     def _raised(self, x: Vector, failed: Bool[Array, ""]) -> Vector:
         """Return `x`; where `failed` holds, raise or return NaN."""
         if self.throw:
-            return raise_if(x, failed, [self._solver.advice])
+            return raise_if(x, failed, [self._solver.advice], throw=self.throw)
         return jnp.where(failed, jnp.nan, x)
 
     def transposed(self, w: PyTree) -> PyTree:
