@@ -130,7 +130,7 @@ def implicit(
             current = with_data(problem, data)
             current = with_snapshot(current, check_residual(current, x, theta))
 
-            def run(inputs: tuple, throw: Throw) -> PyTree:
+            def run(inputs: tuple[Problem, PyTree, PyTree], throw: Throw) -> PyTree:
                 return _with_derivative(*inputs, mode, throw)
 
             return with_failures(run, (current, x, theta), current, throw)
