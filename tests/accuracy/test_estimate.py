@@ -176,9 +176,8 @@ def test_the_floor_of_float32():
 
     estimate = judged(case.theta)
     assert estimate.absolute.dtype == jnp.float32
-    assert estimate.reason_code == FLOOR
-    assert not estimate.trusted
-    assert not estimate.exceeds(1e-3)  # too small to tell how small, but small
+    assert estimate.trusted  # to be at rounding level, though not within a factor of two
+    assert not estimate.exceeds(1e-3)
     assert estimate.exceeds(1e-9)
 
 

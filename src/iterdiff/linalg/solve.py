@@ -162,12 +162,16 @@ class Inverse:
     def _computed(self, state: Any, b: Vector, unique: bool) -> tuple[Vector, Bool[Array, ""]]:
         """Return the solver's answer to `b`, and whether it failed.
 
-        The answer to zero is zero, whatever the operator: a member of a batch may have failed, and
-        the loss ignores it.
+        A zero cotangent has the answer zero, whatever the operator: a member of a batch may have
+        failed, and the loss ignores it. A zero right-hand side of a tangent does not determine it
+        if the operator is singular.
         """
         x, result, _ = self._solver.compute(state, b, {UNIQUE: unique})
+        failed = result != lx.RESULTS.successful
+        if unique:
+            return x, failed
         zero = jnp.all(b == 0)
-        return jnp.where(zero, 0.0, x), (result != lx.RESULTS.successful) & ~zero
+        return jnp.where(zero, 0.0, x), failed & ~zero
 
     def _adjoint(self, state: Any, w: Vector) -> Vector:
         """Return the answer to a cotangent, of which the residual is what matters."""
