@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
-from iterdiff.accuracy.reasons import AWAY, FLOOR, NOT_FINITE, OK, REASONS, SINGULAR, TOO_FAR
+from iterdiff.accuracy.reasons import AWAY, NOT_FINITE, OK, REASONS, SINGULAR, TOO_FAR
 from iterdiff.jaxtools import tree
 from tests.cases import build
 from tests.helpers import compiled, dot, fixed_direction, relative_error

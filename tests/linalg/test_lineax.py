@@ -256,3 +256,12 @@ def test_a_newton_step_that_fails_ends_the_run():
     assert solution.status == itd.Status.DIVERGED
     assert solution.steps == 0
     assert solution.x == 0.0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_tiny_right_hand_side_is_solved(dtype):
+    # The answer has entries down to the smallest normal number, and smaller ones within the solve.
+    matrix, rhs = jnp.asarray(NONSYMMETRIC, dtype), jnp.asarray(RHS, dtype)
+    by = compiled(lambda b: solve(matrix, b, GENERAL, None))
+    unit = 2 * jnp.finfo(dtype).tiny
+    np.testing.assert_allclose(by(unit * rhs) / unit, by(rhs), atol=0.5)

@@ -1,5 +1,7 @@
 """Late starts whose length is measured at the end of the run."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,3 +60,38 @@ def test_where_all_steps_matter_so_does_the_start():
 def test_a_tolerance_that_leaves_no_step_is_refused(rtol):
     with pytest.raises(ValueError, match="`rtol`"):
         itd.Unrolled(last="auto", rtol=rtol)
+
+
+def final_of(algorithm, mode):
+    system = itd.LinearSystem(lambda x, _: 2.0 * x, lambda theta: theta, positive_definite=True)
+    run = (system, algorithm, jnp.zeros(2))
+    return lambda theta: itd.solve(*run, theta, stop=itd.Steps(3), mode=mode).x
+
+
+@pytest.mark.parametrize("algorithm", [itd.ConjugateGradient(), itd.GMRES(2)])
+def test_last_steps_that_do_not_see_theta_are_refused(algorithm):
+    for mode in (itd.OneStep(), itd.Unrolled(last=3)):
+        with pytest.raises(ValueError, match="`last`"):
+            final_of(algorithm, mode)(jnp.ones(2))
+    # The advice of the message
+    for advised in (itd.Implicit(), itd.Unrolled()):
+        slope = jax.jvp(final_of(algorithm, advised), (jnp.ones(2),), (jnp.ones(2),))[1]
+        np.testing.assert_allclose(slope, 0.5, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("problem", "algorithm"),
+    [
+        (PROBLEM, itd.Anderson(1)),
+        (itd.RootFinding(lambda x, theta: x + x**2 - theta), itd.Broyden()),
+    ],
+)
+def test_one_step_of_a_step_that_moves_late_is_not_zero(problem, algorithm):
+    def final(theta):
+        stop, mode = itd.Steps(3), itd.OneStep()
+        return itd.solve(problem, algorithm, jnp.array(0.3), theta, stop=stop, mode=mode).x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Anderson's caveat
+        found = jax.jvp(final, (1.0,), (1.0,))[1]
+    assert found > 0.1

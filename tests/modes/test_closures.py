@@ -198,3 +198,14 @@ def test_an_algorithm_and_a_start_that_are_traced():
     unrolled, implicit = slopes()
     np.testing.assert_allclose(unrolled, [0.8**4, -8 * 0.8**3 * 3], rtol=1e-14)
     assert implicit == (0.0, 0.0)
+
+
+def test_no_traced_value_outlives_its_trace():
+    problem = itd.Minimization(lambda x, theta: jnp.sum((x - theta) ** 2))
+
+    def final(theta):
+        run = problem, itd.GradientDescent(0.25), jnp.zeros(2), theta
+        return jnp.sum(itd.solve(*run, stop=itd.Steps(3), mode=itd.Unrolled()).x)
+
+    with jax.checking_leaks():
+        np.testing.assert_allclose(jax.grad(final)(jnp.ones(2)), 1 - 0.5**3, rtol=1e-12)

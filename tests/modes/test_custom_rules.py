@@ -1,4 +1,6 @@
-"""Functions of the user's that have derivative rules of their own, inside a problem."""
+"""What JAX differentiates in one direction only: rules of the user's, and steps with a search."""
+
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -123,3 +125,38 @@ def test_what_is_known_of_a_hessian():
     assert claimed.positive_definite and not claimed.hessian
     unknown = itd.Minimization(overridden("custom_vjp", MATRIX)).structure_at(RHS, RHS)
     assert not (unknown.symmetric or unknown.positive_definite or unknown.hessian)
+
+
+class Searching(itd.extend.StatelessAlgorithm):
+    """Gradient descent whose step is halved until the objective falls."""
+
+    accepts: ClassVar = (itd.Minimization,)
+    consistent: ClassVar[bool] = True
+
+    def step(self, problem, state, theta):
+        """Return the state after one step."""
+        start = problem.objective(state.x, theta)
+
+        def too_long(move):
+            return problem.objective(state.x - move, theta) > start
+
+        move = problem.residual(state.x, theta)
+        move = jax.lax.while_loop(too_long, lambda move: move / 2, move)
+        return itd.extend.Iterate(state.x - move)
+
+
+def test_steps_with_a_search_are_checked_in_forward_mode():
+    problem = itd.Minimization(lambda x, theta: 1.5 * jnp.sum((x - theta) ** 2))
+
+    def final(theta, inner=None):
+        mode = itd.Checked(inner or itd.Unrolled(), on_failure="nan")
+        run = (problem, Searching(), jnp.zeros(2), theta)
+        return itd.solve(*run, stop=itd.Steps(30), mode=mode).x
+
+    slope = jax.jvp(final, (jnp.ones(2),), (jnp.ones(2),))[1]
+    np.testing.assert_allclose(slope, 1.0, rtol=1e-8)  # half the way a step
+    with pytest.raises(RuntimeError, match="`mode`"):
+        jax.grad(lambda theta: jnp.sum(final(theta)))(jnp.ones(2))
+    # The advice of the message
+    by_implicit = jax.grad(lambda theta: jnp.sum(final(theta, itd.Implicit())))(jnp.ones(2))
+    np.testing.assert_allclose(by_implicit, 1.0, rtol=1e-12)

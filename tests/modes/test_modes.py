@@ -113,15 +113,6 @@ def test_unrolled_late_start(name, index):
     check(name, by_solve(name, index, itd.Unrolled(last=entry.steps), stop, kinds))
 
 
-@pytest.mark.xfail(reason="a state that holds a residual is frozen with it: the answer is zero")
-@pytest.mark.parametrize(("name", "index", "last"), [("spd_system", 5, 5), ("sqrt", 2, 1)])
-def test_late_start_where_the_state_remembers_theta(name, index, last):
-    # Conjugate gradients over all their steps, and one step of Broyden's method
-    stop = _entry(name, index).fixed
-    found = by_solve(name, index, itd.Unrolled(last=last), stop, ("forward",))
-    assert relative_error(found["forward"], truth(name)["forward"]) < 0.5
-
-
 @pytest.mark.parametrize(("name", "index"), [p for p in suited() if _entry(*p).name == "Newton"])
 def test_one_step_of_newton(name, index):
     # The derivative of one Newton step is right to first order in the distance.

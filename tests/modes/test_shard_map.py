@@ -18,14 +18,36 @@ def square(theta):
     return jnp.sum(itd.solve(problem, itd.GradientDescent(0.3), jnp.zeros(1), theta,
                              stop=stop, mode=mode, throw=False).x ** 2)
 
+@itd.implicit(itd.RootFinding(lambda x, theta: x - theta**2))
+def solver(x0, theta):
+    return theta**2
+
 def both(block):
     value, slope = jax.value_and_grad(square)(block[0])
-    return jnp.append(slope, value)[None]
+    implicit = jax.grad(lambda theta: jnp.sum(solver(jnp.zeros(1), theta)))(block[0])
+    return jnp.stack([slope, value[None], implicit], 1)
+
+def checked(block):
+    def final(theta):
+        mode = itd.Checked(itd.Implicit(), on_failure="nan")
+        run = problem, itd.GradientDescent(0.3), jnp.zeros(1), theta
+        return jnp.sum(itd.solve(*run, stop=itd.Steps(40), mode=mode).x ** 2)
+    return jax.grad(final)(block[0])[None]
 
 spec = PartitionSpec("d")
+try:
+    jax.shard_map(checked, mesh=mesh, in_specs=spec, out_specs=spec)(jnp.array([[1.0], [3.0]]))
+except ValueError as error:
+    assert "`check_vma=False`" in str(error)
+else:
+    raise AssertionError("it is refused")
+advised = jax.shard_map(checked, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+found = jax.jit(advised)(jnp.array([[1.0], [3.0]]))
+np.testing.assert_allclose(found, [[2.0], [6.0]], rtol=1e-7)
+
 mapped = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=spec, out_specs=spec))
 found = mapped(jnp.array([[1.0], [3.0]]))
-np.testing.assert_allclose(found, [[2.0, 1.0], [6.0, 9.0]], rtol=1e-12)
+np.testing.assert_allclose(found, [[2.0, 1.0, 2.0], [6.0, 9.0, 6.0]], rtol=1e-12)
 """
 
 

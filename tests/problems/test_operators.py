@@ -9,6 +9,8 @@ import scipy.sparse
 from jax.experimental import sparse
 
 import iterdiff as itd
+from iterdiff.algorithms.stationary import diagonal_of
+from iterdiff.jaxtools import tree
 from tests.helpers import compiled
 
 ROUNDING = 1e-12
@@ -119,3 +121,21 @@ def test_a_matrix_must_be_square(name):
     of_theta = itd.LinearSystem(itd.MatrixOperator(lambda theta: matrix), lambda b: b)
     with pytest.raises(ValueError, match="`operator`"):
         of_theta.residual(jnp.ones(3), jnp.ones(3))
+
+
+@pytest.mark.parametrize("max_numbers", [1, 12, 100])  # one column, two columns, all
+def test_the_diagonal_of_an_operator(max_numbers):
+    like = {"a": jnp.zeros(2), "b": jnp.zeros((1, 3))}
+    weights = jnp.arange(1.0, 6.0)
+
+    def total(theta):
+        def operator(v):
+            vector = tree.to_vector(v)
+            return tree.from_vector(theta**2 * weights * vector + jnp.sum(vector), like)
+
+        found = tree.to_vector(diagonal_of(operator, like, max_numbers))
+        return found @ weights, found
+
+    slope, found = compiled(jax.grad(total, has_aux=True))(3.0)
+    np.testing.assert_allclose(found, 9 * weights + 1, rtol=1e-14)
+    np.testing.assert_allclose(slope, 6 * weights @ weights, rtol=1e-14)

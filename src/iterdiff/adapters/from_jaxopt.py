@@ -27,6 +27,12 @@ class JaxoptAlgorithm(Algorithm):
 
     solver: eqx.AbstractVar[Any]
 
+    @property
+    def lag(self) -> int:
+        """1 if an update moves along the gradient that the previous one computed, else 0."""
+        jaxopt = import_extra("jaxopt", "adapters")
+        return int(isinstance(self.solver, (jaxopt.BFGS, jaxopt.LBFGS, jaxopt.NonlinearCG)))
+
     def bound(self, problem: Problem) -> Any:
         """Return the solver with the problem's functions in place of its own."""
         return dataclasses.replace(self.solver, **_solver_fields(problem, self.solver))

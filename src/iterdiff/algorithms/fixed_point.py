@@ -119,6 +119,11 @@ class Anderson(Algorithm):
             "derivative loses accuracy as the iterate converges, and may never converge itself."
         )
 
+    @property
+    def lag(self) -> int:
+        """1, because a step moves by what the previous one computed at the iterate."""
+        return 1
+
     def init(self, problem: FixedPoint, x0: PyTree, theta: PyTree) -> _Window:
         """Return the initial state, with an empty window."""
         move = _move(problem, x0, theta)

@@ -45,7 +45,8 @@ class ConjugateGradient(Algorithm):
     The unrolled derivative passes through :math:`\alpha` and the updates of the direction. It
     converges with the iterate. Once the updated residual has fallen to rounding, relative to the
     first one, the iterate and its derivative stay where they are: later steps would be ratios of
-    rounding errors.
+    rounding errors. So the last steps have no derivative of their own, and ``Unrolled(last=k)`` and
+    `OneStep` are refused.
 
     References
     ----------
@@ -55,6 +56,7 @@ class ConjugateGradient(Algorithm):
 
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
     consistent: ClassVar[bool] = True
+    last_steps_suffice: ClassVar[bool] = False
 
     def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Conjugate:
         """Return the initial state, with the residual as search direction."""
@@ -95,7 +97,8 @@ class GMRES(StatelessAlgorithm):
 
     First unrolled derivatives converge with the iterate. Second derivatives keep fewer digits,
     because each restart divides by a norm that tends to zero; `Implicit` does not have this
-    problem.
+    problem. At a residual of zero a step keeps the derivative of its start, so that
+    ``Unrolled(last=k)`` and `OneStep` are refused.
 
     Parameters
     ----------
@@ -118,6 +121,7 @@ class GMRES(StatelessAlgorithm):
     restart: int = eqx.field(static=True)
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
     consistent: ClassVar[bool] = True
+    last_steps_suffice: ClassVar[bool] = False
 
     def __check_init__(self):
         """Check that `restart` is a positive int."""

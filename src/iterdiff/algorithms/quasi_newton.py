@@ -102,6 +102,11 @@ class Broyden(Algorithm):
     accepts: ClassVar[tuple[type[Problem], ...]] = SMOOTH_PROBLEMS
     consistent: ClassVar[bool] = True
 
+    @property
+    def lag(self) -> int:
+        """1, because a step moves by what the previous one computed at the iterate."""
+        return 1
+
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> _Secant:
         """Return the initial state, with the inverse Jacobian at `x0`."""
         factors, pivots = factored_jacobian(problem, x0, theta)

@@ -1,5 +1,6 @@
 """Stationary methods for linear systems: each step is the same affine map."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
@@ -52,6 +53,11 @@ class Richardson(StatelessAlgorithm):
         return Iterate(tree.axpy(-self.step_size, residual, state.x))
 
 
+PROBED_MAX_NUMBERS = 2**22
+"""The diagonal of a matrix is found from blocks of its columns that hold up to this many numbers:
+32 MiB in float64."""
+
+
 class _Diagonal(State):
     """The iterate and the diagonal of the matrix."""
 
@@ -65,8 +71,8 @@ class Jacobi(Algorithm):
     The method converges for strictly diagonally dominant matrices (with :math:`\omega = 1`), and
     for symmetric positive definite ones if :math:`0 < \omega < 2 / \lambda_{\max}(D^{-1} A)`. Its
     rate is :math:`\rho(I - \omega D^{-1} A)`. The unrolled Jacobian converges at the same rate up
-    to a factor :math:`t`. Cost: n operator products at the start to find the diagonal, unless
-    `diagonal` is given, then one product a step.
+    to a factor :math:`t`. Cost: n operator products at the start to find the diagonal, a block of
+    columns at a time, unless `diagonal` is given; then one product a step.
 
     Parameters
     ----------
@@ -102,16 +108,34 @@ class Jacobi(Algorithm):
         """Return the initial state, with the diagonal of ``A(theta)``."""
         if callable(self.diagonal):
             return _Diagonal(x0, self.diagonal(theta))
-        units = tree.basis(x0)
-        images = jax.vmap(lambda v: problem.operator(v, theta))(units)
-        products = tree.stack_to_matrix(units) * tree.stack_to_matrix(images)
-        return _Diagonal(x0, tree.from_vector(jnp.sum(products, axis=1), x0))
+        return _Diagonal(x0, diagonal_of(lambda v: problem.operator(v, theta), x0))
 
     def step(self, problem: LinearSystem, state: _Diagonal, theta: PyTree) -> _Diagonal:
         """Return the state after one step."""
         residual = problem.residual(state.x, theta)
         scaled = jax.tree.map(jnp.divide, residual, state.diagonal)
         return _Diagonal(tree.axpy(-self.damping, scaled, state.x), state.diagonal)
+
+
+def diagonal_of(
+    operator: Callable[[PyTree], PyTree], like: PyTree, max_numbers: int = PROBED_MAX_NUMBERS
+) -> PyTree:
+    """Return the diagonal of a linear operator on vectors like `like`.
+
+    One product for each unknown, in blocks of `max_numbers` numbers, or of one column.
+    """
+    numbers = jnp.arange(tree.size(like), dtype=jnp.int32)
+
+    def entry(i: Array) -> Array:
+        unit = (numbers == i).astype(tree.result_dtype(like))
+        return tree.to_vector(operator(tree.from_vector(unit, like)))[i]
+
+    if numbers.size**2 <= max_numbers:
+        return tree.from_vector(jax.vmap(entry)(numbers), like)
+    # Computed again in reverse mode: the unit vectors of all blocks would be kept.
+    entry = jax.checkpoint(entry, prevent_cse=False)
+    columns = max(1, max_numbers // numbers.size)
+    return tree.from_vector(jax.lax.map(entry, numbers, batch_size=columns), like)
 
 
 class _Triangular(State):

@@ -55,6 +55,7 @@ def custom_solve(
     b: T,
     solve: Callable[[T], T],
     transposed: Callable[[T], T],
+    no_transpose: str | None = None,
 ) -> T:
     """Return ``solve(b)``; JAX differentiates it as the solution of ``matvec(x) = b``.
 
@@ -69,18 +70,30 @@ def custom_solve(
         The right-hand side.
     solve, transposed : callable
         Solve with the operator and with its transpose.
+    no_transpose : str, optional
+        The message of the RuntimeError that reverse mode raises if JAX cannot transpose `matvec` or
+        trace `transposed`; forward mode then works all the same. By default JAX's error is raised
+        in either mode.
     """
 
     def on_vectors(function):
         return lambda vector: to_vector(function(from_vector(vector, b)))
 
-    solved = jax.lax.custom_linear_solve(
-        on_vectors(matvec),
-        to_vector(b),
-        lambda _, vector: on_vectors(solve)(vector),
-        lambda _, vector: on_vectors(transposed)(vector),
-    )
-    return from_vector(solved, b)
+    def solved(transpose_solve: Callable | None) -> Array:
+        return jax.lax.custom_linear_solve(
+            on_vectors(matvec),
+            to_vector(b),
+            lambda _, vector: on_vectors(solve)(vector),
+            transpose_solve,
+        )
+
+    try:
+        return from_vector(solved(lambda _, vector: on_vectors(transposed)(vector)), b)
+    except (TypeError, ValueError, NotImplementedError):
+        if no_transpose is None:
+            raise
+        # If the error was one of `matvec` or `solve`, they raise it again.
+        return forward_only(from_vector(solved(None), b), no_transpose)
 
 
 def any_in_batch(condition: Bool[Array, ""]) -> Bool[Array, ""]:

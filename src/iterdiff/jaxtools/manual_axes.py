@@ -34,6 +34,16 @@ def varying_as(like: PyTree, value: Any) -> Any:
     return jax.lax.pcast(value, tuple(sorted(axes)), to="varying") if axes else value
 
 
+def linear_transpose(function: Callable[[T], T], v: T) -> T:
+    """Return the product of `v` with the transpose of a linear map of a space to itself.
+
+    The transpose of a map from values that do not vary to values that do is a sum over the devices.
+    So the map's input varies as its output does.
+    """
+    like = aligned(v, jax.eval_shape(function, v)) if inside() else v
+    return jax.linear_transpose(function, like)(like)[0]
+
+
 def while_loop(condition: Callable, body: Callable, init: T) -> T:
     """Return what `jax.lax.while_loop` returns; the values may start to vary inside the loop."""
     if inside():
@@ -84,6 +94,11 @@ def _steady(
 def inside() -> bool:
     """Return whether JAX is tracing a function that it maps over a mesh."""
     return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def varies(a: PyTree) -> bool:
+    """Return whether JAX tracks that some array of `a` varies over a mesh axis."""
+    return inside() and bool(_axes(a))
 
 
 def _axes(a: PyTree) -> frozenset:

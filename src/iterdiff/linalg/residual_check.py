@@ -42,7 +42,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.linalg.factor import Equilibration, Factors, Vector, substitute
 
 Matvec = Callable[[PyTree], PyTree]
@@ -100,7 +100,7 @@ class Product(eqx.Module):
         """Return the product with `v`."""
         if not self.transposed:
             return self.operator.mv(v)
-        return jax.linear_transpose(self.operator.mv, self.operator.in_structure())(v)[0]
+        return manual_axes.linear_transpose(self.operator.mv, v)
 
     def transpose(self) -> "Product":
         """Return the product with the transpose."""

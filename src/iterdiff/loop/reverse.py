@@ -119,14 +119,15 @@ def unroll_kept(
         return arrays_of(new, old)
 
     def satisfied(arrays, steps):
-        if loop.satisfied is None:
-            return jnp.array(False)
-        return loop.satisfied(Run(eqx.combine(arrays, static), steps, start.status))
+        run = Run(eqx.combine(arrays, static), steps, start.status)
+        return jnp.array(False) if loop.satisfied is None else loop.satisfied(run)
 
     hoisted_step, of_step = hoist(step, arrays)
     hoisted_rule, of_rule = hoist(satisfied, arrays, start.steps)
     # Data that both close over enters once, or the compiler would not see that they share work.
     closed_over, (of_step, of_rule) = merge(of_step, of_rule)
+    # What follows outlives this trace, and must not hold `loop`, which may hold traced values.
+    steps, counted = loop.max_steps, loop.satisfied is None
 
     def explicit_step(inputs, arrays):
         return hoisted_step(of_step(inputs[0]), arrays)
@@ -140,8 +141,7 @@ def unroll_kept(
         def rule(run):
             return hoisted_rule(of_rule(inputs[0]), eqx.filter(run.state, eqx.is_array), run.steps)
 
-        whole_rule = None if loop.satisfied is None else rule
-        return Loop(whole_step, whole_rule, loop.max_steps), eqx.combine(inputs[1], static)
+        return Loop(whole_step, None if counted else rule, steps), eqx.combine(inputs[1], static)
 
     def result(run):
         return eqx.filter(run.state, eqx.is_array), run.steps, run.status
@@ -161,11 +161,11 @@ def unroll_kept(
         lambda inputs: result(run_loop(*bound(inputs))),
         run_and_keep,
         unrolled,
-        loop.max_steps,
-        loop.satisfied is None,
+        steps,
+        counted,
     )
-    end, steps, status = _differentiable(explicit, (closed_over, arrays), limits)
-    return Run(eqx.combine(end, static), steps, status)
+    end, taken, status = _differentiable(explicit, (closed_over, arrays), limits)
+    return Run(eqx.combine(end, static), taken, status)
 
 
 def _slots(loop: Loop, checkpoint: str, state: PyTree, data: PyTree, limits: MemoryLimits) -> int:

@@ -35,7 +35,7 @@ from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.accuracy.reasons import REASONS
 from iterdiff.accuracy.report import REPORT_SIZE, check_report, to_vector
 from iterdiff.accuracy.sensitivity import Sensitivity
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.arguments import Tolerance, check_tolerance, check_word
 from iterdiff.jaxtools.closures import Perturbed, attach_jvp
 from iterdiff.jaxtools.lax import custom_solve
@@ -180,6 +180,8 @@ class Checked(Mode):
         shared = isinstance(self.mode, Implicit) and self.mode.linear_solver is None
 
         def rule(x: PyTree, perturbed: Perturbed) -> PyTree:
+            if manual_axes.varies((x, perturbed)):
+                raise ValueError(_VARYING)
             bound = parts.map(lambda part: lambda y, p: part(y, perturbed.rebuild(p)[0]))
             point, still = jax.lax.stop_gradient((x, perturbed.primals))
             at = Sensitivity(bound.residual, point, still, structure, throw=shared and throw)
@@ -218,6 +220,16 @@ class Checked(Mode):
 _ADVICE = (
     "Solve more accurately (for example with stop=DerivativeErrorBelow), use Implicit(refine=1), "
     "or examine it with iterdiff.derivative_error."
+)
+_VARYING = (
+    "`mode`: Checked cannot differentiate inside jax.shard_map with `check_vma=True`, because a "
+    "linear solve of JAX fails there if only some of its constants vary. Pass `check_vma=False` to "
+    "jax.shard_map."
+)
+_FORWARD_ONLY = (
+    "`mode`: JAX cannot differentiate these steps in reverse mode, because they hold a loop of "
+    "unknown length, as a line search does. Use forward mode (jax.jvp, jax.jacfwd), or "
+    "iterdiff.Checked(iterdiff.Implicit())."
 )
 _RAISED = [
     "Checked: the estimated relative error of this derivative exceeds `rtol`, or could not be "
@@ -320,7 +332,7 @@ class _CheckedDerivative(NamedTuple):
             return w, tree.add(c, derivative)
 
         b = (tree.zeros_like(x), perturbed.tangents)
-        return custom_solve(matvec, b, solve, solve_transposed)[0]
+        return custom_solve(matvec, b, solve, solve_transposed, _FORWARD_ONLY)[0]
 
     def _points(self) -> NewtonPoints:
         """Return the points of the correction, with the results of further tests."""

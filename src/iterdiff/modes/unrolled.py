@@ -89,7 +89,8 @@ class Unrolled(Mode):
         If `last` or `accelerate` is not an int.
     ValueError
         If `last` or `accelerate` is less than 1, both are given, `rtol` is not between 0 and 1,
-        or `checkpoint` is not one of these words.
+        or `checkpoint` is not one of these words. When it solves, if the last steps of the
+        algorithm do not have the derivative (`ConjugateGradient`, `GMRES`).
 
     References
     ----------
@@ -152,7 +153,7 @@ class Unrolled(Mode):
             If the derivative of the algorithm's steps does not approximate that of the solution.
         """
         del throw
-        check_differentiable(task.algorithm)
+        check_differentiable(task.algorithm, self.last)
         if self.accelerate is not None:
             check_accelerable(task.algorithm)
             end = self.primal(task)
@@ -169,7 +170,7 @@ class Unrolled(Mode):
 
     def tangents(self, task: Task, directions: PyTree) -> Tangents:
         """Return the tangents of all steps, or of the last few."""
-        check_differentiable(task.algorithm)
+        check_differentiable(task.algorithm, self.last)
         x0, theta = task.x0, task.theta
         every = UnrolledTangents(task.problem, task.algorithm, x0, theta, directions)
         if self.accelerate is not None:
@@ -182,8 +183,8 @@ class Unrolled(Mode):
         return LateTangents(task.problem, task.algorithm, task.theta, directions, last)
 
 
-def check_differentiable(algorithm: Algorithm) -> None:
-    """Raise if an algorithm's steps must not be differentiated; warn of its caveat.
+def check_differentiable(algorithm: Algorithm, last: Last = None) -> None:
+    """Raise if the steps, or the `last` of them, must not be differentiated; warn of a caveat.
 
     Raises
     ------
@@ -195,6 +196,11 @@ def check_differentiable(algorithm: Algorithm) -> None:
         raise ValueError(
             f"`mode`: Unrolled and OneStep cannot differentiate {name}: {algorithm.caveat} "
             "Use iterdiff.Implicit()."
+        )
+    if isinstance(last, int) and not algorithm.last_steps_suffice:
+        raise ValueError(
+            f"`last` = {last} (OneStep is `last=1`) loses the derivative of {name}, whose steps do "
+            "not see theta once they have converged. Use iterdiff.Implicit(), or leave `last` out."
         )
     if algorithm.caveat:
         warnings.warn(
