@@ -41,7 +41,7 @@ def judged(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_wrong_is_flagged(name):
     outcome, errors, _ = judged(name)
-    # An estimate trusts the stated residual: one that is off by little hides an error of a few rtol.
+    # An estimate trusts the residual: one that is off by little hides an error of a few rtol.
     wrong = errors > (10 * RTOL if name == "wrong-residual" else RTOL)
     assert wrong.any()
     assert outcome.flagged[wrong].all()

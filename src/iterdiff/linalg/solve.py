@@ -162,31 +162,20 @@ class Inverse:
     def _computed(self, state: Any, b: Vector, unique: bool) -> tuple[Vector, Bool[Array, ""]]:
         """Return the solver's answer to `b`, and whether it failed.
 
-<<<<<<< HEAD
         A zero cotangent has the answer zero, whatever the operator: a member of a batch may have
         failed, and the loss ignores it. A zero right-hand side of a tangent does not determine it
-        if the operator is singular.
-=======
-        The answer to zero is zero, whatever the operator: a member of a batch may have failed, and
-        the loss ignores it. A tiny `b` is scaled, because its smaller entries would underflow in
-        the solve, and the answer would fail the check.
->>>>>>> 1ad8d5ed4f4cb5c4a9707857df81b18fb5d02a8a
+        if the operator is singular. A tiny `b` is scaled, because its smaller entries would
+        underflow in the solve, and the answer would fail the check.
         """
         largest = jnp.max(jnp.abs(b), initial=0.0)
         zero, unit = largest == 0, _tiny_unit(b.dtype)
         enlarged = largest < unit
         b = jnp.where(enlarged, b / unit, b)
         x, result, _ = self._solver.compute(state, b, {UNIQUE: unique})
-<<<<<<< HEAD
-        failed = result != lx.RESULTS.successful
+        x, failed = jnp.where(enlarged, x * unit, x), result != lx.RESULTS.successful
         if unique:
             return x, failed
-        zero = jnp.all(b == 0)
         return jnp.where(zero, 0.0, x), failed & ~zero
-=======
-        x = jnp.where(enlarged, x * unit, x)
-        return jnp.where(zero, 0.0, x), (result != lx.RESULTS.successful) & ~zero
->>>>>>> 1ad8d5ed4f4cb5c4a9707857df81b18fb5d02a8a
 
     def _adjoint(self, state: Any, w: Vector) -> Vector:
         """Return the answer to a cotangent, of which the residual is what matters."""
