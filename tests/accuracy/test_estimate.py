@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
-from iterdiff.accuracy.reasons import AWAY, FLOOR, NOT_FINITE, OK, REASONS, SINGULAR, TOO_FAR
+from iterdiff.accuracy.reasons import AWAY, NOT_FINITE, OK, REASONS, SINGULAR, TOO_FAR
 from iterdiff.jaxtools import tree
 from tests.cases import build
 from tests.helpers import compiled, dot, fixed_direction, relative_error
@@ -176,9 +176,8 @@ def test_the_floor_of_float32():
 
     estimate = judged(case.theta)
     assert estimate.absolute.dtype == jnp.float32
-    assert estimate.reason_code == FLOOR
-    assert not estimate.trusted
-    assert not estimate.exceeds(1e-3)  # too small to tell how small, but small
+    assert estimate.trusted  # to be at rounding level, though not within a factor of two
+    assert not estimate.exceeds(1e-3)
     assert estimate.exceeds(1e-9)
 
 

@@ -229,10 +229,15 @@ def test_a_least_squares_solver_differentiates_what_a_rank_deficient_problem_det
         jax.block_until_ready(slope(np.ones(SIZE)))
 
 
-def test_the_answer_to_zero_is_zero():
+def test_the_answer_to_a_zero_cotangent_is_zero():
     # A member of a batch whose solve failed, and that the loss ignores
-    by = compiled(lambda b: solve(SINGULAR, b, GENERAL, None, throw=True))
-    np.testing.assert_array_equal(by(jnp.zeros(SIZE)), np.zeros(SIZE))
+    zero = jnp.zeros(SIZE)
+    by = lambda b: solve(SINGULAR, b, GENERAL, None, throw=True)  # noqa: E731
+    pull = compiled(lambda w: jax.vjp(by, zero)[1](w)[0])
+    np.testing.assert_array_equal(pull(zero), np.zeros(SIZE))
+    # In forward mode, zero does not determine the tangent.
+    with pytest.raises(RuntimeError, match="linear solve"):
+        jax.block_until_ready(compiled(by)(zero))
     root = itd.RootFinding(lambda x, theta: x**2 - theta)
 
     def loss(theta):

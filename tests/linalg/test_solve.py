@@ -70,7 +70,7 @@ def test_solves_transposes_and_batches(kind, method):
     if kind == "not_definite_after_all" and method == "krylov":
         # Conjugate gradients stop at negative curvature, and there is no dense method.
         assert np.all(np.isnan(x)) and np.all(np.isnan(transposed))
-        assert np.array_equal(np.isnan(batch).all(axis=1), [True, True, False, True, True])
+        assert np.all(np.isnan(batch))
         return
     np.testing.assert_allclose(x, np.linalg.solve(matrix, RHS), rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(transposed, np.linalg.solve(matrix.T, RHS), rtol=1e-8, atol=1e-8)

@@ -151,11 +151,6 @@ def test_every_public_algorithm_and_mode_can_be_named():
             "spectrum",
         ),
         (
-            'study = "root-finding"\n[algorithms.a]\ntype = "Anderson"',
-            "`algorithms.a.depth` in FILE, line 2",
-            None,
-        ),
-        (
             'study = "root-finding"\n[algorithms.a]\ntype = "Newton"\nlinear_solver = "CG"',
             "`algorithms.a.linear_solver` in FILE, line 4",
             "Python",

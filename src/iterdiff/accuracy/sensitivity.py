@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.closures import hoist
+from iterdiff.jaxtools.raise_if import Throw
 from iterdiff.jaxtools.reverse_only import first_order_only, reverse_only
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
@@ -79,7 +80,7 @@ class Sensitivity:
         structure: Structure,
         *,
         solver: lx.AbstractLinearSolver | None = None,
-        throw: bool = False,
+        throw: Throw = False,
         factor: bool = True,
     ):
         self.x, self.structure, self.solver = x, structure, solver
@@ -138,7 +139,7 @@ def forward_by_reverse(
     tangents: PyTree,
     *,
     solver: lx.AbstractLinearSolver | None = None,
-    throw: bool = False,
+    throw: Throw = False,
 ) -> PyTree:
     """Return ``J v`` such that JAX can transpose it, if the residual has a reverse rule only.
 

@@ -48,9 +48,14 @@ class NewtonStep(NamedTuple):
     allowed: float
 
     @property
+    def singular(self) -> bool:
+        """Whether the step is not determined: the linear system is singular."""
+        return not np.isfinite(self.length + float(self.points.rounding))
+
+    @property
     def short(self) -> bool:
         """Whether the answer solves the problem."""
-        return self.length <= self.allowed
+        return not self.singular and self.length <= self.allowed
 
     @property
     def value_error(self) -> float:
@@ -119,9 +124,11 @@ def _residual_finding(
     run: CheckedRun, newton: NewtonStep, implicit: Comparison, tol: float
 ) -> Finding:
     """Check that the residual vanishes at the answer."""
-    if newton.length == 0:
+    if newton.singular:
+        gap = np.inf
+    elif newton.length == 0:
         gap = 0.0
-    elif np.isfinite(newton.length) and newton.allowed:
+    elif newton.allowed:
         gap = newton.length / newton.allowed * tol
     else:
         gap = np.inf
@@ -132,7 +139,7 @@ def _residual_finding(
 
 def _why_not_solved(run: CheckedRun, newton: NewtonStep, implicit: Comparison, tol: float) -> str:
     """Return why the residual may not vanish at the answer."""
-    if not np.isfinite(newton.length):
+    if newton.singular:
         return (
             "The Newton step from the solver's answer cannot be computed: d residual / dx is "
             "singular there, so that the solution has no derivative."

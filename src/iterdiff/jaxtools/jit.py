@@ -96,8 +96,15 @@ class _Programs:
         self._lock = threading.Lock()
         self._unusable: deque[Hashable] = deque()
 
-    def __len__(self) -> int:
-        return len(self._kept)
+    def kept(self) -> list[Program]:
+        """Return the programs that can still be used."""
+        with self._lock:
+            self._drop_unusable()
+            return list(self._kept.values())
+
+    def _drop_unusable(self) -> None:
+        while self._unusable:
+            self._kept.pop(self._unusable.popleft(), None)
 
     def get(self, function: Callable, dynamic: Any, static: Any) -> Program:
         """Return the program for these arguments; make it if it is not kept."""
@@ -108,8 +115,7 @@ class _Programs:
         rest = function, structure, places, tuple(jax.typeof(v) for v in arrays), context
         key = rest, tuple(_key(leaf) for leaf in leaves)
         with self._lock:
-            while self._unusable:
-                self._kept.pop(self._unusable.popleft(), None)
+            self._drop_unusable()
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]

@@ -1,10 +1,13 @@
-"""Tell whether a JAX transformation is running."""
+"""Tell which kind of JAX transformation is running."""
 
 import functools
 import threading
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
+
+from iterdiff.jaxtools import tree
 
 
 def transforming() -> bool:
@@ -13,6 +16,11 @@ def transforming() -> bool:
     If not, every value in reach is known, and no derivative can be asked for.
     """
     return get_opaque_trace_state() != _untransformed_state()
+
+
+def compiling() -> bool:
+    """Return whether JAX is tracing a program, in ``jit`` or a loop, rather than running Python."""
+    return tree.is_traced(jnp.zeros(()))
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.jaxpr import narrowest_float
-from iterdiff.jaxtools.raise_if import raise_if
+from iterdiff.jaxtools.raise_if import Throw, raise_if
 from iterdiff.linalg.any_solver import AnySolver
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, State
 from iterdiff.linalg.factor import substitute
@@ -100,7 +100,7 @@ class Inverse:
         structure: Structure,
         *,
         solver: lx.AbstractLinearSolver | None = None,
-        throw: bool = False,
+        throw: Throw = False,
         factor: bool = False,
         unique: bool = True,
     ):
@@ -162,17 +162,20 @@ class Inverse:
     def _computed(self, state: Any, b: Vector, unique: bool) -> tuple[Vector, Bool[Array, ""]]:
         """Return the solver's answer to `b`, and whether it failed.
 
-        The answer to zero is zero, whatever the operator: a member of a batch may have failed, and
-        the loss ignores it. A tiny `b` is scaled, because its smaller entries would underflow in
-        the solve, and the answer would fail the check.
+        A zero cotangent has the answer zero, whatever the operator: a member of a batch may have
+        failed, and the loss ignores it. A zero right-hand side of a tangent does not determine it
+        if the operator is singular. A tiny `b` is scaled, because its smaller entries would
+        underflow in the solve, and the answer would fail the check.
         """
         largest = jnp.max(jnp.abs(b), initial=0.0)
         zero, unit = largest == 0, _tiny_unit(b.dtype)
         enlarged = largest < unit
         b = jnp.where(enlarged, b / unit, b)
         x, result, _ = self._solver.compute(state, b, {UNIQUE: unique})
-        x = jnp.where(enlarged, x * unit, x)
-        return jnp.where(zero, 0.0, x), (result != lx.RESULTS.successful) & ~zero
+        x, failed = jnp.where(enlarged, x * unit, x), result != lx.RESULTS.successful
+        if unique:
+            return x, failed
+        return jnp.where(zero, 0.0, x), failed & ~zero
 
     def _adjoint(self, state: Any, w: Vector) -> Vector:
         """Return the answer to a cotangent, of which the residual is what matters."""
@@ -189,7 +192,7 @@ class Inverse:
     def _raised(self, x: Vector, failed: Bool[Array, ""]) -> Vector:
         """Return `x`; where `failed` holds, raise or return NaN."""
         if self.throw:
-            return raise_if(x, failed, [self._solver.advice])
+            return raise_if(x, failed, [self._solver.advice], throw=self.throw)
         return jnp.where(failed, jnp.nan, x)
 
     def transposed(self, w: PyTree) -> PyTree:

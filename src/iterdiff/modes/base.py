@@ -6,6 +6,7 @@ from typing import NamedTuple
 import equinox as eqx
 from jaxtyping import Array, Int, PyTree
 
+from iterdiff.jaxtools.raise_if import Throw
 from iterdiff.loop.run import Run, run_loop, stop_gradient
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import StateWithTangents, Tangents, Task, WithTangents
@@ -42,20 +43,20 @@ class Mode(eqx.Module):
         """
 
     @abc.abstractmethod
-    def solve(self, task: Task, *, throw: bool) -> Outcome:
+    def solve(self, task: Task, *, throw: Throw) -> Outcome:
         """Run the task, and attach the mode's derivative to the answer.
 
         Parameters
         ----------
         task : Task
             What to solve.
-        throw : bool
+        throw : bool or LATER
             Whether a linear solve that fails inside the derivative raises; otherwise the
-            derivative is NaN.
+            derivative is NaN. Pass it on as it is (see `iterdiff.jaxtools.raise_if`).
         """
 
     @abc.abstractmethod
-    def answer(self, task: Task, x: PyTree, *, throw: bool) -> PyTree:
+    def answer(self, task: Task, x: PyTree, *, throw: Throw) -> PyTree:
         """Return the known answer `x` of `task`, with the mode's derivative attached.
 
         The derivative is taken in everything that `task` holds. A mode whose derivative needs no

@@ -39,7 +39,7 @@ from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.arguments import Tolerance, check_tolerance, check_word
 from iterdiff.jaxtools.closures import Perturbed, attach_jvp
 from iterdiff.jaxtools.lax import custom_solve
-from iterdiff.jaxtools.raise_if import raise_if
+from iterdiff.jaxtools.raise_if import Throw, raise_if
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
@@ -128,12 +128,12 @@ class Checked(Mode):
         """Apply the check of the wrapped mode."""
         self.mode.check(stop)
 
-    def solve(self, task: Task, *, throw: bool) -> Outcome:
+    def solve(self, task: Task, *, throw: Throw) -> Outcome:
         """Run as the wrapped mode does, and check the derivative."""
         outcome = self.mode.solve(task, throw=throw)
         return outcome._replace(x=self.answer(task, outcome.x, throw=throw))
 
-    def answer(self, task: Task, x: PyTree, *, throw: bool) -> PyTree:
+    def answer(self, task: Task, x: PyTree, *, throw: Throw) -> PyTree:
         """Return `x` with the checked derivative."""
         x = jax.lax.stop_gradient(x)
 
@@ -152,7 +152,7 @@ class Checked(Mode):
         )
         return self._attached(task, parts, x, throw, near=math.inf)
 
-    def attach(self, problem: Problem, x: PyTree, theta: PyTree, *, throw: bool) -> PyTree:
+    def attach(self, problem: Problem, x: PyTree, theta: PyTree, *, throw: Throw) -> PyTree:
         """Return a solution found elsewhere, with the checked implicit derivative in `theta`.
 
         As `Implicit.attach`, which the wrapped mode has to be. The check includes the distance of
@@ -167,7 +167,7 @@ class Checked(Mode):
         return self._attached(_ForeignAnswer(problem, theta), parts, x, throw, near=NEAR)
 
     def _attached(
-        self, given: "Task | _ForeignAnswer", parts: "Parts", x: PyTree, throw: bool, near: float
+        self, given: "Task | _ForeignAnswer", parts: "Parts", x: PyTree, throw: Throw, near: float
     ) -> PyTree:
         """Attach the checked derivative in everything that `given` holds."""
         parts, explicit = parts.explicit(given, x)
@@ -189,7 +189,7 @@ class Checked(Mode):
                 bound,
                 at,
                 Correction(at, near),
-                lambda estimate, value: self._judge(estimate, value, perturbed.inputs[1]),
+                lambda estimate, value: self._judge(estimate, value, perturbed.inputs[1], throw),
                 shared,
                 place_of_report in perturbed.places,
             )
@@ -198,13 +198,13 @@ class Checked(Mode):
         return attach_jvp(x, inputs, rule)
 
     def _judge(
-        self, estimate: ErrorEstimate, derivative: PyTree, tolerances: tuple
+        self, estimate: ErrorEstimate, derivative: PyTree, tolerances: tuple, throw: Throw
     ) -> "_Judgement":
         """Act on the estimate; return the derivative to pass on and the report."""
         rtol, atol = (t.astype(estimate.absolute.dtype) for t in tolerances)
         flagged = estimate.exceeds(rtol, atol)
         if self.on_failure == "raise":
-            derivative = raise_if(derivative, flagged, _RAISED, estimate.reason_code)
+            derivative = raise_if(derivative, flagged, _RAISED, estimate.reason_code, throw or True)
         elif self.on_failure == "nan":
             derivative = jax.tree.map(lambda v: jnp.where(flagged, jnp.nan, v), derivative)
         else:

@@ -12,6 +12,7 @@ from iterdiff.accuracy.sensitivity import Residual, Sensitivity, explicit, forwa
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.arguments import check_count, check_linear_solver
 from iterdiff.jaxtools.closures import attach_jvp
+from iterdiff.jaxtools.raise_if import Throw
 from iterdiff.jaxtools.reverse_only import custom_rules_in
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.solve import Structure
@@ -89,13 +90,13 @@ class Implicit(Mode):
         """Accept every stopping rule."""
         del stop
 
-    def solve(self, task: Task, *, throw: bool) -> Outcome:
+    def solve(self, task: Task, *, throw: Throw) -> Outcome:
         """Run without a derivative, then attach the implicit one."""
         end = self.primal(task)
         x = self.attach(task.problem, end.state.x, task.theta, throw=throw)
         return Outcome(x, end.steps, end.status)
 
-    def attach(self, problem: Problem, x: PyTree, theta: PyTree, *, throw: bool) -> PyTree:
+    def attach(self, problem: Problem, x: PyTree, theta: PyTree, *, throw: Throw) -> PyTree:
         """Return `x`, after the Newton corrections, with the implicit derivative in `theta`.
 
         Parameters
@@ -148,7 +149,7 @@ class Implicit(Mode):
 
         return manual_axes.while_loop(unfinished, correct, (x, jnp.int32(0), jnp.array(True)))[0]
 
-    def answer(self, task: Task, x: PyTree, *, throw: bool) -> PyTree:
+    def answer(self, task: Task, x: PyTree, *, throw: Throw) -> PyTree:
         """Return `x` with its derivative, and without further Newton corrections."""
         return dataclasses.replace(self, refine=0).attach(task.problem, x, task.theta, throw=throw)
 

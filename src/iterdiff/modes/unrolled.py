@@ -8,6 +8,7 @@ from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.jaxtools.arguments import check_count, check_tolerance, check_word
+from iterdiff.jaxtools.raise_if import Throw
 from iterdiff.loop.differentiable import Last, differentiable_run, steps_back
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
@@ -143,7 +144,7 @@ class Unrolled(Mode):
                 "it, or leave it out to differentiate all steps."
             )
 
-    def solve(self, task: Task, *, throw: bool) -> Outcome:
+    def solve(self, task: Task, *, throw: Throw) -> Outcome:
         """Run such that JAX differentiates the steps.
 
         Raises
@@ -162,7 +163,7 @@ class Unrolled(Mode):
         run = differentiable_run(task, self.checkpoint, last=self.last, rtol=self.rtol, end=end)
         return Outcome(run.state.x, run.steps, run.status)
 
-    def answer(self, task: Task, x: PyTree, *, throw: bool) -> PyTree:
+    def answer(self, task: Task, x: PyTree, *, throw: Throw) -> PyTree:
         """Return the answer of another run, which carries the derivative."""
         del x
         return self.solve(task, throw=throw).x

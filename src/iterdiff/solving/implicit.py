@@ -11,6 +11,7 @@ from iterdiff.jaxtools.arguments import check_bool, check_callable
 from iterdiff.jaxtools.closures import nan_derivative_where
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.manual_axes import aligned
+from iterdiff.jaxtools.raise_if import Throw
 from iterdiff.jaxtools.transformations import transforming
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import stop_gradient
@@ -21,6 +22,7 @@ from iterdiff.problems.checks import check_residual, check_theta, check_x0
 from iterdiff.problems.functions import DATA_NAME
 from iterdiff.problems.inputs import takes_data, with_data, with_snapshot
 from iterdiff.problems.problem import Problem
+from iterdiff.solving.failures import with_failures
 from iterdiff.solving.host import SolverCall, run_solver
 
 
@@ -127,7 +129,11 @@ def implicit(
                 return x
             current = with_data(problem, data)
             current = with_snapshot(current, check_residual(current, x, theta))
-            return _with_derivative(current, mode, x, theta, throw)
+
+            def run(inputs: tuple[Problem, PyTree, PyTree], throw: Throw) -> PyTree:
+                return _with_derivative(*inputs, mode, throw)
+
+            return with_failures(run, (current, x, theta), current, throw)
 
         return solved
 
@@ -163,7 +169,7 @@ def _check_mode(problem: Problem, mode: Mode) -> Implicit | Checked:
 
 @compiled
 def _with_derivative(
-    problem: Problem, mode: Implicit | Checked, x: PyTree, theta: PyTree, throw: bool
+    problem: Problem, x: PyTree, theta: PyTree, mode: Implicit | Checked, throw: Throw
 ) -> PyTree:
     x = mode.attach(problem, x, theta, throw=throw)
     # The derivative may not depend on the answer. This makes it NaN where the answer is not

@@ -11,7 +11,7 @@ from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_bool
 from iterdiff.jaxtools.closures import nan_derivative_where
 from iterdiff.jaxtools.jit import compiled
-from iterdiff.jaxtools.raise_if import raise_if
+from iterdiff.jaxtools.raise_if import Throw, raise_if
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import stop_gradient
 from iterdiff.loop.status import Status
@@ -22,6 +22,7 @@ from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import CompositeMinimization, Problem
 from iterdiff.problems.prox import weakly_active
+from iterdiff.solving.failures import with_failures
 from iterdiff.solving.solution import Solution
 
 
@@ -120,9 +121,14 @@ def solve(
     problem, x0, theta = check_inputs(problem, x0, theta, args)
     mode.check(stop)
     task = Task(problem, algorithm, x0, theta, stop)
+
+    def run(task: Task, throw: Throw) -> Solution:
+        solution = _solve(task, mode, throw)
+        return _raise_on_failure(solution, throw) if throw else solution
+
     with traceable_step(algorithm):
-        solution = _solve(task.with_snapshot(), mode, throw)
-    return _raise_on_failure(solution) if throw else solution
+        task = task.with_snapshot()
+        return with_failures(run, task, task.problem, throw)
 
 
 def check_kinds(stop: StoppingRule, mode: Mode) -> None:
@@ -144,7 +150,7 @@ def check_kinds(stop: StoppingRule, mode: Mode) -> None:
 
 
 @compiled
-def _solve(task: Task, mode: Mode, throw: bool) -> Solution:
+def _solve(task: Task, mode: Mode, throw: Throw) -> Solution:
     task = task.aligned()
     outcome = mode.solve(task, throw=throw)
     x = outcome.x
@@ -161,8 +167,8 @@ def _solve(task: Task, mode: Mode, throw: bool) -> Solution:
     return Solution(x, outcome.steps, status.astype(jnp.int32), residual_norm, kinks, aux)
 
 
-def _raise_on_failure(solution: Solution) -> Solution:
+def _raise_on_failure(solution: Solution, throw: Throw) -> Solution:
     failed = solution.status >= Status.MAX_STEPS_REACHED
     advice = [member.advice for member in Status]
-    x = raise_if(solution.x, failed, advice, solution.status)
+    x = raise_if(solution.x, failed, advice, solution.status, throw)
     return dataclasses.replace(solution, x=x)
