@@ -31,7 +31,13 @@ class JaxoptAlgorithm(Algorithm):
     def lag(self) -> int:
         """1 if an update moves along the gradient that the previous one computed, else 0."""
         jaxopt = import_extra("jaxopt", "adapters")
-        return int(isinstance(self.solver, (jaxopt.BFGS, jaxopt.LBFGS, jaxopt.NonlinearCG)))
+        lagging = (jaxopt.BFGS, jaxopt.LBFGS, jaxopt.NonlinearCG, jaxopt.Broyden)
+        return int(isinstance(self.solver, lagging))
+
+    @property
+    def last_steps_suffice(self) -> bool:
+        """False if the solver rejects all steps once it has converged, and so does not move."""
+        return not isinstance(self.solver, import_extra("jaxopt", "adapters").LevenbergMarquardt)
 
     def bound(self, problem: Problem) -> Any:
         """Return the solver with the problem's functions in place of its own."""

@@ -58,15 +58,10 @@ class Algorithm(eqx.Module):
         Whether every fixed point of the step is known to be a root of the problem's residual.
         This holds if the step uses only the problem's own functions. The default is False:
         `Checked`, `diagnose` and `check_derivative` then test it numerically.
-    last_steps_suffice : bool
-        Whether the derivative of the last k steps, from a constant state, tends to that of all
-        steps as k grows. False if steps at the solution do not see theta, and keep the derivative
-        of the state they start from: ``Unrolled(last=k)`` and `OneStep` then raise ValueError.
     """
 
     accepts: eqx.AbstractClassVar[tuple[type[Problem], ...]]
     consistent: ClassVar[bool] = False
-    last_steps_suffice: ClassVar[bool] = True
 
     @property
     def differentiable(self) -> bool:
@@ -84,6 +79,15 @@ class Algorithm(eqx.Module):
         the algorithm is not `differentiable`.
         """
         return ""
+
+    @property
+    def last_steps_suffice(self) -> bool:
+        """Whether the last k steps, from a constant state, have the derivative if k is large.
+
+        False if steps at the solution do not see theta, and keep the derivative of the state that
+        they start from: ``Unrolled(last=k)`` and `OneStep` then raise ValueError.
+        """
+        return True
 
     @property
     def lag(self) -> int:

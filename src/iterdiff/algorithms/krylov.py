@@ -56,7 +56,11 @@ class ConjugateGradient(Algorithm):
 
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
     consistent: ClassVar[bool] = True
-    last_steps_suffice: ClassVar[bool] = False
+
+    @property
+    def last_steps_suffice(self) -> bool:
+        """False: the right-hand side enters the first state alone."""
+        return False
 
     def init(self, problem: LinearSystem, x0: PyTree, theta: PyTree) -> _Conjugate:
         """Return the initial state, with the residual as search direction."""
@@ -121,11 +125,15 @@ class GMRES(StatelessAlgorithm):
     restart: int = eqx.field(static=True)
     accepts: ClassVar[tuple[type[Problem], ...]] = (LinearSystem,)
     consistent: ClassVar[bool] = True
-    last_steps_suffice: ClassVar[bool] = False
 
     def __check_init__(self):
         """Check that `restart` is a positive int."""
         check_count("restart", self.restart)
+
+    @property
+    def last_steps_suffice(self) -> bool:
+        """False: a residual of zero spans no space in which a step could see theta."""
+        return False
 
     def step(self, problem: LinearSystem, state: Iterate, theta: PyTree) -> Iterate:
         """Return the state after one cycle; the exact solution stays where it is."""
