@@ -244,9 +244,12 @@ def _why_untrusted(task: Task, trial: _Trial) -> int:
 
 def _modes_of(algorithm: Algorithm) -> dict[str, Mode]:
     """Return the modes to compare: those that suit the algorithm."""
-    if not algorithm.differentiable or algorithm.caveat:
-        return {"implicit": Implicit()}
-    return {"unrolled": Unrolled(), "one-step": OneStep(), "implicit": Implicit()}
+    modes: dict[str, Mode] = {}
+    if algorithm.differentiable and not algorithm.caveat:
+        modes["unrolled"] = Unrolled()
+        if algorithm.last_steps_suffice:
+            modes["one-step"] = OneStep()
+    return modes | {"implicit": Implicit()}
 
 
 def _every(task: Task) -> int:
