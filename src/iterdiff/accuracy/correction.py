@@ -177,7 +177,9 @@ class Correction:
         y, slack = _refine(correction, start, self.points)
 
         def factor_again():
-            return Inverse(operator, at.x, at.structure)(b), jnp.zeros_like(slack)
+            general = at.structure._replace(positive_definite=False)
+            anew = Inverse(operator, at.x, general, factor=True)
+            return anew.factored(b), jnp.zeros_like(slack)
 
         return only_if(~(slack <= LOOSE_RTOL), factor_again, (y, slack))
 

@@ -34,10 +34,6 @@ LOOSE_RTOL = 1e-2
 """Relative error that is allowed to solves that serve only an estimate, relative to what they
 change. Iterative ones stop at a tenth of it, as relative residual."""
 
-MAX_CONSTANT_SIZE = 20_000
-"""Random vectors of up to this many numbers are constants of the program, because drawing them
-takes longer than some derivatives."""
-
 Residual = Callable[[PyTree, PyTree], PyTree]
 """``residual(x, theta)``, where everything else that it depends on is bound."""
 
@@ -202,16 +198,8 @@ def explicit(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Callable, Any]
 
 
 def random_vector(like: PyTree) -> PyTree:
-    """Return a random vector; a short one is a constant of the program."""
-
-    def draw():
-        stacked = tree.random_directions(jax.random.key(0), like, 1)
-        return jax.tree.map(lambda v: v[0], stacked)
-
-    if tree.size(like) > MAX_CONSTANT_SIZE:
-        return draw()
-    with jax.ensure_compile_time_eval():
-        return draw()
+    """Return a random vector, the same at every call."""
+    return jax.tree.map(lambda v: v[0], tree.fixed_directions(like, 1))
 
 
 def irregular(like: PyTree) -> PyTree:

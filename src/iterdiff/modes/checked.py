@@ -40,6 +40,7 @@ from iterdiff.jaxtools.arguments import Tolerance, check_tolerance, check_word
 from iterdiff.jaxtools.closures import Perturbed, attach_jvp
 from iterdiff.jaxtools.lax import custom_solve
 from iterdiff.jaxtools.raise_if import Throw, raise_if
+from iterdiff.loop.run import stop_gradient
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
@@ -130,7 +131,7 @@ class Checked(Mode):
 
     def solve(self, task: Task, *, throw: Throw) -> Outcome:
         """Run as the wrapped mode does, and check the derivative."""
-        outcome = self.mode.solve(task, throw=throw)
+        outcome = self.mode.solve(stop_gradient(task), throw=throw)
         return outcome._replace(x=self.answer(task, outcome.x, throw=throw))
 
     def answer(self, task: Task, x: PyTree, *, throw: Throw) -> PyTree:
