@@ -11,7 +11,7 @@ import pytest
 from iterdiff.jaxtools.jaxpr import does
 from iterdiff.jaxtools.linear_map import LinearMap
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, Limits
-from iterdiff.linalg.solve import Inverse
+from iterdiff.linalg.solve import Inverse, Method
 from tests.helpers import compiled, relative_error
 from tests.linalg.systems import (
     DEFINITE,
@@ -251,7 +251,7 @@ def test_one_factorisation_serves_several_solves(structure):
         return {"x": SPD @ (SPD @ (SPD @ v["x"]))}
 
     b, matrix = {"x": jnp.asarray(RHS)}, SPD @ SPD @ SPD
-    assert Inverse(operator, b, structure, solver=lx.LU(), factor=True).factors is None
+    assert Inverse(operator, b, structure, Method(lx.LU()), factor=True).factors is None
     by = Inverse(operator, b, structure, factor=True)
     assert by.factors is not None
     assert (by.factors.definite is None) == (structure is GENERAL)
