@@ -34,12 +34,13 @@ from iterdiff.accuracy.kinks import at_kink
 from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.accuracy.reasons import REASONS
 from iterdiff.accuracy.report import REPORT_SIZE, check_report, to_vector
-from iterdiff.accuracy.sensitivity import Sensitivity
+from iterdiff.accuracy.sensitivity import Equation, Sensitivity
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.arguments import Tolerance, check_tolerance, check_word
 from iterdiff.jaxtools.closures import Perturbed, attach_jvp
 from iterdiff.jaxtools.lax import custom_solve
 from iterdiff.jaxtools.raise_if import Throw, raise_if
+from iterdiff.linalg.solve import Method
 from iterdiff.loop.run import stop_gradient
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
@@ -185,7 +186,8 @@ class Checked(Mode):
                 raise ValueError(_VARYING)
             bound = parts.map(lambda part: lambda y, p: part(y, perturbed.rebuild(p)[0]))
             point, still = jax.lax.stop_gradient((x, perturbed.primals))
-            at = Sensitivity(bound.residual, point, still, structure, throw=shared and throw)
+            equation = Equation(bound.residual, point, still, structure)
+            at = Sensitivity(equation, Method(throw=shared and throw))
             derivative = _CheckedDerivative(
                 bound,
                 at,

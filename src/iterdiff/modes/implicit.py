@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import PyTree
 
-from iterdiff.accuracy.sensitivity import Residual, Sensitivity, explicit, forward_by_reverse
+from iterdiff.accuracy.sensitivity import Equation, Residual, Sensitivity, explicit
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.arguments import check_count, check_linear_solver
 from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.raise_if import Throw
-from iterdiff.jaxtools.reverse_only import custom_rules_in
 from iterdiff.jaxtools.tree import floating_part
-from iterdiff.linalg.solve import Structure
+from iterdiff.linalg.solve import Method, Structure
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
@@ -112,20 +111,14 @@ class Implicit(Mode):
         """
         x = jax.lax.stop_gradient(x)
         residual, inputs = explicit(problem, x, theta)
-        structure, solver = problem.structure_at(x, theta), self.linear_solver
+        structure = problem.structure_at(x, theta)
         if self.refine:
             x = self._refined(residual, x, jax.lax.stop_gradient(inputs), structure)
 
         def rule(x, perturbed):
             in_primals = lambda y, primals: residual(y, perturbed.rebuild(primals))  # noqa: E731
-            here = (in_primals, x, perturbed.primals, structure)
-            try:
-                at = Sensitivity(*here, solver=solver, throw=throw, factor=False)
-                return at.forward(perturbed.tangents)
-            except TypeError:
-                if "custom_vjp" not in custom_rules_in(in_primals, x, perturbed.primals):
-                    raise
-            return forward_by_reverse(*here, perturbed.tangents, solver=solver, throw=throw)
+            equation = Equation(in_primals, x, perturbed.primals, structure)
+            return equation.derivative(perturbed.tangents, Method(self.linear_solver, throw))
 
         return attach_jvp(x, inputs, rule)
 
@@ -140,9 +133,8 @@ class Implicit(Mode):
 
         def correct(carry):
             x, count, _ = carry
-            at = Sensitivity(
-                residual, x, inputs, structure, solver=self.linear_solver, factor=False
-            )
+            equation = Equation(residual, x, inputs, structure)
+            at = Sensitivity(equation, Method(self.linear_solver), factor=False)
             new = tree.sub(x, at.inverse(at.value))
             reduced = tree.norm(residual(new, inputs)) < tree.norm(at.value)  # False for NaN
             return tree.where(reduced, new, x), count + 1, reduced
