@@ -62,3 +62,4 @@ from .solving.implicit import implicit as implicit
 from .solving.solution import Solution as Solution
 from .solving.solution import SolverFailed as SolverFailed
 from .solving.solve import solve as solve
+from .solving.value import optimal_value as optimal_value
