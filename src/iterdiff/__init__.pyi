@@ -2,6 +2,7 @@ __all__: list[str]
 __version__: str
 
 from . import adapters as adapters
+from . import bilevel as bilevel
 from . import extend as extend
 from . import prox as prox
 from . import theory as theory
