@@ -117,7 +117,7 @@ def minimize(
     upper: PyTree = None,
     projection: Callable[[PyTree], PyTree] | None = None,
     max_outer: int = 100,
-    budget: Budget | int | None = None,
+    budget: Any = None,
     rtol: Tolerance = 1e-4,
     resume: str | os.PathLike | None = None,
     progress: bool = False,

@@ -38,9 +38,9 @@ class Ending(enum.IntEnum):
     )
     AT_KINK = (
         7,
-        "The inner solution is at a kink, where it has only one-sided derivatives, and no step "
-        "along the one that is known decreases the loss: the step was refused. "
-        "iterdiff.weakly_active shows where.",
+        "The inner solution is at a kink, where it has only one-sided derivatives. The one that is "
+        "known is zero, or no step along it decreases the loss: a step was refused. "
+        "iterdiff.weakly_active shows where; start on either side of the kink to go on.",
     )
 
     def __new__(cls, code: int, advice: str) -> "Ending":

@@ -243,8 +243,12 @@ def accuracy_of(
 ) -> Accuracy:
     """Return when a run may stop, as scalars of the dtype of `x0`."""
     dtype = tree.result_dtype(x0)
-    scalars = (jnp.asarray(v, dtype) for v in (rtol, atol, reject_above))
-    return Accuracy(*scalars, jnp.asarray(max_steps, jnp.int32))
+    return Accuracy(
+        rtol=jnp.asarray(rtol, dtype),
+        atol=jnp.asarray(atol, dtype),
+        reject_above=jnp.asarray(reject_above, dtype),
+        max_steps=jnp.asarray(max_steps, jnp.int32),
+    )
 
 
 def posed_of(

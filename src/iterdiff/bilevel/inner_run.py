@@ -304,7 +304,8 @@ def _planned(
     """Judge the iterate of a check, and plan the steps to the next one."""
     found, schedule = carry.examined, carry.schedule
     target = accuracy.rtol * found.size + accuracy.atol
-    settled = found.one_sided & (found.error <= target)
+    known = accuracy.rtol * tree.norm(found.corrected) + accuracy.atol
+    settled = found.one_sided & (found.error <= known)
     accurate = (found.upper <= target) | settled
     rejected = found.value - found.value_error > accuracy.reject_above
     failed = diverged | ~jnp.isfinite(found.value)

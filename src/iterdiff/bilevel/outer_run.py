@@ -188,13 +188,13 @@ class Outer:
             if point.failed:
                 return progress, Ending.INNER_FAILED
             length = self.stationarity(point)
-            reliable = point.upper <= MAX_ERROR_SHARE * length
+            reliable = point.noise <= MAX_ERROR_SHARE * length
             if not progress.scale and reliable:
                 progress = progress._replace(scale=length)
             tolerance = self.rtol * progress.scale
-            if length <= tolerance and point.upper <= tolerance:
-                return progress, Ending.STATIONARY
-            if reliable or (point.one_sided and not point.final):
+            if length <= tolerance and point.noise <= tolerance:
+                return progress, Ending.AT_KINK if point.one_sided else Ending.STATIONARY
+            if reliable:
                 return progress, None
             if point.ended == ENDED_EXHAUSTED:
                 return progress, Ending.INNER_INACCURATE
@@ -267,7 +267,7 @@ class Outer:
         """Return the progress after an accepted step."""
         point = progress.point
         lesson = Lesson(
-            trial.vector - point.vector, trial.gradient - point.gradient, trial.upper + point.upper
+            trial.vector - point.vector, trial.gradient - point.gradient, trial.noise + point.noise
         )
         known = np.isfinite(lesson.noise)
         factor = TIGHTENED if verdict.rounds else RELAXED

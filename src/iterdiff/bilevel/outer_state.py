@@ -62,6 +62,11 @@ class Point(NamedTuple):
         return self.ended in (ENDED_STANDSTILL, ENDED_EXHAUSTED)
 
     @property
+    def noise(self) -> float:
+        """How wrong the gradient may be; at a kink, as one of two derivatives."""
+        return self.error if self.one_sided else self.upper
+
+    @property
     def one_sided(self) -> bool:
         """Whether the inner solution is at a kink."""
         return self.reason == ONE_SIDED

@@ -23,7 +23,7 @@ STYLE = {
 }
 
 
-def plot(result: Minimized) -> "Figure":
+def plot(result: Any) -> "Figure":
     """Draw value and projected gradient of an outer run, with their error bars.
 
     Filled points are thetas that were accepted, crosses those that were refused, and small points

@@ -69,12 +69,10 @@ def write(path: Path, progress: PyTree, columns: dict[str, np.ndarray], mark: st
     """
     buffer = io.BytesIO()
     leaves = jax.tree.leaves(progress)
-    np.savez(
-        buffer,
-        **{f"{LEAF}{k}": np.asarray(leaf) for k, leaf in enumerate(leaves)},
-        **{f"{COLUMN}{name}": values for name, values in columns.items()},
-        **{FINGERPRINT: np.array(mark)},
-    )
+    arrays = {f"{LEAF}{k}": np.asarray(leaf) for k, leaf in enumerate(leaves)}
+    arrays |= {f"{COLUMN}{name}": values for name, values in columns.items()}
+    arrays[FINGERPRINT] = np.array(mark)
+    np.savez(buffer, allow_pickle=False, **arrays)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +111,7 @@ def read(path: Path, template: PyTree, mark: str) -> tuple[PyTree, dict[str, np.
     """
     advice = "Choose another path, or remove the file to start anew."
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"`resume`: {path} is no snapshot of an outer run. {advice}") from error

@@ -111,7 +111,8 @@ def optimal_value(
     x = solve(problem, algorithm, x0, theta, stop=stop, throw=throw).x
     if report is None:
         return _value(problem, x, theta, corrected)
-    found = _reported(*stop_gradient((problem, x, theta)), corrected, rtol)
+    still, fixed, parameters = stop_gradient((problem, x, theta))
+    found = _reported(still, fixed, parameters, corrected, rtol)
     return carrying_report(_value(problem, x, theta, corrected), report, found)
 
 
