@@ -2,6 +2,7 @@ __all__: list[str]
 __version__: str
 
 from . import adapters as adapters
+from . import bilevel as bilevel
 from . import extend as extend
 from . import prox as prox
 from . import theory as theory
@@ -62,3 +63,4 @@ from .solving.implicit import implicit as implicit
 from .solving.solution import Solution as Solution
 from .solving.solution import SolverFailed as SolverFailed
 from .solving.solve import solve as solve
+from .solving.value import optimal_value as optimal_value
