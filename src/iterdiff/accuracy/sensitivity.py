@@ -28,6 +28,7 @@ from iterdiff.jaxtools.reverse_only import first_order_only, reverse_only
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
 from iterdiff.linalg.solve import Inverse, Structure
+from iterdiff.problems.active_set import regular_at
 from iterdiff.problems.problem import Problem
 
 LOOSE_RTOL = 1e-2
@@ -165,6 +166,7 @@ def sensitivity(
 ) -> Sensitivity:
     """Return the residual linearised at `x`, for derivatives in the floating leaves of theta."""
     x = jax.lax.stop_gradient(x)
+    problem, _ = regular_at(problem, x, theta)
     residual, inputs = explicit(problem, x, theta)
     (of_problem, of_theta), closed_over = jax.lax.stop_gradient(inputs)
     floating, rest = floating_part(of_theta)

@@ -16,7 +16,7 @@ from iterdiff.diagnostics.finite_differences import Increment, increments, norm,
 from iterdiff.diagnostics.newton_points import newton_points
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.tree import floating_part
-from iterdiff.loop.status import Status
+from iterdiff.algorithms.status import Status
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit

@@ -16,7 +16,7 @@ from iterdiff.jaxtools.arguments import check_bool, check_callable, check_count
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import run_loop
-from iterdiff.loop.status import Status
+from iterdiff.algorithms.status import Status
 from iterdiff.loop.stopping import Steps
 from iterdiff.loop.task import Task
 from iterdiff.modes.base import Mode

@@ -19,6 +19,8 @@ from iterdiff.linalg.solve import Structure
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
+from iterdiff.modes.dependent import refuse_lost
+from iterdiff.problems.active_set import regular_at
 from iterdiff.problems.problem import Problem
 
 
@@ -111,23 +113,27 @@ class Implicit(Mode):
             Whether a linear solve that fails raises.
         """
         x = jax.lax.stop_gradient(x)
+        problem, dependent = regular_at(problem, x, theta)
         residual, inputs = explicit(problem, x, theta)
         structure, solver = problem.structure_at(x, theta), self.linear_solver
         if self.refine:
             x = self._refined(residual, x, jax.lax.stop_gradient(inputs), structure)
 
         def rule(x, perturbed):
-            in_primals = lambda y, primals: residual(y, perturbed.rebuild(primals))  # noqa: E731
+            in_primals = lambda y, primals: residual(y, perturbed.rebuild(primals)[0])  # noqa: E731
             here = (in_primals, x, perturbed.primals, structure)
             try:
                 at = Sensitivity(*here, solver=solver, throw=throw, factor=False)
-                return at.forward(perturbed.tangents)
+                tangent = at.forward(perturbed.tangents)
+                if dependent is None:
+                    return tangent
+                return refuse_lost(tangent, residual, x, perturbed, throw)
             except TypeError:
                 if "custom_vjp" not in custom_rules_in(in_primals, x, perturbed.primals):
                     raise
             return forward_by_reverse(*here, perturbed.tangents, solver=solver, throw=throw)
 
-        return attach_jvp(x, inputs, rule)
+        return attach_jvp(x, (inputs, dependent), rule)
 
     def _refined(
         self, residual: Residual, x: PyTree, inputs: PyTree, structure: Structure
