@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float, PyTree
 
-from iterdiff.accuracy.kinks import at_kink, at_prox_kink
+from iterdiff.accuracy.kinks import at_kink, at_marked_kink
 from iterdiff.accuracy.points import (
     CHORD_MAX_FACTOR,
     NOISE_FACTOR,
@@ -45,7 +45,7 @@ from iterdiff.accuracy.sensitivity import (
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.lax import only_if
 from iterdiff.linalg.solve import Inverse
-from iterdiff.problems.problem import CompositeMinimization, Problem
+from iterdiff.problems.problem import Problem
 
 MAX_REFINEMENTS = 10
 """Rounds of iterative refinement; if they do not suffice, the matrix is factored again."""
@@ -196,8 +196,8 @@ def correct(
     """Return the correction of `x`, for derivatives in the floating leaves of theta."""
     correction = Correction(sensitivity(problem, x, theta, linear_solver), near)
     corrected = correction.points.corrected
-    if isinstance(problem, CompositeMinimization):
-        one_sided = at_prox_kink(problem, corrected, jax.lax.stop_gradient(theta))
+    if problem.marks_kinks:
+        one_sided = at_marked_kink(problem, corrected, jax.lax.stop_gradient(theta))
     else:
         one_sided = at_kink(correction.at, corrected)
     correction.points = dataclasses.replace(correction.points, one_sided=one_sided)

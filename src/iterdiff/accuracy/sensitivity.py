@@ -27,6 +27,7 @@ from iterdiff.jaxtools.reverse_only import custom_rules_in, first_order_only, re
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
 from iterdiff.linalg.solve import DEFAULT_METHOD, Inverse, Method, Structure
+from iterdiff.problems.active_set import regular_at
 from iterdiff.problems.problem import Problem
 
 LOOSE_RTOL = 1e-2
@@ -167,6 +168,7 @@ def sensitivity(
 ) -> Sensitivity:
     """Return the residual linearised at `x`, for derivatives in the floating leaves of theta."""
     x = jax.lax.stop_gradient(x)
+    problem, _ = regular_at(problem, x, theta)
     residual, inputs = explicit(problem, x, theta)
     (of_problem, of_theta), closed_over = jax.lax.stop_gradient(inputs)
     floating, rest = floating_part(of_theta)

@@ -47,6 +47,7 @@ from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
 from iterdiff.modes.check_parts import Parts, parts_of
 from iterdiff.modes.implicit import Implicit
+from iterdiff.problems.active_set import regular_at
 from iterdiff.problems.problem import Problem
 
 OnFailure = Literal["warn", "raise", "nan"]
@@ -172,14 +173,17 @@ class Checked(Mode):
         self, given: "Task | _ForeignAnswer", parts: "Parts", x: PyTree, throw: Throw, near: float
     ) -> PyTree:
         """Attach the checked derivative in everything that `given` holds."""
+        problem, dependent = regular_at(given.problem, x, given.theta)
+        given = given._replace(problem=problem)
         parts, explicit = parts.explicit(given, x)
         tolerances = jax.lax.stop_gradient((jnp.asarray(self.rtol), jnp.asarray(self.atol)))
         report = jnp.zeros(REPORT_SIZE) if self.report is None else self.report
         inputs = (explicit, tolerances, report)
         place_of_report = len(jax.tree.leaves(inputs)) - 1
         structure = given.problem.structure_at(x, given.theta)
-        # The check computes the default implicit derivative at `x` anyway.
+        # The check computes the default implicit derivative at `x` anyway; a mode may refuse it.
         shared = isinstance(self.mode, Implicit) and self.mode.linear_solver is None
+        shared &= dependent is None
 
         def rule(x: PyTree, perturbed: Perturbed) -> PyTree:
             if manual_axes.varies((x, perturbed)):
@@ -347,8 +351,8 @@ class _CheckedDerivative(NamedTuple):
         ):
             if step is not None:
                 found[name] = test(lambda y, step=step: step(y, theta), points)
-        if parts.at_prox_kink is not None:
-            found["one_sided"] = parts.at_prox_kink(points.corrected, theta)
+        if parts.at_marked_kink is not None:
+            found["one_sided"] = parts.at_marked_kink(points.corrected, theta)
         else:
             found["one_sided"] = at_kink(self.at, points.corrected)
         return dataclasses.replace(points, **found)

@@ -18,6 +18,8 @@ from iterdiff.linalg.solve import Method, Structure
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
+from iterdiff.modes.dependent import refuse_lost
+from iterdiff.problems.active_set import regular_at
 from iterdiff.problems.problem import Problem
 
 
@@ -110,17 +112,21 @@ class Implicit(Mode):
             Whether a linear solve that fails raises.
         """
         x = jax.lax.stop_gradient(x)
+        problem, dependent = regular_at(problem, x, theta)
         residual, inputs = explicit(problem, x, theta)
         structure = problem.structure_at(x, theta)
         if self.refine:
             x = self._refined(residual, x, jax.lax.stop_gradient(inputs), structure)
 
         def rule(x, perturbed):
-            in_primals = lambda y, primals: residual(y, perturbed.rebuild(primals))  # noqa: E731
+            in_primals = lambda y, primals: residual(y, perturbed.rebuild(primals)[0])  # noqa: E731
             equation = Equation(in_primals, x, perturbed.primals, structure)
-            return equation.derivative(perturbed.tangents, Method(self.linear_solver, throw))
+            tangent = equation.derivative(perturbed.tangents, Method(self.linear_solver, throw))
+            if dependent is None:
+                return tangent
+            return refuse_lost(tangent, residual, x, perturbed, throw)
 
-        return attach_jvp(x, inputs, rule)
+        return attach_jvp(x, (inputs, dependent), rule)
 
     def _refined(
         self, residual: Residual, x: PyTree, inputs: PyTree, structure: Structure
