@@ -4,7 +4,6 @@ The options of algorithms and modes are the parameters in the signatures of thei
 a new class or parameter can be named in a file without a change here.
 """
 
-import difflib
 import functools
 import inspect
 import operator
@@ -26,6 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 import iterdiff as itd
+from iterdiff.study.suggestions import suggestion
 
 RATIO = re.compile(r"(?P<factor>\d+\.?\d*|\.\d+)/L")
 """A step size in words: a number over the upper bound L of the spectrum."""
@@ -56,21 +56,6 @@ class Options(BaseModel):
 def unknown_key(key: str, text: str) -> PydanticCustomError:
     """Return the error that pydantic reports for a key that is not an option."""
     return PydanticCustomError("unknown_key", "{text}", {"key": key, "text": text})
-
-
-def suggestion(word: str, allowed: Iterable[str]) -> str:
-    """Return advice on a word that is not allowed: the nearest allowed word, or all of them."""
-    allowed = tuple(allowed)
-    if nearest(word, allowed):
-        return f"Did you mean `{nearest(word, allowed)}`?"
-    return "Choose from " + ", ".join(f"`{name}`" for name in allowed) + "."
-
-
-def nearest(word: str, allowed: Iterable[str]) -> str | None:
-    """Return the allowed word that is most similar to `word`; None if none is similar."""
-    by_lower = {name.lower(): name for name in allowed}
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
-    return by_lower[close[0]] if close else None
 
 
 def _number_or_ratio(value: Any) -> float | str:

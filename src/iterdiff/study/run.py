@@ -93,6 +93,7 @@ def _traced(study: Study, case: Case, progress: Progress | None) -> "xarray.Data
             probes=study.probes,
             every=case.every,
             estimate=study.estimate,
+            args=case.args,
             progress=progress,
         )
     except TypeError as error:
