@@ -24,6 +24,8 @@ from .algorithms.gradient import HeavyBall as HeavyBall
 from .algorithms.gradient import Nesterov as Nesterov
 from .algorithms.krylov import GMRES as GMRES
 from .algorithms.krylov import ConjugateGradient as ConjugateGradient
+from .algorithms.least_squares import GaussNewton as GaussNewton
+from .algorithms.least_squares import LevenbergMarquardt as LevenbergMarquardt
 from .algorithms.newton import Newton as Newton
 from .algorithms.polynomial import Chebyshev as Chebyshev
 from .algorithms.polynomial import Sobolev as Sobolev
@@ -56,6 +58,7 @@ from .modes.unrolled import Unrolled as Unrolled
 from .problems.constrained import ConstrainedMinimization as ConstrainedMinimization
 from .problems.constrained import Multipliers as Multipliers
 from .problems.constrained import PrimalDual as PrimalDual
+from .problems.least_squares import LeastSquares as LeastSquares
 from .problems.linear_system import LinearSystem as LinearSystem
 from .problems.linear_system import MatrixOperator as MatrixOperator
 from .problems.problem import CompositeMinimization as CompositeMinimization

@@ -10,10 +10,11 @@ from iterdiff.algorithms.base import Iterate, StatelessAlgorithm
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_linear_solver
 from iterdiff.linalg.solve import Inverse, Method
+from iterdiff.problems.least_squares import MINIMIZATIONS
 from iterdiff.problems.linear_system import LinearSystem
-from iterdiff.problems.problem import FixedPoint, Minimization, Problem, RootFinding
+from iterdiff.problems.problem import FixedPoint, Problem, RootFinding
 
-SMOOTH_PROBLEMS = (RootFinding, Minimization, LinearSystem, FixedPoint)
+SMOOTH_PROBLEMS = (RootFinding, *MINIMIZATIONS, LinearSystem, FixedPoint)
 """Problems whose residual has a Jacobian everywhere, which Newton's method needs."""
 
 

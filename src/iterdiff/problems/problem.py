@@ -140,7 +140,42 @@ class ProblemOfFunctions(Problem):
         return getattr(self, next(iter(self.functions))).aux(x, theta)
 
 
-class Minimization(ProblemOfFunctions):
+class SmoothMinimization(ProblemOfFunctions):
+    r"""Base class of minimisations without constraints, of a twice differentiable objective.
+
+    The residual is the gradient :math:`\nabla_x f(x, \theta)`, and its Jacobian is the Hessian.
+    """
+
+    objective: eqx.AbstractVar[Callable[[PyTree, PyTree], Float[Array, ""]]]
+    residual_is_gradient: ClassVar[bool] = True
+
+    @property
+    def symmetric(self) -> bool:
+        """True, since a Hessian is symmetric."""
+        return True
+
+    @property
+    def positive_definite(self) -> bool:
+        """True, as at every strict minimiser (second-order sufficient condition)."""
+        return True
+
+    def structure_at(self, x: PyTree, theta: PyTree) -> Structure:
+        """Return what is known of the Hessian: of an overridden gradient, nothing for certain.
+
+        A `jax.custom_vjp` rule is taken to override. With a `jax.custom_jvp` rule, which many
+        functions of JAX have, symmetry is a claim that linear solves verify.
+        """
+        rules = custom_rules_in(self.objective, x, theta)
+        if "custom_vjp" in rules:
+            return Structure(False, False)
+        return self.structure._replace(hessian=not rules)
+
+    def residual(self, x: PyTree, theta: PyTree) -> PyTree:
+        """Return the gradient of the objective with respect to `x`."""
+        return jax.grad(self.objective)(x, theta)
+
+
+class Minimization(SmoothMinimization):
     r"""Minimise ``objective(x, theta)`` over `x`, without constraints.
 
     The residual is the gradient :math:`\nabla_x f(x, \theta)`, and its Jacobian is the Hessian:
@@ -173,37 +208,11 @@ class Minimization(ProblemOfFunctions):
     """
 
     objective: Callable[[PyTree, PyTree], Float[Array, ""]]
-    residual_is_gradient: ClassVar[bool] = True
     functions: ClassVar[dict[str, int]] = {"objective": 2}
 
     def __check_init__(self):
         """Check that `objective` is callable."""
         check_callable(objective=self.objective)
-
-    @property
-    def symmetric(self) -> bool:
-        """True, since a Hessian is symmetric."""
-        return True
-
-    @property
-    def positive_definite(self) -> bool:
-        """True, as at every strict minimiser (second-order sufficient condition)."""
-        return True
-
-    def structure_at(self, x: PyTree, theta: PyTree) -> Structure:
-        """Return what is known of the Hessian: of an overridden gradient, nothing for certain.
-
-        A `jax.custom_vjp` rule is taken to override. With a `jax.custom_jvp` rule, which many
-        functions of JAX have, symmetry is a claim that linear solves verify.
-        """
-        rules = custom_rules_in(self.objective, x, theta)
-        if "custom_vjp" in rules:
-            return Structure(False, False)
-        return self.structure._replace(hessian=not rules)
-
-    def residual(self, x: PyTree, theta: PyTree) -> PyTree:
-        """Return the gradient of the objective with respect to `x`."""
-        return jax.grad(self.objective)(x, theta)
 
 
 class RootFinding(ProblemOfFunctions):
@@ -360,7 +369,7 @@ def objective_of(problem: Problem) -> Callable[[PyTree, PyTree], Float[Array, ""
 
     A `CompositeMinimization` without `penalty` gives None too: its objective is unknown.
     """
-    if isinstance(problem, Minimization):
+    if isinstance(problem, SmoothMinimization):
         return problem.objective
     if isinstance(problem, CompositeMinimization) and problem.penalty is not None:
         penalty = problem.penalty
