@@ -12,6 +12,7 @@ At any other point the same formula gives an approximation.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -22,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.closures import hoist
+from iterdiff.jaxtools.closures import attach_jvp, hoist
 from iterdiff.jaxtools.reverse_only import custom_rules_in, first_order_only, reverse_only
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
@@ -92,7 +93,7 @@ class Equation(NamedTuple):
         x, theta = first_order_only((self.x, self.theta), NO_FORWARD_RULE)
         pull = jax.vjp(self.residual, x, theta)[1]
         structure = self.structure._replace(hessian=False)
-        adjoint = Inverse(lambda w: pull(w)[0], x, structure, method.transposed())
+        adjoint = Inverse(lambda w: pull(w)[0], x, structure, method)
 
         def transposed(w):
             return tree.scale(-1.0, pull(adjoint.constant(w))[1])
@@ -136,7 +137,8 @@ class Sensitivity:
 
     def forward(self, v: PyTree) -> PyTree:
         """Return ``J v``."""
-        t = tree.scale(-1.0, self.inverse(self.pushed(v)))
+        # The sign is on the right-hand side, so that the transposed solve is that of the adjoint.
+        t = self.inverse(tree.scale(-1.0, self.pushed(v)))
         return self.inverse.refused(t, v) if self.inverse.ignores_unknowns else t
 
     def pulled(self, adjoint: PyTree) -> PyTree:
@@ -161,6 +163,69 @@ class Sensitivity:
         """Return the same, given ``A^{-1}`` times a unit vector that it stretches."""
         stretch = tree.norm(self.inverse.product(unit(self.inverse.product(random))))
         return jnp.maximum(stretch * tree.norm(inverse_direction), 1.0)
+
+
+class Helpers(NamedTuple):
+    r"""What helps iterative solves of an implicit derivative.
+
+    Attributes
+    ----------
+    preconditioner : callable, optional
+        ``v -> M v``, about the inverse of :math:`\partial r / \partial x`.
+    guess : pytree, optional
+        Like `x`: where adjoint solves start. Its own cotangent is the adjoint that they find.
+    """
+
+    preconditioner: Callable[[PyTree], PyTree] | None = None
+    guess: PyTree | None = None
+
+
+def attached(
+    problem: Problem, x: PyTree, theta: PyTree, method: Method, helpers: Helpers
+) -> PyTree:
+    r"""Return `x` with the implicit derivative in everything that the residual depends on.
+
+    If there is a guess g, it is that of the equation :math:`r(x, \theta) = g - g_0`, where
+    :math:`g_0` is the value of g: its derivative in g is :math:`A^{-1}`, and the cotangent of g is
+    the adjoint :math:`A^{-\top} w`.
+
+    Parameters
+    ----------
+    problem : Problem
+        Owns the residual.
+    x : pytree of real floating arrays
+        A solution; its own derivative is cut.
+    theta : pytree
+        The parameters.
+    method : Method
+        How systems are solved, without helpers.
+    helpers : Helpers
+        Those.
+    """
+    residual, inputs = explicit(problem, x, theta)
+    structure, (preconditioner, guess) = problem.structure_at(x, theta), helpers
+    if guess is not None:
+        guess = tree.where(tree.all_finite(guess), guess, tree.zeros_like(guess))
+    apply, closed_over = None, None
+    if preconditioner is not None:
+        apply, closed_over = hoist(preconditioner, x)
+
+    def shifted(y, given):
+        inputs, guess = given
+        value = residual(y, inputs)
+        if guess is None:
+            return value
+        return tree.sub(value, tree.sub(guess, jax.lax.stop_gradient(guess)))
+
+    def rule(x, perturbed, constants):
+        closed_over, guess = constants
+        in_primals = lambda y, primals: shifted(y, perturbed.rebuild(primals))  # noqa: E731
+        bound = None if apply is None else partial(apply, closed_over)
+        equation = Equation(in_primals, x, perturbed.primals, structure)
+        helped = method._replace(preconditioner=bound, guess=guess)
+        return equation.derivative(perturbed.tangents, helped)
+
+    return attach_jvp(x, (inputs, guess), rule, (closed_over, guess))
 
 
 def sensitivity(

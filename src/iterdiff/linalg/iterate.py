@@ -32,6 +32,10 @@ ATTEMPTS = 2
 """With the preconditioner, then with equilibration."""
 
 
+EQUILIBRATIONS = 3
+"""Rows and columns are scaled in turn this often: either undoes a part of the other."""
+
+
 class System(NamedTuple):
     """A linear system without its right-hand side.
 
@@ -175,17 +179,21 @@ def _scales(system: System, like: Vector, number: Int[Array, ""]) -> _Scales:
     """Return the diagonals of an attempt; those of the first are one."""
     first, ones = number == 0, jnp.ones_like(like)
 
+    def equilibrate(_, scales):
+        rows, columns = scales
+        rows *= _inverse_lengths(lambda v: rows * system.matvec(columns * v), like)
+
+        def transposed(w):
+            return columns * manual_axes.linear_transpose(system.matvec, rows * w)
+
+        return rows, columns * _inverse_lengths(transposed, like)
+
     def probed():
         if system.positive_definite:
             diagonal = jnp.abs(diagonal_by_probing(system.matvec, like))
             usable = jnp.isfinite(diagonal) & (diagonal > 0)
             return ones, jnp.where(usable, 1 / jnp.where(usable, diagonal, 1.0), 1.0)
-        rows = _inverse_lengths(system.matvec, like)
-
-        def transposed(w):
-            return manual_axes.linear_transpose(system.matvec, rows * w)
-
-        return rows, _inverse_lengths(transposed, like)
+        return manual_axes.fori_loop(0, EQUILIBRATIONS, equilibrate, (ones, ones))
 
     return _Scales(*only_if(~first, probed, (ones, ones)), first)
 

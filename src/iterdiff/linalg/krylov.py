@@ -114,20 +114,20 @@ def conjugate_gradients(
     """
 
     def unfinished(carry):
-        state, definite, count = carry
-        length = tree.norm(state.residual)
+        _, length, definite, count = carry
         return (length > rtol) & definite & _worthwhile(length, count, budget, rtol)
 
     def step(carry):
-        state, _, count = carry
+        state, _, _, count = carry
         state, curvature = cg_step(matvec, state, precondition)
-        return state, (curvature > 0) & (state.square >= 0), count + 1
+        definite = (curvature > 0) & (state.square >= 0)
+        return state, jnp.sqrt(state.residual @ state.residual), definite, count + 1
 
     first = precondition(b)
     start = CGState(jnp.zeros_like(b), b, first, b @ first)
-    carry = manual_axes.while_loop(unfinished, step, (start, start.square >= 0, jnp.int32(0)))
-    state, definite, _ = carry
-    return state.x, (tree.norm(state.residual) <= rtol) & definite
+    carry = start, jnp.sqrt(b @ b), start.square >= 0, jnp.int32(0)
+    state, length, definite, _ = manual_axes.while_loop(unfinished, step, carry)
+    return state.x, (length <= rtol) & definite
 
 
 # Arnoldi's method and GMRES
