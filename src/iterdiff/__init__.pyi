@@ -52,6 +52,8 @@ from .loop.stopping import StoppingRule as StoppingRule
 from .modes.base import Mode as Mode
 from .modes.checked import Checked as Checked
 from .modes.checked import DerivativeWarning as DerivativeWarning
+from .modes.helpers import AdjointState as AdjointState
+from .modes.helpers import value_and_grad_with_state as value_and_grad_with_state
 from .modes.implicit import Implicit as Implicit
 from .modes.unrolled import OneStep as OneStep
 from .modes.unrolled import Unrolled as Unrolled

@@ -7,9 +7,9 @@ import lineax as lx
 import numpy as np
 import optimistix as optx
 import pytest
+from scipy import optimize
 
 import iterdiff as itd
-from iterdiff.problems.least_squares import LOSSES
 from tests.helpers import compiled
 
 TIMES = np.linspace(0.0, 4.0, 12)
@@ -23,7 +23,11 @@ def decay(x, theta):
     return x["size"] * jnp.exp(-x["rate"] * TIMES) + theta - (2 * np.exp(-0.7 * TIMES) + NOISE)
 
 
-@pytest.mark.parametrize("loss", [*LOSSES, lambda squares: 2 * (jnp.sqrt(1 + squares) - 1)])
+def _pseudo_huber(squares):
+    return 2 * (jnp.sqrt(1 + squares) - 1)
+
+
+@pytest.mark.parametrize("loss", ["linear", "huber", "cauchy", _pseudo_huber])
 def test_a_loss_is_minimised_and_differentiated(loss):
     problem = itd.LeastSquares(decay, loss=loss, scale=0.5)
 
@@ -55,7 +59,6 @@ def test_a_loss_is_minimised_and_differentiated(loss):
 
 @pytest.mark.parametrize("name", ["soft_l1", "huber", "cauchy", "arctan"])
 def test_losses_are_scipys(name):
-    optimize = pytest.importorskip("scipy.optimize")
     squares = jnp.array([0.0, 0.5, 1.0, 4.0])
     problem = itd.LeastSquares(lambda x, theta: x - theta, loss=name, scale=0.7)
     theta = jnp.zeros(4)
@@ -115,18 +118,18 @@ def test_the_gauss_newton_derivative_is_wrong_by_the_second_term_and_flagged():
         return itd.solve(*run, stop=STOP, mode=mode).x
 
     theta = jnp.array(0.2)
-    x = solution(theta)
+    x = float(solution(theta))
     whole = 1 + 0.36 * (6 * x**2 - 4)
     approximate = 1 + 0.36 * (2 * x) ** 2
     approximation = itd.Implicit(gauss_newton=True)
-    assert jax.grad(solution)(theta) == pytest.approx(1 / whole, rel=1e-9)
+    assert float(jax.grad(solution)(theta)) == pytest.approx(1 / whole, rel=1e-9)
     found = jax.grad(solution)(theta, approximation)
-    assert found == pytest.approx(1 / approximate, rel=1e-9)
+    assert float(found) == pytest.approx(1 / approximate, rel=1e-9)
     with pytest.warns(itd.DerivativeWarning, match="relative error"):
         jax.grad(solution)(theta, itd.Checked(approximation))
     estimate = itd.derivative_error(problem, x, theta, found, cotangent=jnp.array(1.0))
-    truth = abs(found - 1 / whole) * whole
-    assert estimate.relative == pytest.approx(truth, rel=1e-6)
+    truth = abs(float(found) - 1 / whole) * whole
+    assert float(estimate.relative) == pytest.approx(truth, rel=1e-6)
 
 
 def test_data_and_auxiliary_output():
@@ -134,13 +137,12 @@ def test_data_and_auxiliary_output():
     run = (problem, itd.GaussNewton(), jnp.zeros(2), jnp.array([1.0, 2.0]))
     solution = itd.solve(*run, stop=itd.Steps(2), args=jnp.array([3.0, 4.0]))
     np.testing.assert_allclose(solution.x, [3.0, 8.0])
-    assert solution.aux == pytest.approx(11.0)
+    assert float(solution.aux) == pytest.approx(11.0)
 
 
 BAD = {
     "loss": (ValueError, lambda: itd.LeastSquares(decay, loss="L2")),
     "scale": (ValueError, lambda: itd.LeastSquares(decay, scale=0.0)),
-    "residuals": (TypeError, lambda: itd.LeastSquares(3.0)),
     "damping": (ValueError, lambda: itd.LevenbergMarquardt(damping=-1.0)),
     "linear_solver": (TypeError, lambda: itd.GaussNewton(linear_solver="qr")),
     "problem": (TypeError, lambda: solve(itd.LeastSquares(lambda x, theta: 1))),

@@ -4,7 +4,7 @@ Both linearise the weighted residuals at the iterate, :math:`\sqrt W (r + J d)` 
 :math:`W` of a robust loss held fixed, and minimise the norm over the step :math:`d`.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.algorithms.base import Algorithm, Iterate, State, StatelessAlgorithm
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import check_linear_solver, check_range, scalar
+from iterdiff.jaxtools.arguments import check_range, scalar
 from iterdiff.problems.least_squares import LeastSquares
 from iterdiff.problems.problem import Problem
 
@@ -26,6 +26,15 @@ LSMR_RTOL = {64: 1e-10, 32: 1e-5}
 
 ROUNDING_FACTOR = 16
 """A change of the objective below this many times eps times its value is rounding."""
+
+
+def _solver(given: Any) -> lx.AbstractLinearSolver | None:
+    if given is not None and not isinstance(given, lx.AbstractLinearSolver):
+        raise TypeError(
+            "`linear_solver` must be a lineax solver for least squares, such as lineax.QR(), not "
+            f"{given!r}."
+        )
+    return given
 
 
 class Linearised(eqx.Module):
@@ -112,13 +121,9 @@ class GaussNewton(StatelessAlgorithm):
     J. Nocedal and S. J. Wright, *Numerical Optimization*, Springer 2006, section 10.3.
     """
 
-    linear_solver: lx.AbstractLinearSolver | None = None
+    linear_solver: lx.AbstractLinearSolver | None = eqx.field(converter=_solver, default=None)
     accepts: ClassVar[tuple[type[Problem], ...]] = (LeastSquares,)
     consistent: ClassVar[bool] = True
-
-    def __check_init__(self):
-        """Check the type of `linear_solver`."""
-        check_linear_solver(self.linear_solver)
 
     def step(self, problem: LeastSquares, state: Iterate, theta: PyTree) -> Iterate:
         """Return the state after one step."""
@@ -180,14 +185,13 @@ class LevenbergMarquardt(Algorithm):
     """
 
     damping: Float[Array, ""] = eqx.field(converter=scalar, default=1e-3)
-    linear_solver: lx.AbstractLinearSolver | None = None
+    linear_solver: lx.AbstractLinearSolver | None = eqx.field(converter=_solver, default=None)
     accepts: ClassVar[tuple[type[Problem], ...]] = (LeastSquares,)
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
-        """Check the type of `linear_solver` and the range of `damping`."""
+        """Check the range of `damping`."""
         check_range("damping", self.damping, 0.0)
-        check_linear_solver(self.linear_solver)
 
     def init(self, problem: LeastSquares, x0: PyTree, theta: PyTree) -> Damped:
         """Return the state at `x0`."""

@@ -141,10 +141,6 @@ class LeastSquares(SmoothMinimization):
         squares = self._squares(residuals)
         return jax.jvp(self._rho, (squares,), (jnp.ones_like(squares),))[1]
 
-    def without_curvature(self) -> "WithoutCurvature":
-        """Return the problem whose Hessian leaves the curvature of the residuals out."""
-        return WithoutCurvature(self, snapshot=self.snapshot)
-
     def _squares(self, residuals: Float[Array, " m"]) -> Squares:
         return (residuals / self.scale.astype(residuals.dtype)) ** 2
 
@@ -177,6 +173,22 @@ class WithoutCurvature(Problem):
         pull = jax.vjp(lambda y: self.of.residual_vector(y, theta), fixed)[1]
         found = self.of.residual_vector(x, theta)
         return pull(self.of.weights(found) * found)[0]
+
+
+def without_curvature(problem: Problem) -> WithoutCurvature:
+    """Return the problem whose Hessian leaves the curvature of the residuals out.
+
+    Raises
+    ------
+    ValueError
+        If it is no `LeastSquares`.
+    """
+    if not isinstance(problem, LeastSquares):
+        raise ValueError(
+            "`gauss_newton`: only a LeastSquares has a Gauss-Newton approximation, not a "
+            f"{type(problem).__name__}; leave the option out."
+        )
+    return WithoutCurvature(problem, snapshot=problem.snapshot)
 
 
 MINIMIZATIONS = (Minimization, LeastSquares)
