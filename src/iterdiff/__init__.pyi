@@ -34,6 +34,7 @@ from .algorithms.stationary import SOR as SOR
 from .algorithms.stationary import GaussSeidel as GaussSeidel
 from .algorithms.stationary import Jacobi as Jacobi
 from .algorithms.stationary import Richardson as Richardson
+from .algorithms.status import Status as Status
 from .diagnostics.check_derivative import Checkup as Checkup
 from .diagnostics.check_derivative import check_derivative as check_derivative
 from .diagnostics.diagnose import diagnose as diagnose
@@ -42,7 +43,6 @@ from .diagnostics.iterate_error import iterate_derivative_error as iterate_deriv
 from .diagnostics.trace import trace as trace
 from .jaxtools.raise_if import SolveError as SolveError
 from .linalg.dense_or_krylov import DenseOrKrylov as DenseOrKrylov
-from .algorithms.status import Status as Status
 from .loop.stopping import ResidualBelow as ResidualBelow
 from .loop.stopping import Steps as Steps
 from .loop.stopping import StoppingRule as StoppingRule
@@ -64,6 +64,7 @@ from .problems.problem import Problem as Problem
 from .problems.problem import RootFinding as RootFinding
 from .problems.prox import weakly_active as weakly_active
 from .problems.quadratic_program import QuadraticProgram as QuadraticProgram
+from .solving.find_multipliers import multipliers as multipliers
 from .solving.implicit import implicit as implicit
 from .solving.solution import Solution as Solution
 from .solving.solution import SolverFailed as SolverFailed

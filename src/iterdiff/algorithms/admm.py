@@ -234,7 +234,8 @@ def _stacked(problem: QuadraticProgram, at: PrimalDual, theta: PyTree) -> _Progr
     c = tree.to_vector(problem.at("c", theta))
     parts = [(name, problem.matrix(name, theta, size)) for name in ("A", "G")]
     sides = [
-        jnp.zeros(0, dtype) if getattr(problem, name) is None
+        jnp.zeros(0, dtype)
+        if getattr(problem, name) is None
         else tree.to_vector(problem.at(name, theta))
         for name in ("b", "h")
     ]
@@ -337,7 +338,7 @@ def _certificate(program: _Program, scaling: _Scaling, change: _Inner) -> Int[Ar
     values = scaling.rows * (M @ direction)
     values = jnp.where(equal, jnp.abs(values), values)
     slope = jnp.sum(c * direction) * scaling.cost
-    unbounded = (scaling.cost * _largest(scaling.columns * (Q @ direction)) <= error * length)
+    unbounded = scaling.cost * _largest(scaling.columns * (Q @ direction)) <= error * length
     unbounded &= jnp.max(values, initial=-jnp.inf) <= error * length
     unbounded &= slope < -error * length
     code = jnp.where(unbounded, Status.UNBOUNDED, RUNNING)

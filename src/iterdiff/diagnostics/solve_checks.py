@@ -7,6 +7,7 @@ import numpy as np
 
 from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.algorithms.base import Algorithm
+from iterdiff.algorithms.status import Status
 from iterdiff.diagnostics.checked_run import FAILED, CheckedRun
 from iterdiff.diagnostics.checkup import Finding
 from iterdiff.diagnostics.finite_differences import (
@@ -19,7 +20,6 @@ from iterdiff.diagnostics.finite_differences import (
 from iterdiff.diagnostics.map_checks import check_step
 from iterdiff.diagnostics.newton_points import solves_another_problem
 from iterdiff.jaxtools import tree
-from iterdiff.algorithms.status import Status
 
 SOLVE_TOL_FACTOR = 10.0
 """The derivative of a solve may differ from finite differences by this multiple of `tol`."""

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
+from iterdiff.algorithms.status import RUNNING
 from iterdiff.jaxtools import manual_axes
 from iterdiff.jaxtools.lax import any_in_batch
-from iterdiff.algorithms.status import RUNNING
 from iterdiff.loop.run import Loop, Run, advance, begin, detached, finish
 
 MIN_RECOVERED_ROWS = 16

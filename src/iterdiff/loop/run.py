@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
+from iterdiff.algorithms.status import RUNNING, Status
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.closures import detach
 from iterdiff.jaxtools.jaxpr import shared
-from iterdiff.algorithms.status import RUNNING, Status
 
 Step = Callable[[Any], Any]
 Satisfied = Callable[["Run"], Bool[Array, ""]]

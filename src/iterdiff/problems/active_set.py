@@ -148,9 +148,7 @@ def default_distance(x: PyTree) -> float:
     return KINK_MAX_DISTANCE[64 if wide else 32]
 
 
-def regular_at(
-    problem: Problem, x: PyTree, theta: PyTree
-) -> tuple[Problem, Dependence | None]:
+def regular_at(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Problem, Dependence | None]:
     """Return the problem as it is differentiated at a solution, and its dependent constraints.
 
     Their multipliers are pinned. Without constraints, the problem is returned as it is.
@@ -166,6 +164,7 @@ def regular_at(
     return with_pinned(problem, x, found.pinned), found
 
 
+@compiled
 def weak_constraints(
     problem: ConstrainedProblem, unknowns: PrimalDual, theta: PyTree, tol: Array
 ) -> PyTree:
@@ -194,12 +193,13 @@ def weak_inequalities(
     with what the constraint would then add to the change of the objective.
     """
     x, multipliers = unknowns
-    if problem.inequality is None:
+    inequality = problem.inequality
+    if inequality is None:
         return None
     largest = jnp.max(jnp.abs(tree.to_vector(x)))
     size = jnp.where(largest > 0, largest, 1.0)
     direction = jax.tree.map(lambda leaf: size.astype(leaf.dtype) * irregular(leaf), x)
-    values, change = jax.jvp(lambda y: problem.inequality(y, theta), (x,), (direction,))
+    values, change = jax.jvp(lambda y: inequality(y, theta), (x,), (direction,))
     slope = jax.grad(problem.cost)(x, theta)
     force = tree.to_vector(jax.tree.map(lambda u, v: jnp.abs(u * v), slope, direction)).sum()
     force += sum(
@@ -289,9 +289,13 @@ def _flags(flags: Multipliers) -> Bool[Array, " m"]:
 def with_pinned(
     problem: ConstrainedProblem, unknowns: PrimalDual, pinned: Bool[Array, " m"]
 ) -> ConstrainedProblem:
-    """Return the problem with the multipliers of some constraints held fixed."""
-    shaped = tree.from_vector(pinned, jax.tree.map(lambda z: z != 0, unknowns.multipliers))
-    return replaced(problem, pinned=shaped)
+    """Return the problem with the multipliers of some constraints held fixed.
+
+    The flags become numbers: a flag may have a tangent of dtype float0, with which JAX cannot
+    differentiate a linear solve.
+    """
+    numbers = jax.lax.select(pinned, jnp.ones(pinned.shape), jnp.zeros(pinned.shape))
+    return replaced(problem, pinned=tree.from_vector(numbers, unknowns.multipliers))
 
 
 def moves_apart(
@@ -317,9 +321,7 @@ def moves_apart(
     return apart(lambda w: pull(w)[0], weights, which)
 
 
-def apart(
-    pull: Callable[[Array], PyTree], weights: Array, which: Array
-) -> Bool[Array, ""]:
+def apart(pull: Callable[[Array], PyTree], weights: Array, which: Array) -> Bool[Array, ""]:
     """Return whether the derivative of a combination does not vanish, relative to its terms.
 
     Parameters

@@ -29,7 +29,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_callable
 from iterdiff.jaxtools.reverse_only import custom_rules_in
 from iterdiff.linalg.solve import Structure
@@ -68,9 +67,9 @@ class ConstrainedProblem(Problem):
     ----------
     equality, inequality : callable or None
         ``equality(x, theta) = 0`` and ``inequality(x, theta) <= 0``.
-    pinned : Multipliers of bool arrays, or None
-        Constraints whose multipliers are held fixed, because other constraints imply them. Set
-        where a solution is differentiated.
+    pinned : Multipliers, or None
+        1 for constraints whose multipliers are held fixed, because other constraints imply them;
+        else 0. Set where a solution is differentiated.
     """
 
     equality: eqx.AbstractVar[Callable | None]
@@ -82,6 +81,10 @@ class ConstrainedProblem(Problem):
     @abc.abstractmethod
     def cost(self, x: PyTree, theta: PyTree) -> Float[Array, ""]:
         """Return the objective at `x`."""
+
+    def value(self, unknowns: PrimalDual, theta: PyTree) -> Float[Array, ""]:
+        """Return the objective."""
+        return self.cost(self.answer(unknowns), theta)
 
     @property
     def symmetric(self) -> bool:
@@ -102,9 +105,7 @@ class ConstrainedProblem(Problem):
     def constraints(self, x: PyTree, theta: PyTree) -> Multipliers:
         """Return the values of the constraints, in the layout of the multipliers."""
         h, g = self.equality, self.inequality
-        return Multipliers(
-            None if h is None else h(x, theta), None if g is None else g(x, theta)
-        )
+        return Multipliers(None if h is None else h(x, theta), None if g is None else g(x, theta))
 
     def active(self, unknowns: PrimalDual, theta: PyTree) -> Multipliers:
         """Return which constraints hold with equality, as bool arrays like the multipliers.
@@ -146,10 +147,10 @@ def _term(active: Bool[Array, "..."], multiplier: Array, value: Array) -> Array:
     return jnp.where(active, multiplier * value, -(multiplier**2) / 2)
 
 
-def _pinned_term(pinned: Bool[Array, "..."], multiplier: Array, value: Array, term: Array) -> Array:
+def _pinned_term(pinned: Array, multiplier: Array, value: Array, term: Array) -> Array:
     """Return the same, with the multiplier held fixed where the constraint is pinned."""
     fixed = jax.lax.stop_gradient(multiplier)
-    return jnp.where(pinned, fixed * value - (multiplier - fixed) ** 2 / 2, term)
+    return jnp.where(pinned > 0, fixed * value - (multiplier - fixed) ** 2 / 2, term)
 
 
 class ConstrainedMinimization(ConstrainedProblem, ProblemOfFunctions):

@@ -8,8 +8,8 @@ from jaxtyping import PyTree
 
 from iterdiff.jaxtools.arguments import is_number
 from iterdiff.jaxtools.snapshot import Snapshot
-from iterdiff.problems.checks import check_problem, check_residual, check_theta, check_x0
 from iterdiff.problems.active_set import completed
+from iterdiff.problems.checks import check_problem, check_residual, check_theta, check_x0
 from iterdiff.problems.functions import bind, has_room
 from iterdiff.problems.problem import Problem, replaced
 

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from iterdiff.algorithms.status import Status
 from iterdiff.jaxtools.arguments import is_known, is_number
 from iterdiff.jaxtools.raise_if import SolveError
-from iterdiff.algorithms.status import Status
 from iterdiff.problems.constrained import Multipliers
 
 MAX_LINE_CHARACTERS = 1000
@@ -36,9 +36,9 @@ class SolverFailed(SolveError):
 class Solution(eqx.Module):
     """The answer of `solve`, and how the run ended.
 
-    Differentiate through `x`, `multipliers` and `aux`; the other fields carry no derivative. A `Solution` is a
-    pytree, so that it passes through ``jit`` and ``vmap``. It prints as one line, with values where
-    they are known and shapes where JAX is tracing.
+    Differentiate through `x`, `multipliers` and `aux`; the other fields carry no derivative. A
+    `Solution` is a pytree, so that it passes through ``jit`` and ``vmap``. It prints as one line,
+    with values where they are known and shapes where JAX is tracing.
 
     Attributes
     ----------

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
+from iterdiff.algorithms.status import Status
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_bool
 from iterdiff.jaxtools.closures import nan_derivative_where
@@ -14,7 +15,6 @@ from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.raise_if import Throw, raise_if
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import stop_gradient
-from iterdiff.algorithms.status import Status
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Task
 from iterdiff.modes.base import Mode
