@@ -178,10 +178,11 @@ def weak_constraints(
     if found is None:
         return weak
     moved = moves_apart(problem, unknowns.x, theta, found.of_implied, found.implied)
-    flags = _flags(Multipliers(jax.tree.map(jnp.zeros_like, unknowns.multipliers.equality), weak))
-    flags = (flags != 0) & ~(found.implied & ~moved)
-    like = jax.tree.map(lambda z: z != 0, unknowns.multipliers)
-    return tree.from_vector(flags, like).inequality
+    equality = unknowns.multipliers.equality
+    none = jax.tree.map(lambda y: jnp.zeros(y.shape, bool), equality)
+    flags = _flags(Multipliers(none, weak)) & ~(found.implied & ~moved)
+    numbers = _as_numbers(flags, unknowns.multipliers)
+    return jax.tree.map(lambda v: v > 0, numbers.inequality)
 
 
 def weak_inequalities(
@@ -245,7 +246,7 @@ def dependence(
     none = Multipliers(jax.tree.map(jnp.zeros_like, active.equality), weak)
     weak, active = _flags(none), _flags(active)
     strong = active & ~weak
-    considered = rows * (strong | weak)[:, None]
+    considered = jnp.where((strong | weak)[:, None], rows, 0)
     gram = considered @ considered.T + jnp.diag((~(strong | weak)).astype(rows.dtype))
     pivots = jnp.diagonal(jnp.linalg.cholesky(gram))
     eps = float(jnp.finfo(rows.dtype).eps)
@@ -267,15 +268,16 @@ def _examined(rows: Array, strong: Array, weak: Array, eps: float) -> Dependence
         return rest - jnp.outer(rest @ q, q), chosen.at[i].set(take)
 
     rest, chosen = fori_loop(0, len(rows), project, (rows, jnp.zeros_like(strong)))
-    within = safe_length(rest) * jnp.any(rest != 0, axis=1) <= tol
+    within = jnp.sqrt(jnp.sum(rest**2, axis=1)) <= tol
     pinned, implied = strong & ~chosen, weak & within
-    basis = rows * chosen[:, None]
+    basis = jnp.where(chosen[:, None], rows, 0)
     factor = jax.scipy.linalg.cho_factor(basis @ basis.T + jnp.diag((~chosen).astype(rows.dtype)))
 
     def combination(which):
-        weights = which * irregular(rows[:, 0])
+        weights = jnp.where(which, irregular(rows[:, 0]), 0)
         for _ in range(2):  # the second time, for the rounding errors of the first
-            weights -= chosen * jax.scipy.linalg.cho_solve(factor, basis @ (rows.T @ weights))
+            rest = jax.scipy.linalg.cho_solve(factor, basis @ (rows.T @ weights))
+            weights -= jnp.where(chosen, rest, 0)
         return weights
 
     return Dependence(pinned, implied, combination(pinned), combination(implied))
@@ -286,6 +288,12 @@ def _flags(flags: Multipliers) -> Bool[Array, " m"]:
     return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(flags)])
 
 
+def _as_numbers(flags: Bool[Array, " m"], like: Multipliers) -> Multipliers:
+    """Return flags as ones and zeros, in the layout of the multipliers."""
+    numbers = jax.lax.select(flags, jnp.ones(flags.shape), jnp.zeros(flags.shape))
+    return tree.from_vector(numbers, like)
+
+
 def with_pinned(
     problem: ConstrainedProblem, unknowns: PrimalDual, pinned: Bool[Array, " m"]
 ) -> ConstrainedProblem:
@@ -294,8 +302,7 @@ def with_pinned(
     The flags become numbers: a flag may have a tangent of dtype float0, with which JAX cannot
     differentiate a linear solve.
     """
-    numbers = jax.lax.select(pinned, jnp.ones(pinned.shape), jnp.zeros(pinned.shape))
-    return replaced(problem, pinned=tree.from_vector(numbers, unknowns.multipliers))
+    return replaced(problem, pinned=_as_numbers(pinned, unknowns.multipliers))
 
 
 def moves_apart(

@@ -98,8 +98,8 @@ class ConstrainedProblem(Problem):
         values = eqx.filter_eval_shape(self.constraints, x0, theta)
         return PrimalDual(x0, jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), values))
 
-    def answer(self, unknowns: PrimalDual) -> PyTree:
-        """Return the point without its multipliers."""
+    def answer(self, unknowns: PyTree) -> PyTree:
+        """Return the point without its multipliers; a point without any as it is."""
         return unknowns.x if isinstance(unknowns, PrimalDual) else unknowns
 
     def constraints(self, x: PyTree, theta: PyTree) -> Multipliers:
