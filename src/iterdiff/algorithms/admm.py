@@ -187,8 +187,9 @@ class ADMM(Algorithm):
             tree.to_vector(state.x.x), state.slack, _dual(state.x.multipliers, program.c.dtype)
         )
         iterate = self._iteration(program, state)
-        before = manual_axes.scan(iterate, start, self.iterations - 1)
-        last = iterate(before)
+        before, last = manual_axes.scan(
+            lambda pair: (pair[1], iterate(pair[1])), (start, start), self.iterations
+        )
         change = _Inner(*(u - v for u, v in zip(last, before, strict=True)))
         penalty = _adapted(program, state, last)
 

@@ -151,17 +151,23 @@ def default_distance(x: PyTree) -> float:
 def regular_at(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Problem, Dependence | None]:
     """Return the problem as it is differentiated at a solution, and its dependent constraints.
 
-    Their multipliers are pinned. Without constraints, the problem is returned as it is.
+    Their multipliers are pinned, and so are those of weakly active inequalities, which then count
+    as inactive. Without constraints, the problem is returned as it is.
     """
     if not isinstance(problem, ConstrainedProblem):
         return problem, None
     still, x, theta = _still(problem), _still(x), _still(theta)
     tol = jnp.asarray(default_distance(x), tree.result_dtype(x))
-    found = dependence(still, x, theta, weak_inequalities(still, x, theta, tol))
-    if found is None:
+    if tree.size(x.multipliers) == 0:
         return problem, None
-    found = jax.tree.map(jax.lax.stop_gradient, found)
-    return with_pinned(problem, x, found.pinned), found
+    weak = weak_inequalities(still, x, theta, tol)
+    found = dependence(still, x, theta, weak)
+    held = _with_equalities(weak, x.multipliers)
+    if found is not None:
+        found = jax.tree.map(jax.lax.stop_gradient, found)
+        held |= found.pinned
+    numbers = _as_numbers(jax.lax.stop_gradient(held), x.multipliers)
+    return replaced(problem, pinned=numbers), found
 
 
 @compiled
@@ -178,9 +184,7 @@ def weak_constraints(
     if found is None:
         return weak
     moved = moves_apart(problem, unknowns.x, theta, found.of_implied, found.implied)
-    equality = unknowns.multipliers.equality
-    none = jax.tree.map(lambda y: jnp.zeros(y.shape, bool), equality)
-    flags = _flags(Multipliers(none, weak)) & ~(found.implied & ~moved)
+    flags = _with_equalities(weak, unknowns.multipliers) & ~(found.implied & ~moved)
     numbers = _as_numbers(flags, unknowns.multipliers)
     return jax.tree.map(lambda v: v > 0, numbers.inequality)
 
@@ -243,8 +247,7 @@ def dependence(
     rows = constraint_gradients(problem, unknowns.x, theta)
     rows = rows / safe_length(rows)[:, None]
     active = problem.active(unknowns, theta)
-    none = Multipliers(jax.tree.map(jnp.zeros_like, active.equality), weak)
-    weak, active = _flags(none), _flags(active)
+    weak, active = _with_equalities(weak, unknowns.multipliers), _flags(active)
     strong = active & ~weak
     considered = jnp.where((strong | weak)[:, None], rows, 0)
     gram = considered @ considered.T + jnp.diag((~(strong | weak)).astype(rows.dtype))
@@ -288,21 +291,19 @@ def _flags(flags: Multipliers) -> Bool[Array, " m"]:
     return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(flags)])
 
 
+def _with_equalities(inequality: PyTree, like: Multipliers) -> Bool[Array, " m"]:
+    """Return flags of inequalities as flags of all constraints, False for equalities."""
+    none = jax.tree.map(lambda y: jnp.zeros(y.shape, bool), like.equality)
+    return _flags(Multipliers(none, inequality))
+
+
 def _as_numbers(flags: Bool[Array, " m"], like: Multipliers) -> Multipliers:
-    """Return flags as ones and zeros, in the layout of the multipliers."""
+    """Return flags as ones and zeros, in the layout of the multipliers.
+
+    A flag may have a tangent of dtype float0, with which JAX cannot differentiate a linear solve.
+    """
     numbers = jax.lax.select(flags, jnp.ones(flags.shape), jnp.zeros(flags.shape))
     return tree.from_vector(numbers, like)
-
-
-def with_pinned(
-    problem: ConstrainedProblem, unknowns: PrimalDual, pinned: Bool[Array, " m"]
-) -> ConstrainedProblem:
-    """Return the problem with the multipliers of some constraints held fixed.
-
-    The flags become numbers: a flag may have a tangent of dtype float0, with which JAX cannot
-    differentiate a linear solve.
-    """
-    return replaced(problem, pinned=_as_numbers(pinned, unknowns.multipliers))
 
 
 def moves_apart(

@@ -68,8 +68,8 @@ class ConstrainedProblem(Problem):
     equality, inequality : callable or None
         ``equality(x, theta) = 0`` and ``inequality(x, theta) <= 0``.
     pinned : Multipliers, or None
-        1 for constraints whose multipliers are held fixed, because other constraints imply them;
-        else 0. Set where a solution is differentiated.
+        1 for constraints whose multipliers are held fixed, because other constraints imply them or
+        because they are weakly active; else 0. Set where a solution is differentiated.
     """
 
     equality: eqx.AbstractVar[Callable | None]
