@@ -70,6 +70,7 @@ from .problems.problem import Problem as Problem
 from .problems.problem import RootFinding as RootFinding
 from .problems.prox import weakly_active as weakly_active
 from .problems.quadratic_program import QuadraticProgram as QuadraticProgram
+from .solving.find_multipliers import multipliers as multipliers
 from .solving.implicit import implicit as implicit
 from .solving.solution import Solution as Solution
 from .solving.solution import SolverFailed as SolverFailed

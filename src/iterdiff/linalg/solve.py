@@ -148,6 +148,8 @@ class Inverse:
             solver = dataclasses.replace(policy, rtol=_attainable_rtol(policy, jaxpr))
         assert solver is not None
         self._solver = solver if isinstance(solver, CheckedSolver) else AnySolver(solver)
+        # Cut here: JAX cannot differentiate a solve of which only such a constant has a tangent.
+        self._sizes = jnp.maximum(jnp.abs(jax.lax.stop_gradient(tree.to_vector(like))), 1.0)
         self.factors = None
         if factor and policy is not None:
             self.factors = policy.factors(self._of_vectors, structure.positive_definite)
@@ -245,9 +247,8 @@ class Inverse:
 
     def _negligible(self, w: Vector) -> Bool[Array, ""]:
         """Whether a cotangent is zero to rounding: see `NEGLIGIBLE_MAX_CHANGE`."""
-        sizes = jnp.maximum(jnp.abs(tree.to_vector(self.like)), 1.0)
         limit = NEGLIGIBLE_MAX_CHANGE * float(jnp.finfo(w.dtype).eps)
-        return jnp.sum((w * sizes) ** 2) <= limit**2
+        return jnp.sum((w * self._sizes) ** 2) <= limit**2
 
     def _raised(self, x: Vector, failed: Bool[Array, ""] | bool) -> Vector:
         """Return `x`; where `failed` holds, raise or return NaN."""

@@ -293,7 +293,7 @@ def _check_constraint(name: str, result: Any, x0: PyTree) -> None:
     """Raise TypeError unless `result` consists of real floating arrays in the dtype of `x0`."""
     dtype = tree.result_dtype(x0)
     for leaf in jax.tree.leaves(result, is_leaf=lambda v: v is None):
-        if getattr(leaf, "dtype", None) != dtype:
+        if not hasattr(leaf, "dtype") or leaf.dtype != dtype:
             raise TypeError(
                 f"`problem`: {name} must return real floating arrays of the dtype of `x0`, "
                 f"{dtype}, not {leaf!r}; use one precision for `x0`, `theta` and the data."

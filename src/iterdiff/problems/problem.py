@@ -92,6 +92,10 @@ class Problem(eqx.Module):
         del theta
         return x0
 
+    def value(self, unknowns: PyTree, theta: PyTree) -> Float[Array, ""] | None:
+        """Return what the problem minimises, or None: it is no minimisation, or it does not say."""
+        del unknowns, theta
+
     def answer(self, unknowns: PyTree) -> PyTree:
         """Return what users call `x`, given the unknowns of the residual; by default these."""
         return unknowns
@@ -169,6 +173,10 @@ class SmoothMinimization(ProblemOfFunctions):
         if "custom_vjp" in rules:
             return Structure(False, False)
         return self.structure._replace(hessian=not rules)
+
+    def value(self, unknowns: PyTree, theta: PyTree) -> Float[Array, ""]:
+        """Return the objective."""
+        return self.objective(unknowns, theta)
 
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
         """Return the gradient of the objective with respect to `x`."""
@@ -348,6 +356,12 @@ class CompositeMinimization(ProblemOfFunctions):
         finite = tree.all_finite(jax.lax.stop_gradient(gradient))
         return tree.where(finite, point, tree.full_like(point, jnp.nan))
 
+    def value(self, unknowns: PyTree, theta: PyTree) -> Float[Array, ""] | None:
+        """Return ``smooth`` plus ``penalty``, if it was given."""
+        if self.penalty is None:
+            return None
+        return self.smooth(unknowns, theta) + self.penalty(unknowns, theta)
+
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
         """Return ``x`` minus one proximal gradient step of length `residual_step`."""
         step = jnp.asarray(self.residual_step, tree.result_dtype(x))
@@ -362,16 +376,3 @@ def replaced(problem: P, **fields: Any) -> P:
     for name, value in {**vars(problem), **fields}.items():
         object.__setattr__(changed, name, value)
     return changed
-
-
-def objective_of(problem: Problem) -> Callable[[PyTree, PyTree], Float[Array, ""]] | None:
-    """Return the function that `problem` minimises, or None if it is not a minimisation.
-
-    A `CompositeMinimization` without `penalty` gives None too: its objective is unknown.
-    """
-    if isinstance(problem, SmoothMinimization):
-        return problem.objective
-    if isinstance(problem, CompositeMinimization) and problem.penalty is not None:
-        penalty = problem.penalty
-        return lambda x, theta: problem.smooth(x, theta) + penalty(x, theta)
-    return None
