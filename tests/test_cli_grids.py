@@ -54,7 +54,7 @@ def test_a_dry_run_computes_nothing(words, tmp_path, capsys):
     assert main([*words, "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["axes"]["problem.theta"] == [1.0, 2.0] and found["cells"] == 4
-    assert found["total_seconds"] >= found["first_seconds"] > found["cell_seconds"] > 0
+    assert found["total_seconds"] > found["cell_seconds"] > 0
     assert found["program_bytes"] > 0 and found["file_bytes"] > 4 * 1000
     assert main([*words, "--dry-run"]) == 0
     assert "problem.theta (2): 1.0, 2.0" in capsys.readouterr().out

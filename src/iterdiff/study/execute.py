@@ -92,18 +92,25 @@ def processes(jobs: int) -> Pool:
         raise ValueError(f"`jobs` must be at least 1, not {jobs}.")
     # A fork of a process in which JAX has started threads may hang.
     context = multiprocessing.get_context("spawn")
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
 
     def make() -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(jobs, context, _start_worker, (threads,))
+        return ProcessPoolExecutor(jobs, context, _start_worker)
 
     return Pool(make, window=2 * jobs, replaceable=True, owned=True)
 
 
-def _start_worker(threads: str) -> None:
+def _start_worker() -> None:
     """Leave interrupts to the parent, and the other cores to the other processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.setdefault("NPROC", threads)
+    use_one_thread()
+
+
+def use_one_thread() -> None:
+    """Let JAX compute with one thread, unless the variable `NPROC` says otherwise.
+
+    Cells are small and many: processes use the cores better. Has no effect once JAX has computed.
+    """
+    os.environ.setdefault("NPROC", "1")
 
 
 def cluster(address: str) -> Pool:

@@ -1,12 +1,14 @@
 """Run a study: one dataset from the traces of all of its cases."""
 
 import json
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 import iterdiff as itd
+from iterdiff.diagnostics.trace_batch import Run, trace_batch
 from iterdiff.jaxtools.extras import import_extra
 from iterdiff.study.config import Case, Study
 from iterdiff.study.late_starts import late_starts
@@ -45,7 +47,6 @@ def run(study: Study, progress: Progress | None = None) -> "xarray.Dataset":
     ImportError
         If a library of the extra ``study`` is not installed.
     """
-    xarray = import_extra("xarray", "study")
     total = sum(case.steps // case.every for case in study.cases)
     parts, before = [], 0
     for case in study.cases:
@@ -53,6 +54,12 @@ def run(study: Study, progress: Progress | None = None) -> "xarray.Dataset":
         before += case.steps // case.every
         if progress is not None:
             progress(before, total)
+    return _joined(study, parts)
+
+
+def _joined(study: Study, parts: "list[xarray.Dataset]") -> "xarray.Dataset":
+    """Return the datasets of all cases as one."""
+    xarray = import_extra("xarray", "study")
     labels = xarray.DataArray([case.label for case in study.cases], dims=study.axis)
     data = xarray.concat(
         parts,
@@ -100,6 +107,53 @@ def _traced(study: Study, case: Case, progress: Progress | None) -> "xarray.Data
         raise TypeError(f"case {case.label!r}: {error}") from error
     except ValueError as error:
         raise ValueError(f"case {case.label!r}: {error}") from error
+    return _completed(case, data)
+
+
+def run_together(studies: Sequence[Study]) -> "list[xarray.Dataset | None]":
+    """Trace studies that differ in numbers only, each of their cases in one program.
+
+    Returns
+    -------
+    list of (xarray.Dataset or None)
+        What `run` returns, up to rounding; None for a study that has to run on its own.
+    """
+    alone: list[xarray.Dataset | None] = [None] * len(studies)
+    if any(_shape(study) != _shape(studies[0]) for study in studies):
+        return alone
+    columns = []
+    for cases in zip(*(study.cases for study in studies), strict=True):
+        if any(c.reference is not None or c.curves or c.rate is not None for c in cases):
+            return alone
+        runs = [Run(c.problem, c.algorithm, c.x0, c.theta, c.args) for c in cases]
+        first = studies[0]
+        found = trace_batch(
+            runs,
+            steps=cases[0].steps,
+            modes=first.modes,
+            probes=first.probes,
+            every=cases[0].every,
+            estimate=first.estimate,
+        )
+        if found is None:
+            return alone
+        columns.append(
+            [None if d is None else _completed(c, d) for c, d in zip(cases, found, strict=True)]
+        )
+    rows = zip(studies, zip(*columns, strict=True), strict=True)
+    whole = [(study, [part for part in row if part is not None]) for study, row in rows]
+    return [_joined(s, parts) if len(parts) == len(s.cases) else None for s, parts in whole]
+
+
+def _shape(study: Study) -> Any:
+    """Return what has to be equal in studies that run together, apart from their arrays."""
+    counts = [(case.label, case.steps, case.every) for case in study.cases]
+    modes = jax.tree.flatten(study.modes)
+    return counts, modes, study.axis, study.probes, study.estimate
+
+
+def _completed(case: Case, data: "xarray.Dataset") -> "xarray.Dataset":
+    """Return the dataset of a trace with what a study adds to it."""
     norm = data.jacobian_error.attrs.pop("reference_norm")
     iterations = data.iteration.values
     data = data.assign(
