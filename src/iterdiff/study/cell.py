@@ -5,6 +5,7 @@ reference to this module; the process that computes writes nothing.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import platform
@@ -198,7 +199,7 @@ def encoded(data: "xarray.Dataset", task: CellTask) -> bytes:
     own = {
         "cell": task.name,
         "python_version": platform.python_version(),
-        "jaxlib_version": importlib.metadata.version("jaxlib"),
+        "jaxlib_version": _jaxlib_version(),
         "numpy_version": np.__version__,
         **task.provenance,
     }
@@ -209,6 +210,10 @@ def encoded(data: "xarray.Dataset", task: CellTask) -> bytes:
 
 def cause_of(error: BaseException) -> str:
     """Return the type and the message of an error, and the line that raised it."""
+    from iterdiff.study.named import RunRaised
+
+    if isinstance(error, RunRaised):  # its message has the type and the line of the user's error
+        return str(error).removeprefix("`MODULE:NAME`: ")
     frames = traceback.extract_tb(error.__traceback__)
     file = Path(frames[-1].filename) if frames else None
     # A line of this package says nothing to its user.
@@ -216,3 +221,9 @@ def cause_of(error: BaseException) -> str:
     place = "" if file is None or ours else f" ({file.name}, line {frames[-1].lineno})"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}{f': {text}' if text else ''}{place}"
+
+
+@functools.cache
+def _jaxlib_version() -> str:
+    """Return the version of jaxlib; read once, which takes a millisecond."""
+    return importlib.metadata.version("jaxlib")

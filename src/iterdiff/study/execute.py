@@ -54,12 +54,15 @@ class Pool:
         Whether `make` may be called again after the executor broke.
     owned : bool
         Whether to shut the executor down at the end.
+    close : callable
+        Called at the end.
     """
 
     make: Callable[[], Any]
     window: int = DEFAULT_WINDOW
     replaceable: bool = False
     owned: bool = False
+    close: Callable[[], Any] = lambda: None
 
 
 class InProcess(Executor):
@@ -113,13 +116,15 @@ def use_one_thread() -> None:
     os.environ.setdefault("NPROC", "1")
 
 
-def cluster(address: str) -> Pool:
+def cluster(address: str, timeout: str = "10s") -> Pool:
     """Return the pool of a Dask cluster.
 
     Parameters
     ----------
     address : str
         The address of its scheduler, such as ``tcp://127.0.0.1:8786``.
+    timeout : str
+        How long to wait for an answer, in words of Dask.
 
     Raises
     ------
@@ -130,11 +135,12 @@ def cluster(address: str) -> Pool:
     """
     distributed = import_extra("distributed", "distributed")
     try:
-        client = distributed.Client(address, timeout="10s")
+        client = distributed.Client(address, timeout=timeout)
     except (OSError, ValueError) as error:
         raise ValueError(f"`scheduler`: none answers at {address} ({error}).") from error
     workers = sum(client.nthreads().values())
-    return Pool(lambda: client.get_executor(pure=False), window=max(16, 4 * workers))
+    window = max(16, 4 * workers)
+    return Pool(lambda: client.get_executor(pure=False), window, close=client.close)
 
 
 def execute(
@@ -165,11 +171,13 @@ def execute(
         while run.fill():
             for future in run.finished():
                 run.collect(future)
+        if pool.owned:
+            run.executor.shutdown()
     except BaseException:
         run.abandon()
         raise
-    if pool.owned:
-        run.executor.shutdown()
+    finally:
+        pool.close()
 
 
 class _Run:
