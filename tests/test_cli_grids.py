@@ -98,6 +98,7 @@ WRONG = {
     "jobs without a grid": (["study", "scalar-quadratic", "--jobs", "2"], "`--jobs`"),
     "fresh without a grid": (["study", "scalar-quadratic", "--fresh"], "`--fresh`"),
     "jobs": (["study", "scalar-quadratic", "--jobs", "0"], "--jobs"),
+    "outputs": (["study", "ridge", "--set", "outputs=['residual_norm']"], "`outputs`"),
     "set": (["study", "scalar-quadratic", "--set", "problem.B=1.0"], "`b`"),
     "two places": (["study", "ridge", "--jobs", "1", "--scheduler", "tcp://a:1"], "not allowed"),
     "no folder": (["show", "nothing"], "`FOLDER`"),

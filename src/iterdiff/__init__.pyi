@@ -4,6 +4,7 @@ __version__: str
 from . import adapters as adapters
 from . import extend as extend
 from . import prox as prox
+from . import study as study
 from . import theory as theory
 from .accuracy.estimate import ErrorEstimate as ErrorEstimate
 from .accuracy.estimate import derivative_error as derivative_error

@@ -134,6 +134,12 @@ def test_a_table_with_a_model(tmp_path, load):
     assert grid.words(1)["study"] == "ridge" and grid.words(1)["problem"]["penalty"] == 1.0
 
 
+def test_outputs_name_variables(load):
+    text = 'study = "ridge"\nsteps = 4\noutputs = ["jacobian_errors"]\n'
+    with pytest.raises(ValueError, match="line 3.*'jacobian_error'"):
+        load(text)
+
+
 def test_load_study_refuses_a_grid(tmp_path):
     path = tmp_path / "g.toml"
     path.write_text('study = "ridge"\n[grid]\nsteps = [3, 4]\n')

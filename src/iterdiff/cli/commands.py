@@ -48,6 +48,11 @@ def study(parsed: argparse.Namespace) -> Command:
                     f"`--{option}` applies to a grid of studies, and this is one study. Leave it "
                     "out, or add a table [grid] to the file."
                 )
+        if grid.words(0).get("outputs") is not None:
+            raise ValueError(
+                "`outputs` applies to a grid of studies; one study keeps all variables, for its "
+                "figures. Leave it out."
+            )
         return _one_study(grid.source, parsed)
 
     return command

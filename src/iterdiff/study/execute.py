@@ -197,7 +197,12 @@ class _Run:
             batch = batch or list(itertools.islice(self.tasks, self.batch))
             if not batch:
                 break
-            self.pending[self.executor.submit(compute, batch)] = batch
+            try:
+                future = self.executor.submit(compute, batch)
+            except BrokenExecutor:
+                self._replace(batch)
+                continue
+            self.pending[future] = batch
         return bool(self.pending)
 
     def finished(self) -> Sequence[Any]:
@@ -225,11 +230,14 @@ class _Run:
             else:
                 self.finish(batch[0], CellOutcome(None, cause_of(error)))
             return
-        for task, outcome in zip(batch, outcomes, strict=True):
-            self.finish(task, outcome)
+        self._finish(batch, outcomes)
         seconds = sum(outcome.seconds for outcome in outcomes) / len(batch)
         wanted = min(MAX_BATCH, int(BATCH_SECONDS / max(seconds, 1e-6)))
         self.batch = max(1, min(wanted, 2 * max(self.batch, len(batch))))
+
+    def _finish(self, batch: list[CellTask], outcomes: list[CellOutcome]) -> None:
+        for task, outcome in zip(batch, outcomes, strict=True):
+            self.finish(task, outcome)
 
     def _replace(self, batch: list[CellTask]) -> None:
         """Compute the cells of a broken executor one at a time, then go on with a new one."""
@@ -237,7 +245,12 @@ class _Run:
             raise BrokenExecutor(
                 "The executor broke: one of its processes ended abruptly. Run again to go on."
             )
-        suspects = [task for lost in (batch, *self.pending.values()) for task in lost]
+        suspects = list(batch)
+        for future, lost in self.pending.items():
+            if future.done() and future.exception() is None:
+                self._finish(lost, future.result())
+            else:
+                suspects += lost
         self.pending.clear()
         self.executor.shutdown(wait=False)
         self.executor = self.pool.make()

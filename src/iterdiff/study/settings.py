@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
@@ -36,6 +36,16 @@ class ProblemOptions(Options, abc.ABC):
 
 Problem = TypeVar("Problem", bound=ProblemOptions)
 Model = TypeVar("Model", bound=BaseModel)
+
+Output = Literal[
+    "iterate_error",
+    "objective_error",
+    "residual_norm",
+    "jacobian_error",
+    "jacobian_error_estimate",
+    "estimate_trusted",
+]
+"""The variables that `outputs` may name."""
 
 EXPECTED = {
     "bool_type": "true or false",
@@ -75,6 +85,8 @@ class Settings(Options, Generic[Problem]):
         The options of the problem.
     algorithms, modes : mapping of str to Options
         What runs, and how it is differentiated, by label.
+    outputs : list of str, optional
+        The variables that the cells of a grid keep, besides counts and status; by default all.
     """
 
     study: str
@@ -86,6 +98,7 @@ class Settings(Options, Generic[Problem]):
     problem: Problem
     algorithms: dict[str, AnyAlgorithm] = Field(min_length=1)
     modes: dict[str, AnyMode] = Field(min_length=1)
+    outputs: list[Output] | None = None
 
     def in_words(self) -> dict[str, Any]:
         """Return the settings as nested dictionaries of what was given."""
