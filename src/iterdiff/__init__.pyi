@@ -2,6 +2,7 @@ __all__: list[str]
 __version__: str
 
 from . import adapters as adapters
+from . import bilevel as bilevel
 from . import extend as extend
 from . import prox as prox
 from . import study as study
@@ -11,6 +12,8 @@ from .accuracy.estimate import derivative_error as derivative_error
 from .accuracy.report import DerivativeReport as DerivativeReport
 from .accuracy.report import value_and_grad_with_report as value_and_grad_with_report
 from .accuracy.stopping import DerivativeErrorBelow as DerivativeErrorBelow
+from .algorithms.admm import ADMM as ADMM
+from .algorithms.augmented_lagrangian import AugmentedLagrangian as AugmentedLagrangian
 from .algorithms.base import Algorithm as Algorithm
 from .algorithms.base import Iterate as Iterate
 from .algorithms.base import State as State
@@ -33,6 +36,7 @@ from .algorithms.stationary import SOR as SOR
 from .algorithms.stationary import GaussSeidel as GaussSeidel
 from .algorithms.stationary import Jacobi as Jacobi
 from .algorithms.stationary import Richardson as Richardson
+from .algorithms.status import Status as Status
 from .diagnostics.check_derivative import Checkup as Checkup
 from .diagnostics.check_derivative import check_derivative as check_derivative
 from .diagnostics.diagnose import diagnose as diagnose
@@ -41,7 +45,6 @@ from .diagnostics.iterate_error import iterate_derivative_error as iterate_deriv
 from .diagnostics.trace import trace as trace
 from .jaxtools.raise_if import SolveError as SolveError
 from .linalg.dense_or_krylov import DenseOrKrylov as DenseOrKrylov
-from .loop.status import Status as Status
 from .loop.stopping import ResidualBelow as ResidualBelow
 from .loop.stopping import Steps as Steps
 from .loop.stopping import StoppingRule as StoppingRule
@@ -51,6 +54,9 @@ from .modes.checked import DerivativeWarning as DerivativeWarning
 from .modes.implicit import Implicit as Implicit
 from .modes.unrolled import OneStep as OneStep
 from .modes.unrolled import Unrolled as Unrolled
+from .problems.constrained import ConstrainedMinimization as ConstrainedMinimization
+from .problems.constrained import Multipliers as Multipliers
+from .problems.constrained import PrimalDual as PrimalDual
 from .problems.linear_system import LinearSystem as LinearSystem
 from .problems.linear_system import MatrixOperator as MatrixOperator
 from .problems.problem import CompositeMinimization as CompositeMinimization
@@ -59,7 +65,9 @@ from .problems.problem import Minimization as Minimization
 from .problems.problem import Problem as Problem
 from .problems.problem import RootFinding as RootFinding
 from .problems.prox import weakly_active as weakly_active
+from .problems.quadratic_program import QuadraticProgram as QuadraticProgram
 from .solving.implicit import implicit as implicit
 from .solving.solution import Solution as Solution
 from .solving.solution import SolverFailed as SolverFailed
 from .solving.solve import solve as solve
+from .solving.value import optimal_value as optimal_value

@@ -222,7 +222,7 @@ def derivative_error(
     """
     check_linear_solver(linear_solver)
     check_tolerance("near", near)
-    problem, x, theta = check_inputs(problem, x, theta, args, name="x")
+    problem, x, theta = check_inputs(problem, x, theta, args, solved=True)
     derivative = jax.tree.map(lambda leaf: as_array("`derivative`", leaf), derivative)
     check_layout(applied(x, theta, tangent, cotangent, loss), x, theta, derivative)
     taken = None if loss is None else snapshot(traced(loss, x, theta)[0])

@@ -16,7 +16,6 @@ class OptaxAlgorithm(Algorithm):
 
     transformation: Any
     accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization,)
-    consistent: ClassVar[bool] = True
 
     def init(self, problem: Minimization, x0: PyTree, theta: PyTree) -> ForeignState:
         """Return the state at `x0`."""

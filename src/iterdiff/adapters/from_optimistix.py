@@ -48,6 +48,12 @@ class OptimistixAlgorithm(Algorithm):
         """1 if a step moves to the point that the previous step has proposed, else 0."""
         return lag_of(self.solver)
 
+    @property
+    def last_steps_suffice(self) -> bool:
+        """False if the solver's search rejects all steps once it has converged."""
+        search = _search_of(self.solver)
+        return search is None or isinstance(search, _optimistix().LearningRate)
+
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> ForeignState:
         """Return the state at `x0`."""
         function = _function(problem)
@@ -139,8 +145,13 @@ def lag_of(solver: Any) -> int:
     A solver with an ``optimistix.AbstractSearch`` (a line search, a trust region, a fixed step)
     proposes a point at the end of a step; the next step moves there or rejects it.
     """
+    return int(_search_of(solver) is not None)
+
+
+def _search_of(solver: Any) -> Any:
+    """Return the solver's ``optimistix.AbstractSearch``, or None."""
     search = getattr(innermost(solver), "search", None)
-    return int(isinstance(search, _optimistix().AbstractSearch))
+    return search if isinstance(search, _optimistix().AbstractSearch) else None
 
 
 def _function(problem: Problem) -> _Function:
@@ -164,9 +175,10 @@ def from_optimistix(solver: Any, options: dict[str, Any] | None = None) -> Optim
     ``NelderMead`` only compare values of the function, so `Unrolled` refuses them.
 
     In solvers with a line search, a trust region or a fixed step, a step moves to the point that
-    the previous step has proposed. ``Unrolled(last=k)`` then differentiates the k proposals that
-    led to the answer, and ``OneStep()`` (Jacobian-free backpropagation, JFB) the last one. A
-    proposal that the search rejected contributes nothing.
+    the previous step has proposed. With a fixed step, ``Unrolled(last=k)`` then differentiates the
+    k proposals that led to the answer, and ``OneStep()`` (Jacobian-free backpropagation, JFB) the
+    last one. The other searches reject every proposal once they have converged, so that the last
+    steps carry no derivative: these two modes then raise ValueError.
 
     Limits: what a solver does after its last step is left out, for example the choice of the best
     iterate by ``BestSoFarMinimiser``.

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from iterdiff.algorithms.base import Iterate, StatelessAlgorithm
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_linear_solver
-from iterdiff.linalg.solve import Inverse
+from iterdiff.linalg.solve import Inverse, Method
 from iterdiff.problems.linear_system import LinearSystem
 from iterdiff.problems.problem import FixedPoint, Minimization, Problem, RootFinding
 
@@ -65,5 +65,5 @@ def newton_step(
     """Return `x` after one Newton step on the residual; NaN if the linear solve fails."""
     residual, tangent = jax.linearize(lambda y: problem.residual(y, theta), x)
     structure = problem.structure_at(x, theta)
-    solve = Inverse(tangent, x, structure, solver=linear_solver, unique=False)
+    solve = Inverse(tangent, x, structure, Method(linear_solver), unique=False)
     return tree.sub(x, solve(residual))

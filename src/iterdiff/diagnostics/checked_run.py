@@ -11,12 +11,12 @@ from jaxtyping import Array, PyTree
 
 from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.algorithms.base import Algorithm
+from iterdiff.algorithms.status import Status
 from iterdiff.diagnostics.differentiable_map import DifferentiableMap
 from iterdiff.diagnostics.finite_differences import Increment, increments, norm, smallest_norm
 from iterdiff.diagnostics.newton_points import newton_points
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.tree import floating_part
-from iterdiff.loop.status import Status
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit

@@ -44,7 +44,7 @@ Throw = bool | Raise
 
 def raise_if(
     x: PyTree,
-    failed: Bool[Array, ""],
+    failed: Bool[Array, ""] | bool,
     advice: Sequence[str],
     which: Int[Array, ""] | int = 0,
     throw: Throw = True,

@@ -18,13 +18,13 @@ from iterdiff.linalg.residual_check import (
     CheckedSolver,
     Matvec,
     Product,
+    accepted_answer,
     default_rtol,
-    judge,
     known_answer,
     known_found,
+    matrix_of,
     residual_small,
     result_of,
-    scaled_product_of,
 )
 
 
@@ -137,9 +137,8 @@ def _accepted_by_factors(
 
     def with_factors(zero: Int[Array, ""] | int = 0) -> Bool[Array, ""]:
         factors = factored(linear_map, False, zero)
-        judged = judge(factors.scales, scaled_product_of(factors, matvec, False), x, b)
-        accepted = factors.scales.regular & (small | (judged.residual <= judged.rounding))
-        return accepted & tree.all_finite(x)
+        matrix = matrix_of(factors, matvec)
+        return accepted_answer(matrix, x, b, unique=True, rtol=0.0, small=small)
 
     if unique:
         return with_factors()

@@ -18,7 +18,7 @@ import lineax as lx
 from jaxtyping import Array, Bool, PyTree
 
 from iterdiff.jaxtools import manual_axes, tree
-from iterdiff.jaxtools.jaxpr import narrowest_float
+from iterdiff.jaxtools.jaxpr import depends, narrowest_float
 from iterdiff.jaxtools.raise_if import Throw, raise_if
 from iterdiff.linalg.any_solver import AnySolver
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, State
@@ -59,6 +59,29 @@ class Structure(NamedTuple):
         return frozenset(tag for tag, claimed in claims.items() if claimed)
 
 
+class Method(NamedTuple):
+    """How systems with an operator and with its transpose are solved.
+
+    Attributes
+    ----------
+    solver : lineax.AbstractLinearSolver, optional
+        By default `DenseOrKrylov`. Each answer is checked by its residual, to the solver's own
+        `rtol` and `atol` if these are looser than the default.
+    throw : bool
+        Whether a failed solve raises `SolveError`; else its answer is NaN.
+    """
+
+    solver: lx.AbstractLinearSolver | None = None
+    throw: Throw = False
+
+    def transposed(self) -> "Method":
+        """Return the method for the transposed operator."""
+        return self
+
+
+DEFAULT_METHOD = Method()
+
+
 class Inverse:
     r"""The inverse of a matrix-free operator, :math:`b \mapsto A^{-1} b`.
 
@@ -73,11 +96,8 @@ class Inverse:
         Gives structure, shapes and dtypes of the operands.
     structure : Structure
         What is known of ``A``.
-    solver : lineax.AbstractLinearSolver, optional
-        Solves the systems; by default `DenseOrKrylov`. Each answer is checked by its residual, to
-        the solver's own `rtol` and `atol` if these are looser than the default.
-    throw : bool
-        Whether a failed solve raises `SolveError`; else its answer is NaN.
+    method : Method
+        How the systems are solved.
     factor : bool
         Whether to factor the operator once, for several solves and for `factored`, if a
         `DenseOrKrylov` would factor it.
@@ -91,6 +111,8 @@ class Inverse:
     factors : Factors or None
         With ``factor=True``, the factors that all solves share. If the operator should be positive
         definite, they tell whether it is (at any size).
+    ignores_unknowns : bool
+        Whether ``A v`` does not depend on ``v``, by its program.
     """
 
     def __init__(
@@ -98,18 +120,19 @@ class Inverse:
         operator: Callable[[PyTree], PyTree],
         like: PyTree,
         structure: Structure,
+        method: Method = DEFAULT_METHOD,
         *,
-        solver: lx.AbstractLinearSolver | None = None,
-        throw: Throw = False,
         factor: bool = False,
         unique: bool = True,
     ):
         self.operator, self.like, self.structure = operator, like, structure
-        self.throw, self.unique = throw, unique
+        self.method, self.unique = method, unique
         self._of_vectors = _of_vectors(operator, like, structure)
-        policy = _policy(solver)
+        jaxpr = jax.make_jaxpr(self._of_vectors.mv)(self._of_vectors.in_structure()).jaxpr
+        self.ignores_unknowns = not any(depends(jaxpr, [True]))
+        solver, policy = method.solver, _policy(method.solver)
         if policy is not None:
-            solver = dataclasses.replace(policy, rtol=_attainable_rtol(policy, self._of_vectors))
+            solver = dataclasses.replace(policy, rtol=_attainable_rtol(policy, jaxpr))
         assert solver is not None
         self._solver = solver if isinstance(solver, CheckedSolver) else AnySolver(solver)
         self.factors = None
@@ -189,11 +212,21 @@ class Inverse:
         limit = NEGLIGIBLE_MAX_CHANGE * float(jnp.finfo(w.dtype).eps)
         return jnp.sum((w * sizes) ** 2) <= limit**2
 
-    def _raised(self, x: Vector, failed: Bool[Array, ""]) -> Vector:
+    def _raised(self, x: Vector, failed: Bool[Array, ""] | bool) -> Vector:
         """Return `x`; where `failed` holds, raise or return NaN."""
-        if self.throw:
-            return raise_if(x, failed, [self._solver.advice], throw=self.throw)
+        if self.method.throw:
+            return raise_if(x, failed, [self._solver.advice], throw=self.method.throw)
         return jnp.where(failed, jnp.nan, x)
+
+    def refused(self, x: PyTree, v: PyTree) -> PyTree:
+        """Raise, or return NaN like `x` that depends linearly on `v`, for JAX to transpose.
+
+        For an operator that ignores its argument: JAX would not call the transposed solve if the
+        right-hand side does not depend on `v` either.
+        """
+        failed = self._raised(tree.to_vector(x), True)
+        total = sum(jnp.sum(leaf).astype(failed.dtype) for leaf in jax.tree.leaves(v))
+        return tree.from_vector(failed + jnp.nan * total, x)
 
     def transposed(self, w: PyTree) -> PyTree:
         """Return ``A^{-T} w``, checked by its residual."""
@@ -226,17 +259,16 @@ def _policy(solver: lx.AbstractLinearSolver | None) -> DenseOrKrylov | None:
     return solver if isinstance(solver, DenseOrKrylov) else None
 
 
-def _attainable_rtol(policy: DenseOrKrylov, operator: lx.FunctionLinearOperator) -> float | None:
+def _attainable_rtol(policy: DenseOrKrylov, jaxpr: Any) -> float | None:
     """Return the policy's `rtol`; if it has none, the one of the operator's narrowest dtype.
 
     A float64 operator may compute a part in float32. Its products are then no more accurate, and
     no answer has a smaller residual.
     """
-    vector = operator.in_structure()
     if policy.rtol is not None:
         return policy.rtol
-    narrowest = narrowest_float(jax.make_jaxpr(operator.mv)(vector).jaxpr)
-    if narrowest is None or jnp.finfo(narrowest).eps <= jnp.finfo(vector.dtype).eps:
+    narrowest = narrowest_float(jaxpr)
+    if narrowest is None or jnp.finfo(narrowest).eps <= jnp.finfo(jaxpr.invars[-1].aval.dtype).eps:
         return None
     return default_rtol(narrowest)
 

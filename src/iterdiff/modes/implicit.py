@@ -8,17 +8,18 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import PyTree
 
-from iterdiff.accuracy.sensitivity import Residual, Sensitivity, explicit, forward_by_reverse
+from iterdiff.accuracy.sensitivity import Equation, Residual, Sensitivity, explicit
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.arguments import check_count, check_linear_solver
 from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.raise_if import Throw
-from iterdiff.jaxtools.reverse_only import custom_rules_in
 from iterdiff.jaxtools.tree import floating_part
-from iterdiff.linalg.solve import Structure
+from iterdiff.linalg.solve import Method, Structure
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
+from iterdiff.modes.dependent import refuse_lost
+from iterdiff.problems.active_set import regular_at
 from iterdiff.problems.problem import Problem
 
 
@@ -111,23 +112,21 @@ class Implicit(Mode):
             Whether a linear solve that fails raises.
         """
         x = jax.lax.stop_gradient(x)
+        problem, dependent = regular_at(problem, x, theta)
         residual, inputs = explicit(problem, x, theta)
-        structure, solver = problem.structure_at(x, theta), self.linear_solver
+        structure = problem.structure_at(x, theta)
         if self.refine:
             x = self._refined(residual, x, jax.lax.stop_gradient(inputs), structure)
 
         def rule(x, perturbed):
-            in_primals = lambda y, primals: residual(y, perturbed.rebuild(primals))  # noqa: E731
-            here = (in_primals, x, perturbed.primals, structure)
-            try:
-                at = Sensitivity(*here, solver=solver, throw=throw, factor=False)
-                return at.forward(perturbed.tangents)
-            except TypeError:
-                if "custom_vjp" not in custom_rules_in(in_primals, x, perturbed.primals):
-                    raise
-            return forward_by_reverse(*here, perturbed.tangents, solver=solver, throw=throw)
+            in_primals = lambda y, primals: residual(y, perturbed.rebuild(primals)[0])  # noqa: E731
+            equation = Equation(in_primals, x, perturbed.primals, structure)
+            tangent = equation.derivative(perturbed.tangents, Method(self.linear_solver, throw))
+            if dependent is None:
+                return tangent
+            return refuse_lost(tangent, residual, x, perturbed, throw)
 
-        return attach_jvp(x, inputs, rule)
+        return attach_jvp(x, (inputs, dependent), rule)
 
     def _refined(
         self, residual: Residual, x: PyTree, inputs: PyTree, structure: Structure
@@ -140,9 +139,8 @@ class Implicit(Mode):
 
         def correct(carry):
             x, count, _ = carry
-            at = Sensitivity(
-                residual, x, inputs, structure, solver=self.linear_solver, factor=False
-            )
+            equation = Equation(residual, x, inputs, structure)
+            at = Sensitivity(equation, Method(self.linear_solver), factor=False)
             new = tree.sub(x, at.inverse(at.value))
             reduced = tree.norm(residual(new, inputs)) < tree.norm(at.value)  # False for NaN
             return tree.where(reduced, new, x), count + 1, reduced

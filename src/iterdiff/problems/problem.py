@@ -9,7 +9,7 @@ Pass every quantity that you differentiate with respect to in `theta`, and data 
 
 import abc
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
@@ -22,6 +22,8 @@ from iterdiff.jaxtools.reverse_only import custom_rules_in
 from iterdiff.jaxtools.snapshot import Snapshot
 from iterdiff.linalg.solve import Structure
 from iterdiff.problems.functions import Bound
+
+P = TypeVar("P", bound="Problem")
 
 
 class Problem(eqx.Module):
@@ -40,8 +42,11 @@ class Problem(eqx.Module):
     residual_is_gradient : bool
         Whether the residual is the gradient of a scalar function, so that ``d residual / dx`` is
         a Hessian, and its transpose need not be formed.
+    marks_kinks : bool
+        Whether `weakly_active` looks for kinks where this kind of problem has them, so that `solve`
+        calls it.
     structure : Structure
-        These three, for linear solves.
+        The three declarations about ``d residual / dx``, for linear solves.
     functions : dict of str to int
         The fields that hold functions of the user's, each with its number of inputs. Data come
         after these.
@@ -51,6 +56,7 @@ class Problem(eqx.Module):
     """
 
     residual_is_gradient: ClassVar[bool] = False
+    marks_kinks: ClassVar[bool] = False
     functions: ClassVar[dict[str, int]] = {}
     snapshot: Snapshot | None = eqx.field(kw_only=True, default=None, repr=False)
 
@@ -77,6 +83,18 @@ class Problem(eqx.Module):
     def aux(self, x: PyTree, theta: PyTree) -> PyTree:
         """Return the auxiliary output at `x`, which becomes ``Solution.aux``; by default None."""
         del x, theta
+
+    def start(self, x0: PyTree, theta: PyTree) -> PyTree:
+        """Return the unknowns of the residual at the start of a run; by default `x0` itself.
+
+        A problem whose residual has more unknowns than the answer, such as multipliers, adds them.
+        """
+        del theta
+        return x0
+
+    def answer(self, unknowns: PyTree) -> PyTree:
+        """Return what users call `x`, given the unknowns of the residual; by default these."""
+        return unknowns
 
     @abc.abstractmethod
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
@@ -287,6 +305,7 @@ class CompositeMinimization(ProblemOfFunctions):
     prox: Callable[[PyTree, Float[Array, ""], PyTree], PyTree]
     penalty: Callable[[PyTree, PyTree], Float[Array, ""]] | None = None
     residual_step: float = eqx.field(static=True, default=1.0)
+    marks_kinks: ClassVar[bool] = True
     functions: ClassVar[dict[str, int]] = {"smooth": 2, "prox": 3, "penalty": 2}
 
     def __check_init__(self):
@@ -324,6 +343,16 @@ class CompositeMinimization(ProblemOfFunctions):
         """Return ``x`` minus one proximal gradient step of length `residual_step`."""
         step = jnp.asarray(self.residual_step, tree.result_dtype(x))
         return tree.sub(x, self.forward_backward(x, step, theta))
+
+
+def replaced(problem: P, **fields: Any) -> P:
+    """Return a copy with other values in some fields, made without the class's constructor."""
+    # Neither `copy.copy`, after which equinox keeps the copy for ever, nor `eqx.tree_at`, which
+    # needs the field to be set. The class is frozen.
+    changed = object.__new__(type(problem))
+    for name, value in {**vars(problem), **fields}.items():
+        object.__setattr__(changed, name, value)
+    return changed
 
 
 def objective_of(problem: Problem) -> Callable[[PyTree, PyTree], Float[Array, ""]] | None:
