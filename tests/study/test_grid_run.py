@@ -246,3 +246,16 @@ def test_cells_of_different_lengths_are_a_tree(finished, tmp_path):
     np.testing.assert_allclose(at.iterate_error, 4 * 0.5 ** np.arange(5), rtol=1e-12)
     consolidate(tmp_path / "out", tmp_path / "all.nc")
     assert iterdiff.study.open(tmp_path / "all.nc").children.keys() == tree.children.keys()
+
+
+def test_a_stopping_rule_is_recorded_and_a_run_that_never_converges_has_a_status(tmp_path):
+    (tmp_path / "g.toml").write_text(
+        f"{OWN}steps = 12\n[modes.unrolled]\ntype = 'Unrolled'\n[stop]\ntype = 'ResidualBelow'\n"
+        "atol = 1e-3\n[grid]\nstop.max_steps = [5, 100]\n"
+    )
+    run_grid(load_grid(str(tmp_path / "g.toml")), tmp_path / "out")
+    data = iterdiff.study.open(tmp_path / "out").isel(algorithm=0, mode=0)
+    # The residual is |x_t / 2 - 1| = 2**-t, below 1e-3 from t = 10 on.
+    assert data.stop_steps.values.tolist() == [5, 10]
+    assert data.stop_status.values.tolist() == ["MAX_STEPS_REACHED", "CONVERGED"]
+    np.testing.assert_allclose(data.stop_jacobian_error, [2 * 0.5**5, 2 * 0.5**10], rtol=1e-12)

@@ -33,7 +33,15 @@ MAX_BATCH_NUMBERS = 1_000_000
 FIRST_SAFE_JAX = (0, 12)
 """Earlier versions may hang in batched LAPACK calls on more than one thread (docs/faq.md)."""
 
-KEPT = ("reference_norm", "steps", "every", "status")
+KEPT = (
+    "reference_norm",
+    "steps",
+    "every",
+    "status",
+    "stop_steps",
+    "stop_status",
+    "stop_jacobian_error",
+)
 """Variables that every cell keeps, whatever `outputs` names."""
 
 

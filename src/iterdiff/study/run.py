@@ -38,7 +38,9 @@ def run(study: Study, progress: Progress | None = None) -> "xarray.Dataset":
         their place; ``steps`` and ``every`` give the extent of each. The variable
         ``reference_norm`` is the Frobenius norm of the true Jacobian. Theoretical curves are
         further variables, for example ``closed_form``. Late starts, if measured, are in
-        ``late_start_error`` with the dimensions ``total`` and ``start``.
+        ``late_start_error`` with the dimensions ``total`` and ``start``. With ``study.stop``,
+        ``stop_steps`` and ``stop_status`` of each mode are where `solve` ends with that rule, and
+        ``stop_jacobian_error`` is the error there, NaN if that iteration is not recorded.
 
     Raises
     ------
@@ -110,7 +112,27 @@ def _traced(study: Study, case: Case, progress: Progress | None) -> "xarray.Data
         raise TypeError(f"case {case.label!r}: {error}") from error
     except ValueError as error:
         raise ValueError(f"case {case.label!r}: {error}") from error
-    return _completed(case, data)
+    data = _completed(case, data)
+    return data if study.stop is None else data.assign(_stopped(study, case, data))
+
+
+def _stopped(study: Study, case: Case, data: "xarray.Dataset") -> dict[str, tuple]:
+    """Return where the study's stopping rule ends the run of each mode, and the error there."""
+    assert study.stop is not None
+    run = case.problem, case.algorithm, case.x0, case.theta
+    steps, statuses, errors = [], [], []
+    for label, mode in study.modes.items():
+        found = itd.solve(*run, stop=study.stop, mode=mode, args=case.args, throw=False)
+        steps.append(int(found.steps))
+        statuses.append(itd.Status(int(found.status)).name)
+        recorded = steps[-1] in data.iteration.values
+        curve = data.jacobian_error.sel(mode=label)
+        errors.append(float(curve.sel(iteration=steps[-1])) if recorded else np.nan)
+    return {
+        "stop_steps": ("mode", np.array(steps)),
+        "stop_status": ("mode", np.array(statuses)),
+        "stop_jacobian_error": ("mode", np.array(errors)),
+    }
 
 
 def run_together(studies: Sequence[Study]) -> "list[xarray.Dataset | None]":
@@ -122,14 +144,14 @@ def run_together(studies: Sequence[Study]) -> "list[xarray.Dataset | None]":
         What `run` returns, up to rounding; None for a study that has to run on its own.
     """
     alone: list[xarray.Dataset | None] = [None] * len(studies)
-    if any(_shape(study) != _shape(studies[0]) for study in studies):
+    first = studies[0]
+    if first.stop is not None or any(_shape(study) != _shape(first) for study in studies):
         return alone
     columns = []
     for cases in zip(*(study.cases for study in studies), strict=True):
         if any(c.reference is not None or c.curves or c.rate is not None for c in cases):
             return alone
         runs = [Run(c.problem, c.algorithm, c.x0, c.theta, c.args) for c in cases]
-        first = studies[0]
         found = trace_batch(
             runs,
             steps=cases[0].steps,
@@ -152,7 +174,7 @@ def _shape(study: Study) -> Any:
     """Return what has to be equal in studies that run together, apart from their arrays."""
     counts = [(case.label, case.steps, case.every) for case in study.cases]
     modes = jax.tree.flatten(study.modes)
-    return counts, modes, study.axis, study.probes, study.estimate
+    return counts, modes, study.axis, study.probes, study.estimate, study.stop
 
 
 def _completed(case: Case, data: "xarray.Dataset") -> "xarray.Dataset":
