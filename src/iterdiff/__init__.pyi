@@ -5,6 +5,7 @@ from . import adapters as adapters
 from . import bilevel as bilevel
 from . import extend as extend
 from . import prox as prox
+from . import study as study
 from . import theory as theory
 from .accuracy.estimate import ErrorEstimate as ErrorEstimate
 from .accuracy.estimate import derivative_error as derivative_error

@@ -134,6 +134,19 @@ def test_a_table_with_a_model(tmp_path, load):
     assert grid.words(1)["study"] == "ridge" and grid.words(1)["problem"]["penalty"] == 1.0
 
 
+def test_outputs_name_variables(load):
+    text = 'study = "ridge"\nsteps = 4\noutputs = ["jacobian_errors"]\n'
+    with pytest.raises(ValueError, match="line 3.*'jacobian_error'"):
+        load(text)
+
+
+def test_stopping_rules_have_the_keys_of_their_class(load):
+    with pytest.raises(ValueError, match="line 4.*`max_steps`"):
+        load('study = "ridge"\n[stop]\ntype = "ResidualBelow"\nmax_step = 5\n')
+    with pytest.raises(ValueError, match="line 3.*`ResidualBelow`"):
+        load('study = "ridge"\n[stop]\ntype = "ResidualBelw"\n')
+
+
 def test_load_study_refuses_a_grid(tmp_path):
     path = tmp_path / "g.toml"
     path.write_text('study = "ridge"\n[grid]\nsteps = [3, 4]\n')

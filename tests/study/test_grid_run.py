@@ -83,6 +83,10 @@ def test_one_file_holds_what_the_folder_holds(suffix, finished, tmp_path):
         consolidate(folder, tmp_path / "all.csv")
 
 
+class Refused(BrokenExecutor):
+    """A pool that broke refuses work as well."""
+
+
 class Canned(Executor):
     """Returns files of an earlier run, so that nothing is compiled; counts what it computes."""
 
@@ -95,7 +99,7 @@ class Canned(Executor):
         future = Future()
         self.asked += [task.name for task in tasks]
         error = self.fail.pop(0) if self.fail else None
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt | Refused):
             raise error
         if error is not None:
             future.set_exception(error)
@@ -173,6 +177,12 @@ def test_the_cell_that_ends_its_process_fails_and_the_others_are_done(finished, 
     assert result.failed == {"problem.theta = 2": execute.LOST} and result.computed == 4
 
 
+def test_a_broken_executor_that_refuses_work(finished, grid, tmp_path):
+    canned = Canned(finished[1], [None, Refused("gone")])
+    result = run_grid(grid, tmp_path / "out", pool=canned.pool)
+    assert (result.computed, result.failed) == (5, {})
+
+
 def test_an_executor_that_cannot_be_replaced_ends_the_run(finished, grid, tmp_path):
     canned = Canned(finished[1], [None, BrokenExecutor("gone")])
     with pytest.raises(BrokenExecutor, match="Run again"):
@@ -220,15 +230,32 @@ def test_real_processes_of_which_one_ends(tmp_path):
 
 
 def test_cells_of_different_lengths_are_a_tree(finished, tmp_path):
-    (tmp_path / "g.toml").write_text(f"{OWN}[grid]\nsteps = [3, 4]\nproblem.theta = [1.0, 2.0]\n")
+    (tmp_path / "g.toml").write_text(
+        f'{OWN}outputs = ["iterate_error"]\n[grid]\nsteps = [3, 4]\nproblem.theta = [1.0, 2.0]\n'
+    )
     run_grid(load_grid(str(tmp_path / "g.toml")), tmp_path / "out")
     tree = iterdiff.study.open(tmp_path / "out")
     assert isinstance(tree, xarray.DataTree)
     nodes = [node for name, node in tree.children.items() if name != "grid"]
     assert {int(n.steps[0, 0]): n.sizes["iteration"] for n in nodes} == {3: 4, 4: 5}
+    kept = {"iterate_error", "steps", "every", "status", "reference_norm"}
+    assert all(node.data_vars.keys() == kept for node in nodes)
     group = tree["grid"].group.sel({"grid.steps": 4, "problem.theta": 2.0}).item()
     node = tree[group].to_dataset()
     at = node.isel(cell=int(np.argmax(node["problem.theta"].values == 2.0)), algorithm=0)
     np.testing.assert_allclose(at.iterate_error, 4 * 0.5 ** np.arange(5), rtol=1e-12)
     consolidate(tmp_path / "out", tmp_path / "all.nc")
     assert iterdiff.study.open(tmp_path / "all.nc").children.keys() == tree.children.keys()
+
+
+def test_a_stopping_rule_is_recorded_and_a_run_that_never_converges_has_a_status(tmp_path):
+    (tmp_path / "g.toml").write_text(
+        f"{OWN}steps = 12\n[modes.unrolled]\ntype = 'Unrolled'\n[stop]\ntype = 'ResidualBelow'\n"
+        "atol = 1e-3\n[grid]\nstop.max_steps = [5, 100]\n"
+    )
+    run_grid(load_grid(str(tmp_path / "g.toml")), tmp_path / "out")
+    data = iterdiff.study.open(tmp_path / "out").isel(algorithm=0, mode=0)
+    # The residual is |x_t / 2 - 1| = 2**-t, below 1e-3 from t = 10 on.
+    assert data.stop_steps.values.tolist() == [5, 10]
+    assert data.stop_status.values.tolist() == ["MAX_STEPS_REACHED", "CONVERGED"]
+    np.testing.assert_allclose(data.stop_jacobian_error, [2 * 0.5**5, 2 * 0.5**10], rtol=1e-12)

@@ -30,7 +30,11 @@ def study(parsed: argparse.Namespace) -> Command:
     """Return the command that runs a study, or a grid of studies."""
     _load_study_libraries()
     from iterdiff.cli import grids
+    from iterdiff.study.execute import use_one_thread
     from iterdiff.study.grid import load_grid
+
+    if _names_grid(parsed):
+        use_one_thread()
 
     def command() -> int | None:
         grid = load_grid(parsed.name, _changes(parsed), parsed.assignments)
@@ -44,9 +48,22 @@ def study(parsed: argparse.Namespace) -> Command:
                     f"`--{option}` applies to a grid of studies, and this is one study. Leave it "
                     "out, or add a table [grid] to the file."
                 )
+        if grid.words(0).get("outputs") is not None:
+            raise ValueError(
+                "`outputs` applies to a grid of studies; one study keeps all variables, for its "
+                "figures. Leave it out."
+            )
         return _one_study(grid.source, parsed)
 
     return command
+
+
+def _names_grid(parsed: argparse.Namespace) -> bool:
+    """Return whether the words or the file of a study seem to contain a grid."""
+    if any(text.lstrip().startswith("grid") for text in parsed.assignments):
+        return True
+    path = Path(parsed.name)
+    return path.is_file() and "[grid" in path.read_text(encoding="utf-8", errors="ignore")
 
 
 def _one_study(source: Any, parsed: argparse.Namespace) -> None:

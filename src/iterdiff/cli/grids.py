@@ -145,9 +145,9 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
-def size(count: float) -> str:
+def size(count: int) -> str:
     """Return a number of bytes in a fitting unit."""
-    units = ["TB", "GB", "MB", "kB", "B"]
-    while count >= 1000 and len(units) > 1:
-        count, _ = count / 1000, units.pop()
-    return f"{count:.3g} {units[-1]}"
+    left, units = float(count), ["TB", "GB", "MB", "kB", "B"]
+    while left >= 1000 and len(units) > 1:
+        left, _ = left / 1000, units.pop()
+    return f"{left:.3g} {units[-1]}"

@@ -59,6 +59,7 @@ def make_study(settings: Settings, source: Source, *, axis: str, with_theory: bo
         axis="algorithm" if len(problems) == 1 else axis,
         probes=settings.probes,
         estimate=settings.estimate,
+        stop=None if settings.stop is None else settings.stop.make(),
         settings=settings.in_words(),
     )
 

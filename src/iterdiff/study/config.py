@@ -153,6 +153,8 @@ class Study:
         As in `iterdiff.trace`.
     estimate : bool
         As in `iterdiff.trace`. Figures show the estimates with the measurement.
+    stop : StoppingRule, optional
+        A rule; the study records where it ends the run of each mode.
     settings : mapping
         The settings that the study was made from. They are stored in the dataset.
     """
@@ -164,6 +166,7 @@ class Study:
     axis: str = "algorithm"
     probes: int | None = None
     estimate: bool = False
+    stop: itd.StoppingRule | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 

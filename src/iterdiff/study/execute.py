@@ -54,12 +54,15 @@ class Pool:
         Whether `make` may be called again after the executor broke.
     owned : bool
         Whether to shut the executor down at the end.
+    close : callable
+        Called at the end.
     """
 
     make: Callable[[], Any]
     window: int = DEFAULT_WINDOW
     replaceable: bool = False
     owned: bool = False
+    close: Callable[[], Any] = lambda: None
 
 
 class InProcess(Executor):
@@ -92,27 +95,36 @@ def processes(jobs: int) -> Pool:
         raise ValueError(f"`jobs` must be at least 1, not {jobs}.")
     # A fork of a process in which JAX has started threads may hang.
     context = multiprocessing.get_context("spawn")
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
 
     def make() -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(jobs, context, _start_worker, (threads,))
+        return ProcessPoolExecutor(jobs, context, _start_worker)
 
     return Pool(make, window=2 * jobs, replaceable=True, owned=True)
 
 
-def _start_worker(threads: str) -> None:
+def _start_worker() -> None:
     """Leave interrupts to the parent, and the other cores to the other processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.setdefault("NPROC", threads)
+    use_one_thread()
 
 
-def cluster(address: str) -> Pool:
+def use_one_thread() -> None:
+    """Let JAX compute with one thread, unless the variable `NPROC` says otherwise.
+
+    Cells are small and many: processes use the cores better. Has no effect once JAX has computed.
+    """
+    os.environ.setdefault("NPROC", "1")
+
+
+def cluster(address: str, timeout: str = "10s") -> Pool:
     """Return the pool of a Dask cluster.
 
     Parameters
     ----------
     address : str
         The address of its scheduler, such as ``tcp://127.0.0.1:8786``.
+    timeout : str
+        How long to wait for an answer, in words of Dask.
 
     Raises
     ------
@@ -123,11 +135,12 @@ def cluster(address: str) -> Pool:
     """
     distributed = import_extra("distributed", "distributed")
     try:
-        client = distributed.Client(address, timeout="10s")
+        client = distributed.Client(address, timeout=timeout)
     except (OSError, ValueError) as error:
         raise ValueError(f"`scheduler`: none answers at {address} ({error}).") from error
     workers = sum(client.nthreads().values())
-    return Pool(lambda: client.get_executor(pure=False), window=max(16, 4 * workers))
+    window = max(16, 4 * workers)
+    return Pool(lambda: client.get_executor(pure=False), window, close=client.close)
 
 
 def execute(
@@ -158,11 +171,13 @@ def execute(
         while run.fill():
             for future in run.finished():
                 run.collect(future)
+        if pool.owned:
+            run.executor.shutdown()
     except BaseException:
         run.abandon()
         raise
-    if pool.owned:
-        run.executor.shutdown()
+    finally:
+        pool.close()
 
 
 class _Run:
@@ -182,7 +197,12 @@ class _Run:
             batch = batch or list(itertools.islice(self.tasks, self.batch))
             if not batch:
                 break
-            self.pending[self.executor.submit(compute, batch)] = batch
+            try:
+                future = self.executor.submit(compute, batch)
+            except BrokenExecutor:
+                self._replace(batch)
+                continue
+            self.pending[future] = batch
         return bool(self.pending)
 
     def finished(self) -> Sequence[Any]:
@@ -210,11 +230,14 @@ class _Run:
             else:
                 self.finish(batch[0], CellOutcome(None, cause_of(error)))
             return
-        for task, outcome in zip(batch, outcomes, strict=True):
-            self.finish(task, outcome)
+        self._finish(batch, outcomes)
         seconds = sum(outcome.seconds for outcome in outcomes) / len(batch)
         wanted = min(MAX_BATCH, int(BATCH_SECONDS / max(seconds, 1e-6)))
         self.batch = max(1, min(wanted, 2 * max(self.batch, len(batch))))
+
+    def _finish(self, batch: list[CellTask], outcomes: list[CellOutcome]) -> None:
+        for task, outcome in zip(batch, outcomes, strict=True):
+            self.finish(task, outcome)
 
     def _replace(self, batch: list[CellTask]) -> None:
         """Compute the cells of a broken executor one at a time, then go on with a new one."""
@@ -222,7 +245,12 @@ class _Run:
             raise BrokenExecutor(
                 "The executor broke: one of its processes ended abruptly. Run again to go on."
             )
-        suspects = [task for lost in (batch, *self.pending.values()) for task in lost]
+        suspects = list(batch)
+        for future, lost in self.pending.items():
+            if future.done() and future.exception() is None:
+                self._finish(lost, future.result())
+            else:
+                suspects += lost
         self.pending.clear()
         self.executor.shutdown(wait=False)
         self.executor = self.pool.make()

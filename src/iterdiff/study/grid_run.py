@@ -73,7 +73,7 @@ class GridResult:
 
 def run_grid(
     grid: Grid,
-    folder: Path,
+    folder: "Path | str",
     *,
     pool: Pool | None = None,
     fresh: bool = False,
@@ -85,7 +85,7 @@ def run_grid(
     ----------
     grid : Grid
         What to compute.
-    folder : Path
+    folder : path
         Where the cells are. It is made if necessary; other files in it stay.
     pool : Pool, optional
         Where to compute; by default in this process.
@@ -101,6 +101,7 @@ def run_grid(
     OSError
         If a finished cell cannot be written, for example on a full disk. The others stay.
     """
+    folder = Path(folder)
     if grid.size > MAX_CELLS:
         raise ValueError(
             f"`grid` has {grid.size:,} cells, and each is a file: at most {MAX_CELLS:,} can be run."

@@ -95,8 +95,8 @@ class AlgorithmOptions(Options):
         return {k: getattr(self, k) for k in self.model_fields_set if k not in own}
 
 
-class ModeOptions(Options):
-    """The options of a mode: its name in ``iterdiff``, and its parameters.
+class PartOptions(Options):
+    """The options of a mode or a stopping rule: its name in ``iterdiff``, and its parameters.
 
     Attributes
     ----------
@@ -106,19 +106,27 @@ class ModeOptions(Options):
 
     type: str
 
-    def make(self) -> itd.Mode:
-        """Return the mode."""
+    def make(self) -> Any:
+        """Return the mode, or the stopping rule."""
         given = {k: getattr(self, k) for k in self.model_fields_set if k != "type"}
-        parts = {k: v.make() if isinstance(v, ModeOptions) else v for k, v in given.items()}
+        parts = {k: v.make() if isinstance(v, PartOptions) else v for k, v in given.items()}
         return getattr(itd, self.type)(**parts)
 
     @model_validator(mode="after")
-    def _check_values(self) -> "ModeOptions":
+    def _check_values(self) -> "PartOptions":
         try:
             self.make()
         except TypeError as error:
             raise ValueError(str(error)) from error
         return self
+
+
+class ModeOptions(PartOptions):
+    """The options of a mode."""
+
+
+class StopOptions(PartOptions):
+    """The options of a stopping rule."""
 
 
 def algorithm_classes() -> dict[str, type[itd.Algorithm]]:
@@ -172,6 +180,15 @@ def any_mode() -> Any:
     return Annotated[_union(plain + models), Field(discriminator="type")]
 
 
+@functools.cache
+def any_stop() -> Any:
+    """Return the type of the options of any stopping rule, discriminated by ``type``."""
+    public = {name: getattr(itd, name) for name in itd.__all__}
+    rules = {name: v for name, v in public.items() if _is_final(v, itd.StoppingRule)}
+    models = [_from_signature(name, rule, StopOptions) for name, rule in rules.items()]
+    return Annotated[_union(models), Field(discriminator="type")]
+
+
 def _wraps_mode(maker: Callable[..., itd.Mode]) -> bool:
     return any(_is_mode(hint) for hint in _parameters(maker).values())
 
@@ -208,7 +225,7 @@ def _from_signature(
     python_only = set()
     for key, parameter in inspect.signature(target).parameters.items():
         allowed = _in_words(_parameters(target)[key], number, inner)
-        required = parameter.default is parameter.empty and base is ModeOptions
+        required = parameter.default is parameter.empty and base is not AlgorithmOptions
         if allowed is None:
             python_only.add(key)
         else:

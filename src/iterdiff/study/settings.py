@@ -8,12 +8,12 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from iterdiff.study.config import PosedProblem
-from iterdiff.study.options import Options, any_algorithm, any_mode
+from iterdiff.study.options import Options, any_algorithm, any_mode, any_stop
 from iterdiff.study.suggestions import nearest, suggestion
 
 Keys = Sequence[str | int]
@@ -37,6 +37,16 @@ class ProblemOptions(Options, abc.ABC):
 Problem = TypeVar("Problem", bound=ProblemOptions)
 Model = TypeVar("Model", bound=BaseModel)
 
+Output = Literal[
+    "iterate_error",
+    "objective_error",
+    "residual_norm",
+    "jacobian_error",
+    "jacobian_error_estimate",
+    "estimate_trusted",
+]
+"""The variables that `outputs` may name."""
+
 EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "a table",
@@ -51,8 +61,9 @@ EXPECTED = {
 if TYPE_CHECKING:
     from iterdiff.study.options import AlgorithmOptions as AnyAlgorithm
     from iterdiff.study.options import ModeOptions as AnyMode
+    from iterdiff.study.options import StopOptions as AnyStop
 else:
-    AnyAlgorithm, AnyMode = any_algorithm(), any_mode()
+    AnyAlgorithm, AnyMode, AnyStop = any_algorithm(), any_mode(), any_stop()
 
 
 class Settings(Options, Generic[Problem]):
@@ -75,6 +86,10 @@ class Settings(Options, Generic[Problem]):
         The options of the problem.
     algorithms, modes : mapping of str to Options
         What runs, and how it is differentiated, by label.
+    stop : StopOptions, optional
+        A stopping rule: where it ends the run of each mode is recorded as well.
+    outputs : list of str, optional
+        The variables that the cells of a grid keep, besides counts and status; by default all.
     """
 
     study: str
@@ -86,6 +101,8 @@ class Settings(Options, Generic[Problem]):
     problem: Problem
     algorithms: dict[str, AnyAlgorithm] = Field(min_length=1)
     modes: dict[str, AnyMode] = Field(min_length=1)
+    stop: AnyStop | None = None
+    outputs: list[Output] | None = None
 
     def in_words(self) -> dict[str, Any]:
         """Return the settings as nested dictionaries of what was given."""
