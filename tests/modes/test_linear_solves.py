@@ -207,6 +207,21 @@ def test_a_state_is_handed_from_one_derivative_to_the_next():
     np.testing.assert_allclose(gradients, expected, rtol=1e-7)
 
 
+def test_a_check_does_not_take_the_state_for_a_part_of_the_gradient():
+    problem = itd.RootFinding(lambda x, theta: jnp.asarray(GENERAL[:5, :5]) @ x - 1e-6 * theta)
+
+    def loss(theta, state):
+        mode = itd.Checked(itd.Implicit(guess=state), on_failure="nan")
+        x = jnp.linalg.solve(jnp.asarray(GENERAL[:5, :5]), 1e-6 * theta)
+        return jnp.sum(itd.solve(problem, itd.Newton(), x, theta, stop=itd.Steps(1), mode=mode).x)
+
+    step = jax.jit(itd.value_and_grad_with_state(loss))
+    _, gradient, state = step(jnp.ones(5), itd.AdjointState.start(jnp.zeros(5)))
+    adjoint = np.linalg.solve(GENERAL[:5, :5].T, np.ones(5))
+    np.testing.assert_allclose(gradient, 1e-6 * adjoint, rtol=1e-9)
+    np.testing.assert_allclose(state.solution, adjoint, rtol=1e-9)
+
+
 def test_a_state_of_another_problem_is_refused():
     state = itd.AdjointState.start({"other": jnp.zeros(3)})
     for guess in (state, jnp.zeros(3)):
