@@ -17,16 +17,16 @@ SPEED = (
     "first_gradient",
     "growth",
 )
-WRONG, BILEVEL = "wrong_derivatives", "bilevel"
+WRONG, SOLVES, BILEVEL = "wrong_derivatives", "linear_solves", "bilevel"
 REPORTS = {
     "speed": ("Speed against targets, other libraries and hand-written JAX", SPEED),
     WRONG: ("Wrong derivatives", (WRONG,)),
+    SOLVES: ("Large adjoint solves", (SOLVES,)),
     BILEVEL: ("Outer optimisation", (BILEVEL,)),
 }
 """Title and benchmarks of each report, by the name of its files."""
-MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED} | {
-    name: f"benchmarks.{name}.run" for name in (WRONG, BILEVEL)
-}
+MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED}
+MODULES |= {name: f"benchmarks.{name}.run" for name in (WRONG, SOLVES, BILEVEL)}
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:

@@ -20,7 +20,7 @@ TOLERANCES = tuple(10.0**-k for k in (2, 3, 4, 6, 8, 10))
 TARGET = 1e-4
 """Outer suboptimality to reach, relative to that of the start."""
 SEEDS = 3
-MAX_OUTER, MAX_GRADIENTS = 150, 200_000
+MAX_OUTER, MAX_GRADIENTS = 60, 40_000
 ROUNDING = 1e-9
 """Relative errors below this are at the level of rounding, where no factor of two is claimed."""
 METHODS = {

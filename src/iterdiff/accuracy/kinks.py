@@ -1,6 +1,7 @@
 r"""Whether a solution is at a kink, where it has only one-sided derivatives.
 
-For a `CompositeMinimization`, `weakly_active` looks at the prox. Any other residual that contains
+For a `CompositeMinimization`, `weakly_active` looks at the prox, and for a problem with constraints
+at these. Any other residual that contains
 an absolute value, a maximum or a comparison is followed along the solution's own path,
 
 .. math::
@@ -19,7 +20,7 @@ from jaxtyping import Array, Bool, PyTree
 from iterdiff.accuracy.sensitivity import Sensitivity, irregular
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.jaxpr import may_have_kinks
-from iterdiff.problems.problem import CompositeMinimization
+from iterdiff.problems.problem import Problem
 from iterdiff.problems.prox import narrowest, weakly_active
 
 INCREMENT_FACTOR = 4.0
@@ -33,11 +34,11 @@ MIN_SLOPE_JUMP = 1e-3
 """Smallest difference of one-sided slopes that counts as a kink, relative to the slopes' terms."""
 
 
-def at_prox_kink(problem: CompositeMinimization, x: PyTree, theta: PyTree) -> Bool[Array, ""]:
-    """Return whether a coordinate of `x` is weakly active, to half the digits."""
+def at_marked_kink(problem: Problem, x: PyTree, theta: PyTree) -> Bool[Array, ""]:
+    """Return whether a coordinate or a constraint is weakly active, to half the digits."""
     tol = float(jnp.finfo(narrowest(x)).eps) ** 0.5
     kinks = jax.tree.leaves(weakly_active(problem, x, theta, tol=tol))
-    return jnp.any(jnp.stack([jnp.any(kink) for kink in kinks]))
+    return jnp.any(jnp.array([jnp.any(kink) for kink in kinks]))
 
 
 def at_kink(at: Sensitivity, x: PyTree) -> Bool[Array, ""]:

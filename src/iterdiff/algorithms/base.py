@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, PyTree
 
 from iterdiff.problems.checks import check_problem
 from iterdiff.problems.problem import Problem
@@ -33,6 +33,14 @@ class State(eqx.Module):
     """
 
     x: eqx.AbstractVar[PyTree]
+
+    @property
+    def verdict(self) -> Int[Array, ""] | None:
+        """How the run has to end: a `Status` code, -1 to go on, or None if that is never known.
+
+        An algorithm that finds out that its problem has no solution ends the run by it.
+        """
+        return None
 
 
 class Iterate(State):

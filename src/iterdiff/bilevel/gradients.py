@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.accuracy.reasons import REASONS
 from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
+from iterdiff.algorithms.status import Status
 from iterdiff.bilevel.inner_run import (
     ENDED_ACCURATE,
     ENDED_FAILED,
@@ -30,7 +31,6 @@ from iterdiff.jaxtools.arguments import (
 )
 from iterdiff.jaxtools.snapshot import snapshot, traced
 from iterdiff.loop.run import stop_gradient
-from iterdiff.loop.status import Status
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.checks import checked_loss

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.algorithms.base import Algorithm
+from iterdiff.algorithms.status import Status
 from iterdiff.bilevel.examine import GRADIENTS_PER_CHECK, Examined, examine
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import MAX_COUNT
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.snapshot import Snapshot
 from iterdiff.loop.run import Loop, run_loop
-from iterdiff.loop.status import Status
 from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.functions import bind
 from iterdiff.problems.inputs import takes_data, with_data, with_snapshot

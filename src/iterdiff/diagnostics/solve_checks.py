@@ -7,6 +7,7 @@ import numpy as np
 
 from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.algorithms.base import Algorithm
+from iterdiff.algorithms.status import Status
 from iterdiff.diagnostics.checked_run import FAILED, CheckedRun
 from iterdiff.diagnostics.checkup import Finding
 from iterdiff.diagnostics.finite_differences import (
@@ -19,8 +20,6 @@ from iterdiff.diagnostics.finite_differences import (
 from iterdiff.diagnostics.map_checks import check_step
 from iterdiff.diagnostics.newton_points import solves_another_problem
 from iterdiff.jaxtools import tree
-from iterdiff.loop.status import Status
-from iterdiff.problems.problem import CompositeMinimization
 
 SOLVE_TOL_FACTOR = 10.0
 """The derivative of a solve may differ from finite differences by this multiple of `tol`."""
@@ -174,8 +173,8 @@ def _kink_finding(run: CheckedRun, differences: Differences, tol: float) -> Find
         "about to become active), where a mode returns one of the two or a mixture. More steps do "
         "not help; move theta, or smooth the problem."
     )
-    if isinstance(run.problem, CompositeMinimization):
-        text += " `iterdiff.weakly_active` returns the coordinates at the kink."
+    if run.problem.marks_kinks:
+        text += " `iterdiff.weakly_active` returns the coordinates, or constraints, at the kink."
     name = "solution: slope forward in theta = slope backward"
     return Finding(name, jump, jump == 0, text if jump else "")
 

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, Bool, PyTree
 
 from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
+from iterdiff.algorithms.status import Status
 from iterdiff.diagnostics.dataset import to_dataset
 from iterdiff.diagnostics.recorder import Progress, Recorder, record_all
 from iterdiff.diagnostics.reference import find_reference
@@ -16,7 +17,6 @@ from iterdiff.jaxtools.arguments import check_bool, check_callable, check_count
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import run_loop
-from iterdiff.loop.status import Status
 from iterdiff.loop.stopping import Steps
 from iterdiff.loop.task import Task
 from iterdiff.modes.base import Mode

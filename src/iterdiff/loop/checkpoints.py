@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
+from iterdiff.algorithms.status import RUNNING
 from iterdiff.jaxtools import manual_axes
 from iterdiff.jaxtools.lax import any_in_batch
-from iterdiff.loop.run import RUNNING, Loop, Run, advance, begin, detached, finish
+from iterdiff.loop.run import Loop, Run, advance, begin, detached, finish
 
 MIN_RECOVERED_ROWS = 16
 """At least this many states are recovered at a time."""

@@ -13,13 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
+from iterdiff.algorithms.status import RUNNING, Status
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.closures import detach
 from iterdiff.jaxtools.jaxpr import shared
-from iterdiff.loop.status import Status
-
-RUNNING = -1
-"""The status of a run that has not ended."""
 
 Step = Callable[[Any], Any]
 Satisfied = Callable[["Run"], Bool[Array, ""]]
@@ -90,7 +87,9 @@ def advance(loop: Loop, run: Run) -> Run:
     check_same(run.state, new)
     finite = tree.all_finite(new.x)
     moved = finite & ~done
-    status = jnp.where(done, Status.CONVERGED, jnp.where(finite, RUNNING, Status.DIVERGED))
+    verdict = getattr(new, "verdict", None)  # a state need not be a `State`
+    going = RUNNING if verdict is None else verdict
+    status = jnp.where(done, Status.CONVERGED, jnp.where(finite, going, Status.DIVERGED))
     state = select(moved, new, run.state)
     return Run(state, run.steps + moved.astype(jnp.int32), status.astype(jnp.int32))
 

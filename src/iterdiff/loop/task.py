@@ -109,6 +109,11 @@ class StateWithTangents(eqx.Module):
         """The iterate."""
         return self.inner.x
 
+    @property
+    def verdict(self) -> Any:
+        """What the algorithm says of the run, see `State.verdict`."""
+        return getattr(self.inner, "verdict", None)
+
     def tangents(self) -> PyTree:
         """Return the mode's tangents of the iterate."""
         return self.method.value(self.carry, self.inner)

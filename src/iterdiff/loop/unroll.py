@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from iterdiff.algorithms.status import Status
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.closures import nan_derivative_where
 from iterdiff.jaxtools.lax import any_in_batch
 from iterdiff.loop.run import Run, Step, arrays_of, begin, check_same, select
-from iterdiff.loop.status import Status
 
 Checkpoint = Literal["iterates", "sqrt", "log", "none"]
 """What the reverse sweep keeps of T steps: see `modes.Unrolled`."""

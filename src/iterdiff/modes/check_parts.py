@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import equinox as eqx
 from jaxtyping import PyTree
 
-from iterdiff.accuracy.kinks import at_prox_kink
+from iterdiff.accuracy.kinks import at_marked_kink
 from iterdiff.jaxtools.closures import hoist, merge
-from iterdiff.problems.problem import CompositeMinimization, Problem
+from iterdiff.problems.problem import Problem
 
 Part = Callable[[PyTree, Any], PyTree]
 """``part(y, inputs)``, a function of a point and of everything that is differentiated in."""
@@ -27,15 +27,15 @@ class Parts(NamedTuple):
         ``step(y, inputs)`` is the next iterate, if the algorithm may solve another problem.
     leaving : callable, optional
         The same, if the algorithm may leave a root.
-    at_prox_kink : callable, optional
-        ``at_prox_kink(y, inputs)`` is whether `y` is at a kink, if the problem has a prox.
+    at_marked_kink : callable, optional
+        ``at_marked_kink(y, inputs)`` is whether `y` is at a kink, if the problem marks its kinks.
     """
 
     answer: Part
     residual: Part
     step: Part | None = None
     leaving: Part | None = None
-    at_prox_kink: Part | None = None
+    at_marked_kink: Part | None = None
 
     def map(self, change: Callable[[Part], Part]) -> "Parts":
         """Return the parts after a change to each."""
@@ -63,13 +63,13 @@ def parts_of(
     """Return the parts of a check, as functions of a `Task` or a `_ForeignAnswer`."""
 
     def kinked(y, given):
-        return at_prox_kink(given.problem, y, given.theta)
+        return at_marked_kink(given.problem, y, given.theta)
 
-    has_prox = isinstance(problem, CompositeMinimization)
+    has_marks = problem.marks_kinks
     return Parts(
         answer,
         lambda y, given: given.problem.residual(y, given.theta),
         step,
         leaving,
-        kinked if has_prox else None,
+        kinked if has_marks else None,
     )

@@ -34,17 +34,20 @@ from iterdiff.accuracy.kinks import at_kink
 from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.accuracy.reasons import REASONS
 from iterdiff.accuracy.report import REPORT_SIZE, check_report, to_vector
-from iterdiff.accuracy.sensitivity import Sensitivity
+from iterdiff.accuracy.sensitivity import Equation, Sensitivity
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.arguments import Tolerance, check_tolerance, check_word
 from iterdiff.jaxtools.closures import Perturbed, attach_jvp
 from iterdiff.jaxtools.lax import custom_solve
 from iterdiff.jaxtools.raise_if import Throw, raise_if
+from iterdiff.linalg.solve import Method
+from iterdiff.loop.run import stop_gradient
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
 from iterdiff.modes.check_parts import Parts, parts_of
 from iterdiff.modes.implicit import Implicit
+from iterdiff.problems.active_set import regular_at
 from iterdiff.problems.problem import Problem
 
 OnFailure = Literal["warn", "raise", "nan"]
@@ -130,7 +133,7 @@ class Checked(Mode):
 
     def solve(self, task: Task, *, throw: Throw) -> Outcome:
         """Run as the wrapped mode does, and check the derivative."""
-        outcome = self.mode.solve(task, throw=throw)
+        outcome = self.mode.solve(stop_gradient(task), throw=throw)
         return outcome._replace(x=self.answer(task, outcome.x, throw=throw))
 
     def answer(self, task: Task, x: PyTree, *, throw: Throw) -> PyTree:
@@ -170,21 +173,24 @@ class Checked(Mode):
         self, given: "Task | _ForeignAnswer", parts: "Parts", x: PyTree, throw: Throw, near: float
     ) -> PyTree:
         """Attach the checked derivative in everything that `given` holds."""
+        problem, dependent = regular_at(given.problem, x, given.theta)
+        given = given._replace(problem=problem)
         parts, explicit = parts.explicit(given, x)
         tolerances = jax.lax.stop_gradient((jnp.asarray(self.rtol), jnp.asarray(self.atol)))
         report = jnp.zeros(REPORT_SIZE) if self.report is None else self.report
         inputs = (explicit, tolerances, report)
         place_of_report = len(jax.tree.leaves(inputs)) - 1
         structure = given.problem.structure_at(x, given.theta)
-        # The check computes the default implicit derivative at `x` anyway.
-        shared = isinstance(self.mode, Implicit) and self.mode.linear_solver is None
+        # The check computes the default implicit derivative at `x` anyway; a mode may refuse it.
+        shared = isinstance(self.mode, Implicit) and self.mode.is_default and dependent is None
 
         def rule(x: PyTree, perturbed: Perturbed) -> PyTree:
             if manual_axes.varies((x, perturbed)):
                 raise ValueError(_VARYING)
             bound = parts.map(lambda part: lambda y, p: part(y, perturbed.rebuild(p)[0]))
             point, still = jax.lax.stop_gradient((x, perturbed.primals))
-            at = Sensitivity(bound.residual, point, still, structure, throw=shared and throw)
+            equation = Equation(bound.residual, point, still, structure)
+            at = Sensitivity(equation, Method(throw=shared and throw))
             derivative = _CheckedDerivative(
                 bound,
                 at,
@@ -344,8 +350,8 @@ class _CheckedDerivative(NamedTuple):
         ):
             if step is not None:
                 found[name] = test(lambda y, step=step: step(y, theta), points)
-        if parts.at_prox_kink is not None:
-            found["one_sided"] = parts.at_prox_kink(points.corrected, theta)
+        if parts.at_marked_kink is not None:
+            found["one_sided"] = parts.at_marked_kink(points.corrected, theta)
         else:
             found["one_sided"] = at_kink(self.at, points.corrected)
         return dataclasses.replace(points, **found)

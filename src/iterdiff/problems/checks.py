@@ -12,6 +12,8 @@ from jaxtyping import Array, PyTree
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import as_array, is_known, is_number
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
+from iterdiff.problems.constrained import ConstrainedProblem
+from iterdiff.problems.least_squares import LeastSquares
 from iterdiff.problems.linear_system import LinearSystem
 from iterdiff.problems.problem import CompositeMinimization, FixedPoint, Minimization, Problem
 
@@ -181,6 +183,8 @@ def _parts(problem: Problem) -> list[_Part]:
     fail with an error from NumPy that does not name the function.
     """
     match problem:
+        case LeastSquares():
+            return [_Part("residuals", problem.residuals, _check_numbers)]
         case Minimization():  # its gradient is like `x0` by construction
             return [_Part("objective", problem.objective, _check_scalar)]
         case CompositeMinimization():
@@ -196,7 +200,24 @@ def _parts(problem: Problem) -> list[_Part]:
             ]
         case FixedPoint():
             return [_Part("update", problem.update, _check_like_x0)]
+        case ConstrainedProblem():
+            return _constrained_parts(problem)
     return [_Part("residual", problem.residual, _check_like_x0)]
+
+
+def _constrained_parts(problem: ConstrainedProblem) -> list[_Part]:
+    """Return the objective and the constraints, as functions of the answer or of all unknowns."""
+
+    def at_answer(function):
+        return lambda x, theta: function(problem.answer(x), theta)
+
+    parts = [_Part("objective", at_answer(problem.cost), _check_scalar)]
+    constraints = {"equality": problem.equality, "inequality": problem.inequality}
+    return parts + [
+        _Part(f"{name} constraint", at_answer(function), _check_constraint)
+        for name, function in constraints.items()
+        if function is not None
+    ]
 
 
 def check_residual(problem: Problem, x0: PyTree, theta: PyTree) -> Snapshot:
@@ -266,6 +287,30 @@ def _check_scalar(name: str, result: Any, x0: PyTree) -> None:
             f"`problem`: {name} must return one real floating number, but it returns dtype "
             f"{result.dtype} and shape {result.shape}; reduce a vector, for example with jnp.sum."
         )
+
+
+def _check_constraint(name: str, result: Any, x0: PyTree) -> None:
+    """Raise TypeError unless `result` consists of real floating arrays in the dtype of `x0`."""
+    dtype = tree.result_dtype(x0)
+    for leaf in jax.tree.leaves(result, is_leaf=lambda v: v is None):
+        if not hasattr(leaf, "dtype") or leaf.dtype != dtype:
+            raise TypeError(
+                f"`problem`: {name} must return real floating arrays of the dtype of `x0`, "
+                f"{dtype}, not {leaf!r}; use one precision for `x0`, `theta` and the data."
+            )
+
+
+def _check_numbers(name: str, result: Any, x0: PyTree) -> None:
+    """Raise TypeError unless `result` consists of real floating arrays, of one number at least."""
+    del x0
+    leaves = jax.tree.leaves(result, is_leaf=lambda v: v is None)
+    for leaf in leaves:
+        if not tree.is_floating(leaf):
+            raise TypeError(
+                f"`problem`: {name} must be real floating arrays, not {leaf!r}; convert them."
+            )
+    if not tree.size(leaves):
+        raise TypeError(f"`problem`: {name} are empty; return at least one number.")
 
 
 def _check_like_x0(name: str, result: Any, x0: PyTree) -> None:

@@ -8,28 +8,29 @@ from jaxtyping import PyTree
 
 from iterdiff.jaxtools.arguments import is_number
 from iterdiff.jaxtools.snapshot import Snapshot
+from iterdiff.problems.active_set import completed
 from iterdiff.problems.checks import check_problem, check_residual, check_theta, check_x0
-from iterdiff.problems.functions import bind, has_room
-from iterdiff.problems.problem import Problem
+from iterdiff.problems.functions import bind, has_room, lacks_data
+from iterdiff.problems.problem import Problem, replaced
 
 
 def check_inputs(
-    problem: Any, x: PyTree, theta: PyTree, args: PyTree = None, *, name: str = "x0"
+    problem: Any, x: PyTree, theta: PyTree, args: PyTree = None, *, solved: bool = False
 ) -> tuple[Problem, PyTree, PyTree]:
-    """Return the problem with its data and its snapshot, and `x` and `theta` as arrays.
+    """Return the problem with its data and its snapshot, the unknowns, and `theta` as arrays.
 
     Parameters
     ----------
     problem : Problem
         What the caller was given.
     x : pytree of real floating arrays
-        A point.
+        A point. If the residual has further unknowns, they are added.
     theta : pytree
         Parameters.
     args : pytree, optional
         Data for the problem's functions. Its derivative is zero.
-    name : str
-        The name of `x` in error messages.
+    solved : bool
+        Whether `x` is an answer, called ``x`` in error messages, rather than the start ``x0``.
 
     Raises
     ------
@@ -37,10 +38,12 @@ def check_inputs(
         If an argument is wrong; the message names it.
     """
     check_problem(problem)
-    x = check_x0(x, name)
+    x = check_x0(x, "x" if solved else "x0")
     theta = check_theta(theta, x)
     problem = with_data(problem, args)
-    return with_snapshot(problem, check_residual(problem, x, theta)), x, theta
+    problem = with_snapshot(problem, check_residual(problem, x, theta))
+    unknowns = completed(problem, x, theta) if solved else problem.start(x, theta)
+    return problem, unknowns, theta
 
 
 def with_data(problem: Problem, args: PyTree) -> Problem:
@@ -51,9 +54,10 @@ def with_data(problem: Problem, args: PyTree) -> Problem:
     Raises
     ------
     TypeError
-        If no function has room.
+        If no function has room, or one needs data and `args` is None.
     """
     if args is None:
+        _check_complete(problem)
         return problem
     if not takes_data(problem):
         names = ", ".join(f"`{name}`" for name in problem.functions) or "none"
@@ -66,7 +70,7 @@ def with_data(problem: Problem, args: PyTree) -> Problem:
         lambda leaf: jax.lax.stop_gradient(jnp.asarray(leaf)) if is_number(leaf) else leaf, args
     )
     functions = {name: getattr(problem, name) for name in problem.functions}
-    return _replaced(
+    return replaced(
         problem,
         **{
             name: bind(function, problem.functions[name], data)
@@ -74,6 +78,18 @@ def with_data(problem: Problem, args: PyTree) -> Problem:
             if function is not None
         },
     )
+
+
+def _check_complete(problem: Problem) -> None:
+    """Raise TypeError if a function of the problem cannot be called without data."""
+    for name, count in problem.functions.items():
+        function = getattr(problem, name)
+        if function is not None and lacks_data(function, count):
+            raise TypeError(
+                f"`args` is missing: the {name} of {type(problem).__name__} receives {count} "
+                "positional arguments without data, but it needs more. Pass the data as `args`, or "
+                "give the parameter a default."
+            )
 
 
 def takes_data(problem: Problem) -> bool:
@@ -84,14 +100,4 @@ def takes_data(problem: Problem) -> bool:
 
 def with_snapshot(problem: Problem, taken: Snapshot) -> Problem:
     """Return the problem with a snapshot of its functions."""
-    return _replaced(problem, snapshot=taken)
-
-
-def _replaced(problem: Problem, **fields: Any) -> Problem:
-    """Return a copy with other values in some fields, made without the class's constructor."""
-    # Neither `copy.copy`, after which equinox keeps the copy for ever, nor `eqx.tree_at`, which
-    # needs the field to be set. The class is frozen.
-    changed = object.__new__(type(problem))
-    for name, value in {**vars(problem), **fields}.items():
-        object.__setattr__(changed, name, value)
-    return changed
+    return replaced(problem, snapshot=taken)

@@ -15,7 +15,7 @@ from iterdiff.problems.functions import has_room
 from iterdiff.problems.problem import Problem
 
 
-def _as_operand(matrix: Any) -> Any:
+def as_operand(matrix: Any) -> Any:
     """Convert a matrix to a form whose product with a vector JAX can batch and differentiate.
 
     JAX batches only two of its own sparse formats, BCOO and BCSR. The others, and SciPy's,
@@ -71,7 +71,7 @@ class MatrixOperator(eqx.Module):
     [0.0, -1.0]
     """
 
-    matrix: Any = eqx.field(converter=_as_operand)
+    matrix: Any = eqx.field(converter=as_operand)
 
     def __check_init__(self):
         """Check that the matrix is square, if it is known already."""
@@ -82,7 +82,7 @@ class MatrixOperator(eqx.Module):
         """Return ``A(theta) x``; a function of theta receives `args`, too, if it has room."""
         matrix = self.matrix
         if callable(matrix):
-            matrix = _as_operand(matrix(theta, *args) if has_room(matrix, 1) else matrix(theta))
+            matrix = as_operand(matrix(theta, *args) if has_room(matrix, 1) else matrix(theta))
             _check_square(matrix)
         return matrix.mv(x) if isinstance(matrix, lx.AbstractLinearOperator) else matrix @ x
 

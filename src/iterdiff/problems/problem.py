@@ -9,7 +9,7 @@ Pass every quantity that you differentiate with respect to in `theta`, and data 
 
 import abc
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
@@ -22,6 +22,8 @@ from iterdiff.jaxtools.reverse_only import custom_rules_in
 from iterdiff.jaxtools.snapshot import Snapshot
 from iterdiff.linalg.solve import Structure
 from iterdiff.problems.functions import Bound
+
+P = TypeVar("P", bound="Problem")
 
 
 class Problem(eqx.Module):
@@ -40,8 +42,11 @@ class Problem(eqx.Module):
     residual_is_gradient : bool
         Whether the residual is the gradient of a scalar function, so that ``d residual / dx`` is
         a Hessian, and its transpose need not be formed.
+    marks_kinks : bool
+        Whether `weakly_active` looks for kinks where this kind of problem has them, so that `solve`
+        calls it.
     structure : Structure
-        These three, for linear solves.
+        The three declarations about ``d residual / dx``, for linear solves.
     functions : dict of str to int
         The fields that hold functions of the user's, each with its number of inputs. Data come
         after these.
@@ -51,6 +56,7 @@ class Problem(eqx.Module):
     """
 
     residual_is_gradient: ClassVar[bool] = False
+    marks_kinks: ClassVar[bool] = False
     functions: ClassVar[dict[str, int]] = {}
     snapshot: Snapshot | None = eqx.field(kw_only=True, default=None, repr=False)
 
@@ -77,6 +83,22 @@ class Problem(eqx.Module):
     def aux(self, x: PyTree, theta: PyTree) -> PyTree:
         """Return the auxiliary output at `x`, which becomes ``Solution.aux``; by default None."""
         del x, theta
+
+    def start(self, x0: PyTree, theta: PyTree) -> PyTree:
+        """Return the unknowns of the residual at the start of a run; by default `x0` itself.
+
+        A problem whose residual has more unknowns than the answer, such as multipliers, adds them.
+        """
+        del theta
+        return x0
+
+    def value(self, unknowns: PyTree, theta: PyTree) -> Float[Array, ""] | None:
+        """Return what the problem minimises, or None: it is no minimisation, or it does not say."""
+        del unknowns, theta
+
+    def answer(self, unknowns: PyTree) -> PyTree:
+        """Return what users call `x`, given the unknowns of the residual; by default these."""
+        return unknowns
 
     @abc.abstractmethod
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
@@ -122,7 +144,46 @@ class ProblemOfFunctions(Problem):
         return getattr(self, next(iter(self.functions))).aux(x, theta)
 
 
-class Minimization(ProblemOfFunctions):
+class SmoothMinimization(ProblemOfFunctions):
+    r"""Base class of minimisations without constraints, of a twice differentiable objective.
+
+    The residual is the gradient :math:`\nabla_x f(x, \theta)`, and its Jacobian is the Hessian.
+    """
+
+    objective: eqx.AbstractVar[Callable[[PyTree, PyTree], Float[Array, ""]]]
+    residual_is_gradient: ClassVar[bool] = True
+
+    @property
+    def symmetric(self) -> bool:
+        """True, since a Hessian is symmetric."""
+        return True
+
+    @property
+    def positive_definite(self) -> bool:
+        """True, as at every strict minimiser (second-order sufficient condition)."""
+        return True
+
+    def structure_at(self, x: PyTree, theta: PyTree) -> Structure:
+        """Return what is known of the Hessian: of an overridden gradient, nothing for certain.
+
+        A `jax.custom_vjp` rule is taken to override. With a `jax.custom_jvp` rule, which many
+        functions of JAX have, symmetry is a claim that linear solves verify.
+        """
+        rules = custom_rules_in(self.objective, x, theta)
+        if "custom_vjp" in rules:
+            return Structure(False, False)
+        return self.structure._replace(hessian=not rules)
+
+    def value(self, unknowns: PyTree, theta: PyTree) -> Float[Array, ""]:
+        """Return the objective."""
+        return self.objective(unknowns, theta)
+
+    def residual(self, x: PyTree, theta: PyTree) -> PyTree:
+        """Return the gradient of the objective with respect to `x`."""
+        return jax.grad(self.objective)(x, theta)
+
+
+class Minimization(SmoothMinimization):
     r"""Minimise ``objective(x, theta)`` over `x`, without constraints.
 
     The residual is the gradient :math:`\nabla_x f(x, \theta)`, and its Jacobian is the Hessian:
@@ -155,37 +216,11 @@ class Minimization(ProblemOfFunctions):
     """
 
     objective: Callable[[PyTree, PyTree], Float[Array, ""]]
-    residual_is_gradient: ClassVar[bool] = True
     functions: ClassVar[dict[str, int]] = {"objective": 2}
 
     def __check_init__(self):
         """Check that `objective` is callable."""
         check_callable(objective=self.objective)
-
-    @property
-    def symmetric(self) -> bool:
-        """True, since a Hessian is symmetric."""
-        return True
-
-    @property
-    def positive_definite(self) -> bool:
-        """True, as at every strict minimiser (second-order sufficient condition)."""
-        return True
-
-    def structure_at(self, x: PyTree, theta: PyTree) -> Structure:
-        """Return what is known of the Hessian: of an overridden gradient, nothing for certain.
-
-        A `jax.custom_vjp` rule is taken to override. With a `jax.custom_jvp` rule, which many
-        functions of JAX have, symmetry is a claim that linear solves verify.
-        """
-        rules = custom_rules_in(self.objective, x, theta)
-        if "custom_vjp" in rules:
-            return Structure(False, False)
-        return self.structure._replace(hessian=not rules)
-
-    def residual(self, x: PyTree, theta: PyTree) -> PyTree:
-        """Return the gradient of the objective with respect to `x`."""
-        return jax.grad(self.objective)(x, theta)
 
 
 class RootFinding(ProblemOfFunctions):
@@ -287,6 +322,7 @@ class CompositeMinimization(ProblemOfFunctions):
     prox: Callable[[PyTree, Float[Array, ""], PyTree], PyTree]
     penalty: Callable[[PyTree, PyTree], Float[Array, ""]] | None = None
     residual_step: float = eqx.field(static=True, default=1.0)
+    marks_kinks: ClassVar[bool] = True
     functions: ClassVar[dict[str, int]] = {"smooth": 2, "prox": 3, "penalty": 2}
 
     def __check_init__(self):
@@ -320,20 +356,23 @@ class CompositeMinimization(ProblemOfFunctions):
         finite = tree.all_finite(jax.lax.stop_gradient(gradient))
         return tree.where(finite, point, tree.full_like(point, jnp.nan))
 
+    def value(self, unknowns: PyTree, theta: PyTree) -> Float[Array, ""] | None:
+        """Return ``smooth`` plus ``penalty``, if it was given."""
+        if self.penalty is None:
+            return None
+        return self.smooth(unknowns, theta) + self.penalty(unknowns, theta)
+
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
         """Return ``x`` minus one proximal gradient step of length `residual_step`."""
         step = jnp.asarray(self.residual_step, tree.result_dtype(x))
         return tree.sub(x, self.forward_backward(x, step, theta))
 
 
-def objective_of(problem: Problem) -> Callable[[PyTree, PyTree], Float[Array, ""]] | None:
-    """Return the function that `problem` minimises, or None if it is not a minimisation.
-
-    A `CompositeMinimization` without `penalty` gives None too: its objective is unknown.
-    """
-    if isinstance(problem, Minimization):
-        return problem.objective
-    if isinstance(problem, CompositeMinimization) and problem.penalty is not None:
-        penalty = problem.penalty
-        return lambda x, theta: problem.smooth(x, theta) + penalty(x, theta)
-    return None
+def replaced(problem: P, **fields: Any) -> P:
+    """Return a copy with other values in some fields, made without the class's constructor."""
+    # Neither `copy.copy`, after which equinox keeps the copy for ever, nor `eqx.tree_at`, which
+    # needs the field to be set. The class is frozen.
+    changed = object.__new__(type(problem))
+    for name, value in {**vars(problem), **fields}.items():
+        object.__setattr__(changed, name, value)
+    return changed

@@ -26,6 +26,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import as_array, check_tolerance, is_real
+from iterdiff.problems.active_set import completed, default_distance, weak_constraints
+from iterdiff.problems.constrained import ConstrainedProblem
 from iterdiff.problems.inputs import check_inputs, with_data
 from iterdiff.problems.problem import CompositeMinimization, Problem
 
@@ -34,9 +36,6 @@ Bound = PyTree | float
 
 KINK_MIN_SLOPE_JUMP = 0.01
 """Smallest difference of one-sided slopes that counts as a kink, relative to the slopes."""
-
-KINK_MAX_DISTANCE = {64: 1e-6, 32: 1e-3}
-"""Default distance within which a kink counts, by the bits of the dtype; see `weakly_active`."""
 
 ROUNDING_ERRORS = 8
 """Rounding errors of a one-sided difference that are not mistaken for a kink, in units of eps."""
@@ -178,8 +177,9 @@ def weakly_active(
     Compares forward and backward differences of the prox (else of the residual) along three
     fixed directions. Where they disagree, a kink lies within `tol`. For a `CompositeMinimization`
     we perturb the argument of the prox, which finds coordinates that are about to enter or leave
-    the support. For every other problem we perturb `x`. `solve` calls this function for every
-    `CompositeMinimization` and stores the result in `Solution.weakly_active`.
+    the support. For every other problem we perturb `x`. For a problem with constraints we compare
+    the values and the multipliers of the inequalities with zero instead. `solve` calls this
+    function for these two kinds of problem and stores the result in `Solution.weakly_active`.
 
     The cost is seven evaluations in one batch. Works under ``jit`` and ``vmap``; the result
     carries no derivative.
@@ -203,8 +203,9 @@ def weakly_active(
     Returns
     -------
     pytree of bool arrays
-        Like `x`. True where the derivative is one-sided: `Implicit` and `Unrolled` then each
-        return at most one of the two one-sided derivatives.
+        Like `x`; for a problem with constraints, like the value of ``inequality`` (None without).
+        True where the derivative is one-sided: `Implicit` and `Unrolled` then each return at most
+        one of the two one-sided derivatives.
 
     Raises
     ------
@@ -228,12 +229,15 @@ def weakly_active(
     if any(tree.is_traced(leaf) for leaf in jax.tree.leaves((x, theta))):
         problem = with_data(problem, args)  # an entry point has checked the rest
     else:
-        problem, x, theta = check_inputs(problem, x, theta, args, name="x")
+        problem, x, theta = check_inputs(problem, x, theta, args, solved=True)
     x, theta = jax.lax.stop_gradient((x, theta))
+    tol = default_distance(x) if tol is None else tol
+    if isinstance(problem, ConstrainedProblem):
+        unknowns = completed(problem, x, theta)
+        tol = jnp.asarray(tol, tree.result_dtype(x))
+        return weak_constraints(problem, unknowns, theta, tol)
     function, point, scale = _map_with_kinks(problem, x, theta)
     narrow = jnp.finfo(narrowest(x))
-    if tol is None:
-        tol = KINK_MAX_DISTANCE[64 if narrow.bits >= 64 else 32]
     tol = jnp.asarray(tol, point.dtype)
     distance = tol * jnp.where(scale > 0, scale, 1.0)
     steps = jnp.broadcast_to(distance, point.shape)[None] * _directions(point)

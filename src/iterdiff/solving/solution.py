@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from iterdiff.algorithms.status import Status
 from iterdiff.jaxtools.arguments import is_known, is_number
 from iterdiff.jaxtools.raise_if import SolveError
-from iterdiff.loop.status import Status
+from iterdiff.problems.constrained import Multipliers
 
 MAX_LINE_CHARACTERS = 1000
 """Line width of a printed pytree, so that a `Solution` prints on one line."""
@@ -35,9 +36,9 @@ class SolverFailed(SolveError):
 class Solution(eqx.Module):
     """The answer of `solve`, and how the run ended.
 
-    Differentiate through `x` and `aux`; the other fields carry no derivative. A `Solution` is a
-    pytree, so that it passes through ``jit`` and ``vmap``. It prints as one line, with values where
-    they are known and shapes where JAX is tracing.
+    Differentiate through `x`, `multipliers` and `aux`; the other fields carry no derivative. A
+    `Solution` is a pytree, so that it passes through ``jit`` and ``vmap``. It prints as one line,
+    with values where they are known and shapes where JAX is tracing.
 
     Attributes
     ----------
@@ -53,7 +54,8 @@ class Solution(eqx.Module):
         A small residual does not imply a small error of the derivative; see `derivative_error`.
     weakly_active : pytree of bool arrays, or None
         For a `CompositeMinimization`: like `x`, True at coordinates where the solution has only
-        one-sided derivatives, so that the derivative of `x` is one of the two. None for all other
+        one-sided derivatives, so that the derivative of `x` is one of the two. For a problem with
+        constraints: the same, like the value of the inequality constraints. None for all other
         problems, which `solve` assumes to be smooth; the function `weakly_active` checks them.
     aux : pytree
         With ``has_aux=True`` in the problem, the auxiliary output at the answer. It is
@@ -80,6 +82,7 @@ class Solution(eqx.Module):
     residual_norm: Float[Array, ""]
     weakly_active: PyTree[Bool[Array, "..."]] | None = None
     aux: PyTree = None
+    multipliers: Multipliers | None = None
 
     @property
     def message(self) -> str:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
+from iterdiff.algorithms.status import Status
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_bool
 from iterdiff.jaxtools.closures import nan_derivative_where
@@ -14,13 +15,13 @@ from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.raise_if import Throw, raise_if
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import stop_gradient
-from iterdiff.loop.status import Status
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Task
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
+from iterdiff.problems.constrained import PrimalDual
 from iterdiff.problems.inputs import check_inputs
-from iterdiff.problems.problem import CompositeMinimization, Problem
+from iterdiff.problems.problem import Problem
 from iterdiff.problems.prox import weakly_active
 from iterdiff.solving.failures import with_failures
 from iterdiff.solving.solution import Solution
@@ -79,7 +80,8 @@ def solve(
     throw : bool
         Whether to raise if the run fails. If False, the answer is the last finite iterate with
         its `Status`. The derivative is NaN if its linear solve failed or the run could not start
-        (`Status.NOT_FINITE_AT_START`).
+        (`Status.NOT_FINITE_AT_START`), or the problem has no solution (`Status.INFEASIBLE`,
+        `Status.UNBOUNDED`).
 
     Returns
     -------
@@ -159,16 +161,20 @@ def _solve(task: Task, mode: Mode, throw: Throw) -> Solution:
     not_started = (outcome.steps == 0) & ~jnp.isfinite(residual_norm)
     status = jnp.where(not_started, Status.NOT_FINITE_AT_START, outcome.status)
     if not throw:
-        x = nan_derivative_where(not_started, x, floating_part(task.theta)[0])
+        unsolvable = (status == Status.INFEASIBLE) | (status == Status.UNBOUNDED)
+        x = nan_derivative_where(not_started | unsolvable, x, floating_part(task.theta)[0])
     kinks = None
-    if isinstance(task.problem, CompositeMinimization):
+    if task.problem.marks_kinks:
         kinks = weakly_active(task.problem, x, task.theta)
     aux = task.problem.aux(x, task.theta)
-    return Solution(x, outcome.steps, status.astype(jnp.int32), residual_norm, kinks, aux)
+    ended = outcome.steps, status.astype(jnp.int32), residual_norm, kinks, aux
+    multipliers = x.multipliers if isinstance(x, PrimalDual) else None
+    return Solution(task.problem.answer(x), *ended, multipliers)
 
 
 def _raise_on_failure(solution: Solution, throw: Throw) -> Solution:
     failed = solution.status >= Status.MAX_STEPS_REACHED
     advice = [member.advice for member in Status]
-    x = raise_if(solution.x, failed, advice, solution.status, throw)
-    return dataclasses.replace(solution, x=x)
+    checked = solution.x, solution.multipliers
+    x, multipliers = raise_if(checked, failed, advice, solution.status, throw)
+    return dataclasses.replace(solution, x=x, multipliers=multipliers)

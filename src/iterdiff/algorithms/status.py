@@ -2,6 +2,9 @@
 
 import enum
 
+RUNNING = -1
+"""The status of a run that has not ended."""
+
 
 class Status(enum.IntEnum):
     """How a run ended; ``Status(code).advice`` is a sentence about it and what to do.
@@ -40,6 +43,18 @@ class Status(enum.IntEnum):
     SOLVER_FAILED = (
         5,
         "The wrapped solver reported failure. The exception quotes its message.",
+    )
+
+    INFEASIBLE = (
+        6,
+        "No point satisfies all constraints: the iterates hold a certificate, or the violation of "
+        "the constraints has a minimum that is not zero. Loosen the constraints, or penalise their "
+        "violation in the objective.",
+    )
+    UNBOUNDED = (
+        7,
+        "The objective decreases without bound: the iterates hold a feasible direction along which "
+        "it does. Add the missing bounds, or a quadratic term.",
     )
 
     def __new__(cls, code: int, advice: str) -> "Status":
