@@ -18,12 +18,17 @@ SPEED = (
     "growth",
 )
 WRONG = "wrong_derivatives"
+PROGRAMS = "quadratic_programs"
 REPORTS = {
     "speed": ("Speed against targets, other libraries and hand-written JAX", SPEED),
     WRONG: ("Wrong derivatives", (WRONG,)),
+    "constraints": ("Problems with constraints beside other libraries", (PROGRAMS,)),
 }
 """Title and benchmarks of each report, by the name of its files."""
-MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED} | {WRONG: f"benchmarks.{WRONG}.run"}
+MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED} | {
+    WRONG: f"benchmarks.{WRONG}.run",
+    PROGRAMS: f"benchmarks.constraints.{PROGRAMS}",
+}
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -37,7 +42,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="measure nothing; draw report and pictures of all results in the folder",
     )
-    names = f"benchmarks to run: {', '.join(MODULES)}; by default all but {WRONG}"
+    names = f"benchmarks to run: {', '.join(MODULES)}; by default those of speed"
     parser.add_argument("name", nargs="*", help=names)
     chosen = parser.parse_args(given)
     for name in chosen.name:
@@ -52,7 +57,7 @@ def main(given: list[str] | None = None) -> None:
 
     matplotlib.use("Agg")
     chosen = arguments(given)
-    if WRONG in chosen.name:
+    if WRONG in chosen.name or PROGRAMS in chosen.name:
         # With more threads, batched LAPACK calls of jaxlib 0.10 can wait for each other for ever.
         os.environ.setdefault("NPROC", "1")
     if chosen.draw:
