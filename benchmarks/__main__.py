@@ -18,12 +18,15 @@ SPEED = (
     "growth",
 )
 WRONG = "wrong_derivatives"
+SOLVES = "linear_solves"
 REPORTS = {
     "speed": ("Speed against targets, other libraries and hand-written JAX", SPEED),
     WRONG: ("Wrong derivatives", (WRONG,)),
+    SOLVES: ("Large adjoint solves", (SOLVES,)),
 }
 """Title and benchmarks of each report, by the name of its files."""
-MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED} | {WRONG: f"benchmarks.{WRONG}.run"}
+MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED}
+MODULES |= {name: f"benchmarks.{name}.run" for name in (WRONG, SOLVES)}
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -37,7 +40,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="measure nothing; draw report and pictures of all results in the folder",
     )
-    names = f"benchmarks to run: {', '.join(MODULES)}; by default all but {WRONG}"
+    names = f"benchmarks to run: {', '.join(MODULES)}; by default all but {WRONG} and {SOLVES}"
     parser.add_argument("name", nargs="*", help=names)
     chosen = parser.parse_args(given)
     for name in chosen.name:

@@ -25,6 +25,8 @@ from .algorithms.gradient import HeavyBall as HeavyBall
 from .algorithms.gradient import Nesterov as Nesterov
 from .algorithms.krylov import GMRES as GMRES
 from .algorithms.krylov import ConjugateGradient as ConjugateGradient
+from .algorithms.least_squares import GaussNewton as GaussNewton
+from .algorithms.least_squares import LevenbergMarquardt as LevenbergMarquardt
 from .algorithms.newton import Newton as Newton
 from .algorithms.polynomial import Chebyshev as Chebyshev
 from .algorithms.polynomial import Sobolev as Sobolev
@@ -51,12 +53,15 @@ from .loop.stopping import StoppingRule as StoppingRule
 from .modes.base import Mode as Mode
 from .modes.checked import Checked as Checked
 from .modes.checked import DerivativeWarning as DerivativeWarning
+from .modes.helpers import AdjointState as AdjointState
+from .modes.helpers import value_and_grad_with_state as value_and_grad_with_state
 from .modes.implicit import Implicit as Implicit
 from .modes.unrolled import OneStep as OneStep
 from .modes.unrolled import Unrolled as Unrolled
 from .problems.constrained import ConstrainedMinimization as ConstrainedMinimization
 from .problems.constrained import Multipliers as Multipliers
 from .problems.constrained import PrimalDual as PrimalDual
+from .problems.least_squares import LeastSquares as LeastSquares
 from .problems.linear_system import LinearSystem as LinearSystem
 from .problems.linear_system import MatrixOperator as MatrixOperator
 from .problems.problem import CompositeMinimization as CompositeMinimization
@@ -66,6 +71,7 @@ from .problems.problem import Problem as Problem
 from .problems.problem import RootFinding as RootFinding
 from .problems.prox import weakly_active as weakly_active
 from .problems.quadratic_program import QuadraticProgram as QuadraticProgram
+from .solving.find_multipliers import multipliers as multipliers
 from .solving.implicit import implicit as implicit
 from .solving.solution import Solution as Solution
 from .solving.solution import SolverFailed as SolverFailed

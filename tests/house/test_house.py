@@ -12,14 +12,14 @@ from jaxtyping import TypeCheckError
 
 import iterdiff
 from iterdiff.jaxtools import tree
-from iterdiff.problems.problem import objective_of
+from iterdiff.problems.inputs import takes_data
 
 CONFTEST = Path(__file__).parents[1] / "conftest.py"
 
 
 def test_annotations_are_checked():
     with pytest.raises(TypeCheckError):
-        objective_of("no problem")
+        takes_data("no problem")
     with pytest.raises(TypeCheckError):
         tree.from_vector(jnp.zeros((2, 2)), jnp.zeros(4))
 

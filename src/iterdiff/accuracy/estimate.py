@@ -37,11 +37,13 @@ from iterdiff.accuracy.reasons import (
 )
 from iterdiff.accuracy.sensitivity import Sensitivity, irregular
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import Tolerance, as_array, check_linear_solver, check_tolerance
+from iterdiff.jaxtools.arguments import Tolerance, as_array, check_tolerance
 from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.jaxtools.tree import floating_part
+from iterdiff.linalg.any_solver import as_linear_solver
+from iterdiff.problems.constrained import PrimalDual
 from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import Problem
 
@@ -151,7 +153,8 @@ def derivative_error(
     problem : Problem
         Owns the residual, which has to be twice differentiable near the solution.
     x : pytree of real floating arrays
-        The point where the solver stopped.
+        The point where the solver stopped. With constraints, pass a `PrimalDual` for the derivative
+        of the multipliers, too; without multipliers they are found by least squares.
     theta : pytree
         The parameters.
     derivative : pytree
@@ -220,20 +223,24 @@ def derivative_error(
     >>> float(estimate.absolute.round(4)), bool(estimate.trusted)
     (0.0135, True)
     """
-    check_linear_solver(linear_solver)
+    linear_solver = as_linear_solver(linear_solver)
     check_tolerance("near", near)
-    problem, x, theta = check_inputs(problem, x, theta, args, solved=True)
+    whole = isinstance(x, PrimalDual)
+    problem, unknowns, theta = check_inputs(problem, x, theta, args, solved=True)
+    x = unknowns if whole else problem.answer(unknowns)
     derivative = jax.tree.map(lambda leaf: as_array("`derivative`", leaf), derivative)
     check_layout(applied(x, theta, tangent, cotangent, loss), x, theta, derivative)
     taken = None if loss is None else snapshot(traced(loss, x, theta)[0])
-    given = _Given(problem, x, theta, derivative, (tangent, cotangent, loss), taken)
+    form = tangent, cotangent, loss
+    given = _Given(problem, unknowns, theta, derivative, form, taken, whole)
     return _derivative_error(given, linear_solver, near)
 
 
 class _Given(NamedTuple):
-    """What `derivative_error` judges; `taken` is the snapshot of the loss.
+    """What `derivative_error` judges.
 
-    The snapshot only tells programs apart.
+    The snapshot of the loss, `taken`, only tells programs apart. `whole` is whether the derivative
+    is that of all unknowns, rather than of the answer without multipliers.
     """
 
     problem: Problem
@@ -242,14 +249,16 @@ class _Given(NamedTuple):
     derivative: PyTree
     form: tuple
     taken: Snapshot | None
+    whole: bool
 
 
 @compiled
 def _derivative_error(
     given: _Given, linear_solver: lx.AbstractLinearSolver | None, near: float
 ) -> ErrorEstimate:
-    problem, x, theta, derivative, form, _ = given
-    apply = applied(x, theta, *form)
+    problem, x, theta, derivative, form, _, whole = given
+    see = (lambda v: v) if whole else problem.answer
+    apply = applied(see(x), theta, *form).seen_by(see)
     correction = correct(problem, x, theta, linear_solver, near=near)
     floating = jax.lax.stop_gradient(floating_part(theta)[0])
     estimate = _estimate(correction, floating, derivative, apply)

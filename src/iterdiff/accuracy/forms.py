@@ -27,6 +27,14 @@ class Apply(NamedTuple):
     of: Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]
     transposes: bool
 
+    def seen_by(self, see: Callable[[PyTree], PyTree]) -> "Apply":
+        """Return what takes the derivative of ``see(solution(theta))``."""
+
+        def of(solution, theta):
+            return self.of(lambda there: see(solution(there)), theta)
+
+        return Apply(of, self.transposes)
+
     def __call__(self, solution: Callable[[PyTree], PyTree], theta: PyTree) -> PyTree:
         """Return the derivative of `solution` at `theta`."""
         return self.of(solution, theta)

@@ -89,7 +89,7 @@ class Equation(NamedTuple):
         x, theta = first_order_only((self.x, self.theta), NO_FORWARD_RULE)
         pull = jax.vjp(self.residual, x, theta)[1]
         structure = self.structure._replace(hessian=False)
-        adjoint = Inverse(lambda w: pull(w)[0], x, structure, method.transposed())
+        adjoint = Inverse(lambda w: pull(w)[0], x, structure, method)
 
         def transposed(w):
             return tree.scale(-1.0, pull(adjoint.constant(w))[1])
@@ -133,7 +133,8 @@ class Sensitivity:
 
     def forward(self, v: PyTree) -> PyTree:
         """Return ``J v``."""
-        t = tree.scale(-1.0, self.inverse(self.pushed(v)))
+        # The sign is on the right-hand side, so that the transposed solve is that of the adjoint.
+        t = self.inverse(tree.scale(-1.0, self.pushed(v)))
         return self.inverse.refused(t, v) if self.inverse.ignores_unknowns else t
 
     def pulled(self, adjoint: PyTree) -> PyTree:
@@ -158,6 +159,21 @@ class Sensitivity:
         """Return the same, given ``A^{-1}`` times a unit vector that it stretches."""
         stretch = tree.norm(self.inverse.product(unit(self.inverse.product(random))))
         return jnp.maximum(stretch * tree.norm(inverse_direction), 1.0)
+
+
+class Helpers(NamedTuple):
+    r"""What helps iterative solves of an implicit derivative.
+
+    Attributes
+    ----------
+    preconditioner : callable, optional
+        ``v -> M v``, about the inverse of :math:`\partial r / \partial x`.
+    guess : pytree, optional
+        Like `x`: where adjoint solves start. Its own cotangent is the adjoint that they find.
+    """
+
+    preconditioner: Callable[[PyTree], PyTree] | None = None
+    guess: PyTree | None = None
 
 
 def sensitivity(

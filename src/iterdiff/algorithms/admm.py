@@ -187,8 +187,9 @@ class ADMM(Algorithm):
             tree.to_vector(state.x.x), state.slack, _dual(state.x.multipliers, program.c.dtype)
         )
         iterate = self._iteration(program, state)
-        before = manual_axes.scan(iterate, start, self.iterations - 1)
-        last = iterate(before)
+        before, last = manual_axes.scan(
+            lambda pair: (pair[1], iterate(pair[1])), (start, start), self.iterations
+        )
         change = _Inner(*(u - v for u, v in zip(last, before, strict=True)))
         penalty = _adapted(program, state, last)
 
@@ -263,17 +264,22 @@ def _equilibrated(program: _Program) -> _Scaling:
     def improve(_, scales):
         columns, rows = scales
         of_columns = jnp.maximum(
-            _largest(columns[:, None] * Q * columns, 0), _largest(rows[:, None] * M * columns, 0)
+            _largest(_scaled(columns, Q, columns), 0), _largest(_scaled(rows, M, columns), 0)
         )
-        of_rows = _largest(rows[:, None] * M * columns, 1)
+        of_rows = _largest(_scaled(rows, M, columns), 1)
         return columns / _root(of_columns), rows / _root(of_rows)
 
     ones = jnp.ones(Q.shape[0], c.dtype), jnp.ones(M.shape[0], c.dtype)
     columns, rows = manual_axes.fori_loop(0, SCALING_ROUNDS, improve, ones)
     columns, rows = inverse_power_of_two(1 / columns), inverse_power_of_two(1 / rows)
-    of_columns = _largest(columns[:, None] * Q * columns, 0)
+    of_columns = _largest(_scaled(columns, Q, columns), 0)
     size = jnp.maximum(jnp.mean(of_columns), _largest(columns * c))
     return _Scaling(columns, rows, inverse_power_of_two(jnp.where(size > 0, size, 1.0)))
+
+
+def _scaled(rows: Array, matrix: Array, columns: Array) -> Float[Array, "m n"]:
+    """Return a matrix whose rows and columns are scaled."""
+    return rows[:, None] * matrix * columns[None]
 
 
 def _root(sizes: Array) -> Array:

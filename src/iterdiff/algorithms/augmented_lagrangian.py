@@ -23,6 +23,9 @@ SHRINKS_MAX_QUOTIENT = 0.25
 MAX_PENALTY_GROWTH = {64: 1e8, 32: 1e4}
 """The penalty grows to at most this multiple of its start, by bits of the dtype."""
 
+ROUNDING_ERRORS = 1e3
+"""A violation below this many units of the machine precision cannot shrink."""
+
 STATIONARY_MAX_SLOPE = 1e-4
 """The violation is at a minimum if the slope of its square is this small, relative to the terms."""
 
@@ -36,7 +39,8 @@ class _Multiplied(State):
         The iterate.
     penalty : scalar
     violation : scalar
-        Euclidean norm of the violation of the constraints and of complementarity.
+        Euclidean norm of the violation of the constraints and of complementarity, at the last
+        update of the multipliers; infinite before.
     code : integer scalar
         `Status.INFEASIBLE`, or RUNNING.
     """
@@ -64,11 +68,12 @@ class AugmentedLagrangian(Algorithm):
             + \tfrac{1}{2 \rho} \|\max(0, z + \rho g)\|^2, \quad
         y^+ = y + \rho h(x^+), \quad z^+ = \max(0, z + \rho g(x^+)).
 
-    If the violation of the constraints does not shrink to a quarter, the penalty :math:`\rho` grows
-    by the factor eight. Near a solution that satisfies the second-order sufficient conditions the
-    method converges linearly, the faster the larger the penalty, and so does the unrolled Jacobian.
-    The inner minimisation does not have to be exact, but its steps have to be stable for the
-    largest penalty: `Newton` and quasi-Newton methods are a better choice than a fixed step size.
+    If the violation of the constraints does not shrink to a quarter, the multipliers stay and the
+    penalty :math:`\rho` grows by the factor eight instead. Near a solution that satisfies the
+    second-order sufficient conditions the method converges linearly, the faster the larger the
+    penalty, and so does the unrolled Jacobian. The inner minimisation does not have to be exact,
+    but its steps have to be stable for the largest penalty: `Newton` and quasi-Newton methods are a
+    better choice than a fixed step size.
 
     If the penalty is at its limit, and the violation is not zero but cannot be reduced to first
     order, the run ends with `Status.INFEASIBLE`. For constraints that are not convex this is a
@@ -128,9 +133,9 @@ class AugmentedLagrangian(Algorithm):
 
     def init(self, problem: ConstrainedProblem, x0: PrimalDual, theta: PyTree) -> _Multiplied:
         """Return the state at `x0`."""
+        del problem, theta
         penalty = self.penalty.astype(tree.result_dtype(x0))
-        violation = _violation(problem, x0, theta, penalty)
-        return _Multiplied(x0, penalty, violation, jnp.int32(RUNNING))
+        return _Multiplied(x0, penalty, jnp.full_like(penalty, jnp.inf), jnp.int32(RUNNING))
 
     def step(self, problem: ConstrainedProblem, state: _Multiplied, theta: PyTree) -> _Multiplied:
         """Return the state after one minimisation and one update of the multipliers."""
@@ -153,15 +158,29 @@ class AugmentedLagrangian(Algorithm):
             return eqx.filter(advance(eqx.combine(arrays, static)), eqx.is_array)
 
         x = eqx.combine(manual_axes.scan(body, arrays, self.inner_steps), static).x
-        updated = PrimalDual(x, _moved(problem.constraints(x, theta), multipliers, penalty))
-        violation = _violation(problem, updated, theta, penalty)
-        slow = ~(violation <= SHRINKS_MAX_QUOTIENT * state.violation)
+        moved = _moved(problem.constraints(x, theta), multipliers, penalty)
+        violation = _violation(problem, PrimalDual(x, moved), theta, penalty)
+        slow = ~(violation <= SHRINKS_MAX_QUOTIENT * state.violation) & jnp.isfinite(
+            state.violation
+        )
+        slow &= ~(violation <= _rounding(x))
         limit = self.penalty.astype(penalty.dtype)
         limit *= MAX_PENALTY_GROWTH[jnp.finfo(penalty.dtype).bits]
-        grown = jnp.where(slow & (penalty < limit), PENALTY_FACTOR, 1.0)
-        stuck = slow & (penalty >= limit) & _stationary(problem, x, theta)
+        grows = slow & (penalty < limit)
+        stuck = slow & ~grows & _stationary(problem, x, theta)
         code = jnp.where(stuck, Status.INFEASIBLE, RUNNING).astype(jnp.int32)
-        return _Multiplied(updated, penalty * grown.astype(penalty.dtype), violation, code)
+        return _Multiplied(
+            PrimalDual(x, tree.where(grows, multipliers, moved)),
+            penalty * jnp.where(grows, PENALTY_FACTOR, 1.0).astype(penalty.dtype),
+            jnp.where(grows, state.violation, violation),
+            code,
+        )
+
+
+def _rounding(x: PyTree) -> Float[Array, ""]:
+    """Return the violation of the constraints that counts as rounding."""
+    size = jax.lax.stop_gradient(tree.norm(x))
+    return ROUNDING_ERRORS * jnp.finfo(size.dtype).eps * (1 + size)
 
 
 def _moved(values: Multipliers, multipliers: Multipliers, penalty: Array) -> Multipliers:

@@ -49,7 +49,7 @@ class Minimized:
         The last theta whose value is known to be lower than those before (with `Optax`: whose
         gradient is accurate).
     x : pytree
-        The inner iterate there; of a batch, stacked.
+        The inner iterate there, after a Newton correction; of a batch, stacked.
     value, value_error : float
         The outer loss, and its error bar.
     gradient : pytree
@@ -175,10 +175,12 @@ def minimize(
 
     Notes
     -----
-    An accepted step satisfies :math:`V_+ + e_+ \le V - e - 10^{-4} g^\top (\theta - \theta_+)` with
-    the corrected values V and their bars e. Errors are estimates, which are within a factor of two
-    where they are trusted; nothing here needs a Lipschitz or convexity constant. The accuracy that
-    is asked for relaxes after a step that was decided at once, and tightens after one that was not.
+    An accepted step satisfies :math:`V_+ + e_+ \le V - e - 10^{-4} g^\top (\theta - \theta_+)`.
+    Decisions rest on the gradient g and the value V at the Newton correction of the inner iterate,
+    which every check computes anyway, and on how wrong these may be, e. They are more accurate by
+    one order than the gradient and the value at the iterate, which are reported with an error bar
+    each. Nothing needs a Lipschitz or convexity constant. The accuracy that is asked for relaxes
+    after a step that was decided at once, and tightens after one that was not.
 
     At a kink of the inner solution, where only one-sided derivatives exist, a step is made if it
     decreases the loss, and otherwise refused.
@@ -227,7 +229,7 @@ def _run(
     layout = outer.region.layout
     start = outer.region.project(layout.vector(layout.floating))
     memory = outer.method.init(start, outer.region)
-    template = Progress(_blank(start, x0, inner), memory, FIRST_ACCURACY, 0.0, 0, 0, 0.0)
+    template = Progress(_blank(start, inner), memory, FIRST_ACCURACY, 0.0, 0, 0, 0.0)
     mark = ""
     if path is not None:
         settings = (outer.rtol, outer.max_steps, *outer.region[1:], outer.method)
@@ -248,13 +250,26 @@ def _run(
     return _result(outer, *outer.run(begin, after))
 
 
-def _blank(vector: Vector, x0: PyTree, inner: InnerState) -> Point:
+def _blank(vector: Vector, inner: InnerState) -> Point:
     """Return a point without numbers, as a template of a snapshot."""
     x = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), inner.adjoint)
-    del x0
     nan = float("nan")
     return Point(
-        vector, np.zeros_like(vector), nan, nan, nan, nan, False, 0, ENDED_ACCURATE, 1.0, x, inner
+        vector=vector,
+        gradient=np.zeros_like(vector),
+        value=nan,
+        value_error=nan,
+        error=nan,
+        direction=np.zeros_like(vector),
+        uncertainty=nan,
+        level=nan,
+        bar=nan,
+        trusted=False,
+        reason=0,
+        ended=ENDED_ACCURATE,
+        accuracy=1.0,
+        x=x,
+        inner=inner,
     )
 
 

@@ -9,7 +9,8 @@ Let x be an inner iterate, r the residual, :math:`A = r_x`, and L the outer loss
 
 The error of the gradient is of first order in the distance from the inner solution, the error of
 the value of second order. Both are compared with what the Newton correction
-:math:`x^+ = x - A^{-1} r` gives, see `iterdiff.accuracy.correction`.
+:math:`x^+ = x - A^{-1} r` gives, see `iterdiff.accuracy.correction`. What it gives is better by one
+order, and a second correction shows how wrong that still is.
 """
 
 from collections.abc import Callable
@@ -20,8 +21,8 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from iterdiff.accuracy.correction import Correction, correct
-from iterdiff.accuracy.estimate import TOO_FAR_MIN_QUOTIENT, ErrorEstimate, compare
+from iterdiff.accuracy.correction import correct
+from iterdiff.accuracy.estimate import TOO_FAR_MIN_QUOTIENT, compare
 from iterdiff.accuracy.reasons import ONE_SIDED
 from iterdiff.accuracy.sensitivity import Sensitivity
 from iterdiff.jaxtools import tree
@@ -35,8 +36,12 @@ ROUNDINGS = 10
 """Rounding errors of a value, in units of the machine precision times its terms."""
 
 GRADIENTS_PER_CHECK = 4
-"""Residuals that an examination evaluates: at the iterate, at its correction, beside that one to
-measure noise, and for the corrected value."""
+"""Residuals that an examination evaluates: at the iterate, at its two corrections, and beside the
+first one to measure noise."""
+
+SLACK_FACTOR = 2.0
+"""The error of the corrected value is at most this many times its change at the second
+correction."""
 
 PRODUCTS_PER_CHECK = 6
 """Hessian products of an examination besides those that form the matrix."""
@@ -49,10 +54,12 @@ class Examined(eqx.Module):
     ----------
     x : pytree
         The iterate.
+    nearest : pytree
+        The corrected point; the iterate itself where nothing is known of the correction.
     value : scalar
         The adjoint-corrected value.
     value_change, value_slack : scalar
-        By how much the value at the corrected point differs, and how wrong that difference may be.
+        By how much the value at the corrected point differs, and how wrong that value may be.
     gradient, corrected : pytree
         The gradient at the iterate, and the one at its Newton correction; like theta.
     uncertainty : scalar
@@ -68,6 +75,7 @@ class Examined(eqx.Module):
     """
 
     x: PyTree
+    nearest: PyTree
     value: Float[Array, "*b"]
     value_change: Float[Array, "*b"]
     value_slack: Float[Array, "*b"]
@@ -100,6 +108,11 @@ class Examined(eqx.Module):
         return jnp.abs(self.value_change) + self.value_slack
 
     @property
+    def better_value(self) -> Float[Array, "*b"]:
+        """The value at the corrected point, which is wrong by at most `value_slack`."""
+        return self.value + self.value_change
+
+    @property
     def one_sided(self) -> Bool[Array, "*b"]:
         """Whether the inner solution is at a kink, where the gradient is one of two."""
         return self.reason_code == ONE_SIDED
@@ -116,6 +129,7 @@ class Examined(eqx.Module):
         worst = jnp.argmin(self.trusted)  # the first that is not trusted
         return Examined(
             self.x,
+            self.nearest,
             *averaged,
             uncertainty=jnp.mean(self.uncertainty),
             trusted=jnp.all(self.trusted),
@@ -158,19 +172,29 @@ def examine(
     adjoint = _adjoint(at, slope, guess)
     gradient = tree.add(partial, at.pulled(adjoint))
     there, (slope_there, partial_there) = graded(points.corrected, floating)
-    pulled, slack, terms = correction.reverse(slope_there, adjoint)
+    pulled, loose, terms = correction.reverse(slope_there, adjoint)
     corrected = tree.add(partial_there, pulled)
     terms += tree.norm(partial_there)
-    estimate = compare(gradient, gradient, corrected, points, slack, terms)
+    estimate = compare(gradient, gradient, corrected, points, loose, terms)
     moved = -tree.dot(adjoint, at.value)
-    better = there - tree.dot(adjoint, at.residual(points.corrected, at.theta))
+
+    def value_at(y, loss_there):
+        return loss_there - tree.dot(adjoint, at.residual(y, at.theta))
+
+    better = value_at(points.corrected, there)
+    best = value_at(points.twice, loss(points.twice, theta))
+    known = (points.quotient < TOO_FAR_MIN_QUOTIENT) & tree.all_finite(points.corrected)
+    rounding = _rounding(at, jnp.abs(value) + jnp.abs(moved), adjoint)
+    slack = SLACK_FACTOR * jnp.abs(best - better) + rounding
+    slack = jnp.where(known & jnp.isfinite(slack), slack, jnp.inf)
     formed = tree.size(x) if at.inverse.factors is not None else jnp.nan
     dtype = tree.result_dtype(x)
     return Examined(
         x=x,
+        nearest=tree.where(known, points.corrected, x),
         value=value + moved,
         value_change=better - (value + moved),
-        value_slack=_slack(correction, estimate, value, moved, adjoint),
+        value_slack=slack,
         gradient=gradient,
         corrected=corrected,
         uncertainty=estimate.uncertainty,
@@ -191,23 +215,7 @@ def _adjoint(at: Sensitivity, slope: PyTree, guess: PyTree) -> PyTree:
     return at.inverse.transposed(slope)
 
 
-def _slack(
-    correction: Correction,
-    estimate: ErrorEstimate,
-    value: Float[Array, ""],
-    moved: Float[Array, ""],
-    adjoint: PyTree,
-) -> Float[Array, ""]:
-    """Return how wrong the value at the corrected point may be; infinite if nothing is known.
-
-    The part that the correction `moved` the value by is wrong twice: the corrected point is not the
-    solution, and the adjoint of the iterate is not the one there.
-    """
-    at, points = correction.at, correction.points
-    changed = estimate.absolute / jnp.maximum(tree.norm(estimate.corrected), estimate.absolute)
-    curved = jnp.abs(moved) * points.remaining * jnp.where(estimate.absolute > 0, changed, 0.0)
-    terms = jnp.abs(value) + jnp.abs(moved)
+def _rounding(at: Sensitivity, terms: Float[Array, ""], adjoint: PyTree) -> Float[Array, ""]:
+    """Return the rounding error of a value: of the loss, and of the residual's terms."""
     terms += tree.norm(adjoint) * tree.norm(at.operator(at.x))
-    rounding = ROUNDINGS * jnp.finfo(tree.result_dtype(at.x)).eps * terms
-    known = (points.quotient < TOO_FAR_MIN_QUOTIENT) & jnp.isfinite(terms)
-    return jnp.where(known, curved + rounding, jnp.inf)
+    return ROUNDINGS * jnp.finfo(tree.result_dtype(at.x)).eps * terms

@@ -239,13 +239,19 @@ def hypergradient(
 
 
 def accuracy_of(
-    x0: PyTree, rtol: Any, max_steps: int, atol: Any = 0.0, reject_above: Any = np.inf
+    x0: PyTree,
+    rtol: Any,
+    max_steps: int,
+    *,
+    of_corrected: bool = False,
+    reject_above: Any = np.inf,
 ) -> Accuracy:
     """Return when a run may stop, as scalars of the dtype of `x0`."""
     dtype = tree.result_dtype(x0)
     return Accuracy(
         rtol=jnp.asarray(rtol, dtype),
-        atol=jnp.asarray(atol, dtype),
+        atol=jnp.zeros((), dtype),
+        of_corrected=jnp.asarray(of_corrected),
         reject_above=jnp.asarray(reject_above, dtype),
         max_steps=jnp.asarray(max_steps, jnp.int32),
     )

@@ -36,6 +36,9 @@ MAX_PREDICTED_FACTOR = 8
 """By a known rate, a run takes at most this many times as many steps as it has taken: early rates
 are faster than those to come, so that predictions are too short rather than too long."""
 
+MIN_PREDICTED_PART = 2
+"""And at least this part of them, so that there are few checks, whatever is predicted."""
+
 STANDSTILL_ROUNDINGS = 4
 """An iterate that moves by less than this many roundings of itself between checks has come as far
 as it can."""
@@ -112,12 +115,15 @@ class InnerState(NamedTuple):
     ----------
     memory : pytree with an attribute ``x``
         The algorithm's state.
+    nearest : pytree
+        The best known inner solution, from which a run at another theta starts.
     adjoint : pytree
         The last solution of the adjoint system.
     schedule : Schedule
     """
 
     memory: Any
+    nearest: PyTree
     adjoint: PyTree
     schedule: Schedule
 
@@ -129,14 +135,17 @@ class Accuracy(NamedTuple):
     ----------
     rtol, atol : scalar
         The upper bound of the gradient's error is at most ``rtol * |gradient| + atol``.
+    of_corrected : bool
+        Whether the corrected gradient counts, not that at the iterate.
     reject_above : scalar
-        Also if the value is certainly above this.
+        Also if the corrected value is certainly above this.
     max_steps : integer scalar
         Or after this many steps.
     """
 
     rtol: Float[Array, ""]
     atol: Float[Array, ""]
+    of_corrected: Bool[Array, ""]
     reject_above: Float[Array, ""]
     max_steps: Int[Array, ""]
 
@@ -180,7 +189,7 @@ def started(posed: Posed, x0: PyTree, theta: PyTree) -> InnerState:
         dtype = tree.result_dtype(x0)
         infinite = jnp.asarray(jnp.inf, dtype)
         unknown = Schedule(jnp.zeros((), dtype), infinite, infinite)
-        return InnerState(memory, tree.zeros_like(x0), unknown)
+        return InnerState(memory, x0, tree.zeros_like(x0), unknown)
 
     return jax.vmap(start)(posed.args) if posed.batched else start(posed.args)
 
@@ -240,7 +249,7 @@ def _run(
     posed: Posed, theta: PyTree, state: InnerState, same: Bool[Array, ""], accuracy: Accuracy
 ) -> Found:
     problem, loss = posed.bound()
-    renewed = _strong(posed.algorithm.init(problem, state.memory.x, theta))
+    renewed = _strong(posed.algorithm.init(problem, state.nearest, theta))
     arrays, static = eqx.partition(state.memory, eqx.is_array)
     fresh = eqx.filter(renewed, jax.tree.map(eqx.is_array, state.memory))
     arrays = jax.tree.map(lambda old, new: jnp.where(same, old, new), arrays, fresh)
@@ -255,7 +264,8 @@ def _run(
             return posed.algorithm.step(problem, memory, theta)
 
         before = eqx.combine(carry.memory, static)
-        run = run_loop(Loop(step, None, carry.plan), before)
+        plan: Any = carry.plan  # a loop without derivatives takes a traced limit, too
+        run = run_loop(Loop(step, None, plan), before)
         found = examined(run.state.x)
         carry = carry._replace(
             memory=eqx.filter(run.state, eqx.is_array),
@@ -290,7 +300,7 @@ def _run(
     )
     end = jax.lax.while_loop(lambda carry: carry.ended == RUNNING, advance, begin)
     memory = eqx.combine(end.memory, static)
-    found = InnerState(memory, end.examined.adjoint, end.schedule)
+    found = InnerState(memory, end.examined.nearest, end.examined.adjoint, end.schedule)
     return Found(end.examined, found, end.steps, end.checks, end.products, end.ended)
 
 
@@ -306,8 +316,9 @@ def _planned(
     target = accuracy.rtol * found.size + accuracy.atol
     known = accuracy.rtol * tree.norm(found.corrected) + accuracy.atol
     settled = found.one_sided & (found.error <= known)
-    accurate = (found.upper <= target) | settled
-    rejected = found.value - found.value_error > accuracy.reject_above
+    upper = jnp.where(accuracy.of_corrected, found.uncertainty, found.upper)
+    accurate = (upper <= target) | settled
+    rejected = found.better_value - found.value_slack > accuracy.reject_above
     failed = diverged | ~jnp.isfinite(found.value)
     finished = carry.steps >= accuracy.max_steps
     ended = jnp.select(
@@ -315,13 +326,13 @@ def _planned(
         [ENDED_FAILED, ENDED_ACCURATE, ENDED_REJECTED, ENDED_STANDSTILL, ENDED_EXHAUSTED],
         RUNNING,
     )
-    relative = found.upper / jnp.where(target > 0, target, 1.0) * accuracy.rtol
+    relative = upper / jnp.where(target > 0, target, 1.0) * accuracy.rtol
     change = jnp.log(relative) - jnp.log(schedule.relative)
-    comparable = jnp.isfinite(change) & (taken > 0) & (change < 0)
+    comparable = jnp.isfinite(change) & (taken > 0)
     steps = carry.steps.astype(change.dtype)
     many = jnp.maximum(taken, 1).astype(change.dtype)
-    rate = jnp.where(comparable, change / many, schedule.log_rate)
-    start = jnp.where(rate < 0, jnp.log(relative) - rate * steps, schedule.start)
+    rate = jnp.where(comparable, jnp.minimum(change / many, 0.0), schedule.log_rate)
+    start = jnp.log(relative) - jnp.where(comparable, rate, schedule.log_rate) * steps
     schedule = Schedule(rate, start, relative)
     plan = _needed(schedule, accuracy.rtol, carry.steps)
     return carry._replace(
@@ -338,8 +349,9 @@ def _needed(schedule: Schedule, rtol: Float[Array, ""], steps: Int[Array, ""]) -
     rate = jnp.where(known, schedule.log_rate, -1.0)
     change = jnp.log(AIM * rtol) - jnp.log(schedule.relative)
     predicted = jnp.clip(jnp.ceil(jnp.where(known, change / rate, 0.0)), 1, MAX_COUNT // 2)
+    predicted = jnp.maximum(predicted.astype(jnp.int32), steps // MIN_PREDICTED_PART)
     limit = jnp.where(known, MAX_PREDICTED_FACTOR, 1) * longest
-    return jnp.clip(jnp.where(known, predicted.astype(jnp.int32), longest), 1, limit)
+    return jnp.clip(jnp.where(known, predicted, longest), 1, limit)
 
 
 def _rounding(x: PyTree) -> Float[Array, ""]:

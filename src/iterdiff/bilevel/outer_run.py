@@ -112,35 +112,25 @@ class Outer:
         """Let the inner run go on at `vector`, and record what it finds."""
         if self.posed.batched:  # a member's value tells nothing about their mean
             reject_above = np.inf
-        asked = accuracy_of(inner.adjoint, accuracy, self.max_steps, 0.0, reject_above)
+        asked = accuracy_of(
+            inner.adjoint,
+            accuracy,
+            self.max_steps,
+            of_corrected=True,
+            reject_above=reject_above,
+        )
         theta = self.region.layout.theta(vector)
         found = go_on_compiled(self.posed, theta, inner, jnp.array(same), asked)
-        examined, gradients = found.examined, int(np.sum(np.asarray(found.gradients)))
-        gradient = self.region.layout.vector(examined.gradient)
-        error = float(np.linalg.norm(self.region.layout.vector(examined.corrected) - gradient))
-        uncertainty = float(examined.uncertainty)
-        point = Point(
-            vector=vector,
-            gradient=gradient,
-            value=float(examined.value),
-            value_error=float(examined.value_error),
-            error=error,
-            upper=error + uncertainty,
-            trusted=bool(examined.trusted),
-            reason=int(examined.reason_code),
-            ended=int(jnp.max(found.ended)),
-            accuracy=accuracy,
-            x=examined.x,
-            inner=found.state,
-        )
+        point = Point.of(found, vector, accuracy, self.region.layout)
+        gradients = int(np.sum(np.asarray(found.gradients)))
         self.gradients += gradients
         self.log.add(
             iteration=self.iteration,
             value=point.value,
             value_error=point.value_error,
             gradient_norm=self.stationarity(point),
-            gradient_error=error,
-            gradient_uncertainty=uncertainty,
+            gradient_error=point.error,
+            gradient_uncertainty=point.uncertainty,
             trusted=point.trusted,
             accuracy=accuracy,
             step=step,
@@ -149,25 +139,25 @@ class Outer:
             gradients=gradients,
             products=float(jnp.sum(found.products)),
             seconds=self.seconds,
-            **self._vectors(vector, gradient),
+            **self._vectors(point),
         )
         return point
 
-    def _vectors(self, vector: Vector, gradient: Vector) -> dict[str, Vector]:
-        if vector.size > MAX_RECORDED_PARAMETERS:
+    def _vectors(self, point: Point) -> dict[str, Vector]:
+        if point.vector.size > MAX_RECORDED_PARAMETERS:
             return {}
-        return {"theta": vector, "gradient": gradient}
+        return {"theta": point.vector, "gradient": point.gradient}
 
     def stationarity(self, point: Point) -> float:
         """Return the length of the projected gradient."""
-        if not np.all(np.isfinite(point.gradient)):
+        if not np.all(np.isfinite(point.direction)):
             return float("nan")
-        return float(np.linalg.norm(self.region.stationarity(point.vector, point.gradient)))
+        return float(np.linalg.norm(self.region.stationarity(point.vector, point.direction)))
 
     def refine(self, point: Point, factor: float) -> Point:
         """Let the inner run of a point go on, to an error smaller by `factor`."""
-        length = max(float(np.linalg.norm(point.gradient)), np.finfo(float).tiny)
-        reached = min(point.accuracy, point.upper / length)
+        length = max(float(np.linalg.norm(point.direction)), np.finfo(float).tiny)
+        reached = min(point.accuracy, point.uncertainty / length)
         better = self.evaluate(point.vector, point.inner, reached * factor, same=True)
         self.log.judge(-1, "inner run went on")
         return better
@@ -199,10 +189,11 @@ class Outer:
             if point.ended == ENDED_EXHAUSTED:
                 return progress, Ending.INNER_INACCURATE
             if point.ended == ENDED_STANDSTILL:
-                known = np.isfinite(point.upper)
+                known = np.isfinite(point.uncertainty)
                 return progress, Ending.AT_PRECISION if known else Ending.INNER_INACCURATE
             wanted = max(MAX_ERROR_SHARE * length, tolerance) / 2
-            factor = wanted / point.upper if np.isfinite(point.upper) else MIN_SHRINK
+            known = np.isfinite(point.uncertainty) and point.uncertainty > 0
+            factor = wanted / point.uncertainty if known else MIN_SHRINK
             progress = progress._replace(point=self.refine(point, min(factor, MAX_SHRINK)))
         return progress, Ending.INNER_INACCURATE
 
@@ -210,20 +201,20 @@ class Outer:
         """Make a step that certainly decreases the loss, or tell why there is none."""
         point = progress.point
         displacement, memory = self.method.propose(
-            progress.memory, point.vector, point.gradient, self.region
+            progress.memory, point.vector, point.direction, self.region
         )
         progress = progress._replace(memory=memory)
         scale = 1.0
         for _ in range(MAX_ROUNDS):
             candidate = self.region.project(point.vector + scale * displacement)
             moved = candidate - point.vector
-            length, predicted = float(np.linalg.norm(moved)), -float(point.gradient @ moved)
+            length, predicted = float(np.linalg.norm(moved)), -float(point.direction @ moved)
             if length <= _shortest(point.vector):
                 break
             if predicted <= 0:  # the projection of a quasi-Newton step may ascend
                 scale *= MAX_SHRINK
                 continue
-            above = point.value + point.value_error - DECREASE_SHARE * predicted
+            above = point.level + point.bar - DECREASE_SHARE * predicted
             trial = self.evaluate(
                 candidate, point.inner, progress.accuracy, reject_above=above, step=length
             )
@@ -232,8 +223,9 @@ class Outer:
             if verdict.accepted:
                 return self._moved(progress, trial, verdict), None
             if verdict.open:
-                return progress, Ending.AT_PRECISION
-            scale *= _shrink(predicted, trial.value - point.value)
+                exhausted = ENDED_EXHAUSTED in (trial.ended, point.ended)
+                return progress, Ending.INNER_INACCURATE if exhausted else Ending.AT_PRECISION
+            scale *= _shrink(predicted, trial.level - point.level)
         return progress, Ending.AT_KINK if point.one_sided else Ending.NO_DECREASE
 
     def _decide(self, trial: Point, point: Point, predicted: float) -> tuple[Point, Point, Verdict]:
@@ -241,8 +233,8 @@ class Outer:
         row, least = len(self.log.rows) - 1, DECREASE_SHARE * predicted
         rounds = 0
         while True:
-            bars = trial.value_error + point.value_error
-            rise = trial.value - point.value + least
+            bars = trial.bar + point.bar
+            rise = trial.level - point.level + least
             if trial.failed:
                 verdict = Verdict("refused: the inner run failed", rounds)
             elif rise + bars <= 0:
@@ -255,7 +247,7 @@ class Outer:
             else:
                 rounds += 1  # the bars are of second order in the gradient's error
                 factor = float(np.clip(np.sqrt(abs(rise) / (2 * bars)), TIGHTENED / 8, TIGHTENED))
-                if point.final or (trial.value_error >= point.value_error and not trial.final):
+                if point.final or (trial.bar >= point.bar and not trial.final):
                     trial = self.refine(trial, factor)
                 else:
                     point = self.refine(point, factor)
@@ -267,7 +259,9 @@ class Outer:
         """Return the progress after an accepted step."""
         point = progress.point
         lesson = Lesson(
-            trial.vector - point.vector, trial.gradient - point.gradient, trial.noise + point.noise
+            trial.vector - point.vector,
+            trial.direction - point.direction,
+            trial.noise + point.noise,
         )
         known = np.isfinite(lesson.noise)
         factor = TIGHTENED if verdict.rounds else RELAXED
@@ -281,7 +275,7 @@ class Outer:
         """Take the method's step, on a gradient that is accurate enough."""
         point = progress.point
         displacement, memory = self.method.propose(
-            progress.memory, point.vector, point.gradient, self.region
+            progress.memory, point.vector, point.direction, self.region
         )
         candidate = self.region.project(point.vector + displacement)
         length = float(np.linalg.norm(candidate - point.vector))

@@ -10,9 +10,10 @@ from iterdiff.bilevel.inner_run import (
     ENDED_EXHAUSTED,
     ENDED_FAILED,
     ENDED_STANDSTILL,
+    Found,
     InnerState,
 )
-from iterdiff.bilevel.regions import Vector
+from iterdiff.bilevel.regions import Layout, Vector
 
 
 class Point(NamedTuple):
@@ -22,8 +23,14 @@ class Point(NamedTuple):
     ----------
     vector, gradient : vector
         Theta, and the gradient.
-    value, value_error, error, upper : float
-        Value, its error bar, the estimated error of the gradient, and its upper bound.
+    value, value_error, error : float
+        Value, its error bar, and the estimated error of the gradient.
+    direction : vector
+        The corrected gradient, on which decisions rest.
+    uncertainty : float
+        How wrong that may be.
+    level, bar : float
+        The corrected value, and how wrong that may be.
     trusted : bool
         Whether `error` is trusted.
     reason : int
@@ -43,7 +50,10 @@ class Point(NamedTuple):
     value: float
     value_error: float
     error: float
-    upper: float
+    direction: Vector
+    uncertainty: float
+    level: float
+    bar: float
     trusted: bool
     reason: int
     ended: int
@@ -51,10 +61,35 @@ class Point(NamedTuple):
     x: PyTree
     inner: InnerState
 
+    @classmethod
+    def of(cls, found: Found, vector: Vector, accuracy: float, layout: Layout) -> "Point":
+        """Return the point at `vector`, from what an inner run found there."""
+        examined = found.examined
+        gradient, direction = map(layout.vector, (examined.gradient, examined.corrected))
+        with np.errstate(invalid="ignore"):  # infinite where nothing is known
+            error = float(np.linalg.norm(direction - gradient))
+        return cls(
+            vector=vector,
+            gradient=gradient,
+            value=float(examined.value),
+            value_error=float(examined.value_error),
+            error=error,
+            direction=direction,
+            uncertainty=float(examined.uncertainty),
+            level=float(examined.better_value),
+            bar=float(examined.value_slack),
+            trusted=bool(examined.trusted),
+            reason=int(examined.reason_code),
+            ended=int(np.max(np.asarray(found.ended))),
+            accuracy=accuracy,
+            x=examined.nearest,
+            inner=found.state,
+        )
+
     @property
     def failed(self) -> bool:
         """Whether there is no value."""
-        return self.ended == ENDED_FAILED or not np.isfinite(self.value)
+        return self.ended == ENDED_FAILED or not np.isfinite(self.level)
 
     @property
     def final(self) -> bool:
@@ -63,8 +98,8 @@ class Point(NamedTuple):
 
     @property
     def noise(self) -> float:
-        """How wrong the gradient may be; at a kink, as one of two derivatives."""
-        return self.error if self.one_sided else self.upper
+        """How wrong the direction may be; at a kink, as one of two derivatives."""
+        return self.error if self.one_sided else self.uncertainty
 
     @property
     def one_sided(self) -> bool:

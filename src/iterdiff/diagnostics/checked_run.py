@@ -21,7 +21,9 @@ from iterdiff.loop.stopping import StoppingRule
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
 from iterdiff.modes.unrolled import Unrolled
+from iterdiff.problems.constrained import ConstrainedProblem, PrimalDual
 from iterdiff.problems.problem import Problem
+from iterdiff.solving.find_multipliers import multipliers
 from iterdiff.solving.implicit import implicit
 from iterdiff.solving.solve import solve
 
@@ -145,9 +147,15 @@ class CheckedRun:
             assert self.stop is not None  # checked by `check_derivative`
             inputs = (self.problem, algorithm, self.x0, theta)
             solution = solve(*inputs, stop=self.stop, mode=mode, throw=False)
-            return solution.x, solution.status
+            x, status = solution.x, solution.status
+            if solution.multipliers is not None:
+                x = PrimalDual(x, solution.multipliers)
+            return x, status
         solver = implicit(self.problem, mode=mode, throw=False)(algorithm)
-        return solver(self.x0, theta), jnp.asarray(Status.STEPS_DONE)
+        x = solver(self.problem.answer(self.x0), theta)
+        if isinstance(self.problem, ConstrainedProblem):
+            x = PrimalDual(x, multipliers(self.problem, x, theta))
+        return x, jnp.asarray(Status.STEPS_DONE)
 
     def _finite(self, x: PyTree) -> bool:
         return bool(np.isfinite(norm(x) + norm(self.residual_in_x.value(x))))

@@ -62,7 +62,9 @@ def _jacobian_variables(recorder: Recorder, record: Record) -> dict[str, tuple]:
             estimates[row], trusted[row] = record.estimated_error[mode]
     attributes = {
         "long_name": "‖J_t − J*‖_F (absolute)",
-        "reference_norm": float(recorder.frobenius(recorder.reference.tangents)),
+        "reference_norm": float(
+            recorder.frobenius(recorder.task.problem.answer(recorder.reference.tangents))
+        ),
         "directions": "all" if recorder.probes is None else f"{recorder.probes} probes",
     }
     estimate_attributes = {"long_name": "‖J_t − J(x_t⁺)‖_F (absolute)"}

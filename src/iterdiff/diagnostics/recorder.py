@@ -16,7 +16,6 @@ from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.jaxpr import shared
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.loop.task import Tangents, Task
-from iterdiff.problems.problem import objective_of
 
 Progress = Callable[[int, int], None]
 """Called as ``progress(done, total)`` with numbers of records."""
@@ -108,19 +107,19 @@ class Recorder(eqx.Module):
         """Return the record of the current iterate."""
         state, carried = carry
         problem, theta, truth = self.task.problem, self.task.theta, self.reference
-        objective = objective_of(problem)
-        objective_error = None
-        if objective is not None:
-            objective_error = objective(state.x, theta) - objective(truth.x, theta)
+        answer, objective_error = problem.answer, None
+        value, least = (problem.value(x, theta) for x in (state.x, truth.x))
+        if value is not None and least is not None:
+            objective_error = value - least
         jacobians = {
             name: follower.value(carried[name], state) for name, follower in self.tangents.items()
         }
         errors = {
-            name: self.frobenius(tree.sub(tangents, truth.tangents))
+            name: self.frobenius(tree.sub(answer(tangents), answer(truth.tangents)))
             for name, tangents in jacobians.items()
         }
         return Record(
-            tree.norm(tree.sub(state.x, truth.x)),
+            tree.norm(tree.sub(answer(state.x), answer(truth.x))),
             objective_error,
             tree.norm(problem.residual(state.x, theta)),
             errors,
@@ -139,9 +138,11 @@ class Recorder(eqx.Module):
         correction = correct(self.task.problem, x, self.task.theta)
         at_x = jax.vmap(correction.at.forward)(self.directions)
         corrected = jax.vmap(correction.exactly().forward)(self.directions)
+        answer = self.task.problem.answer
         estimated = {}
         for name, tangents in jacobians.items():
-            error = compare(tangents, at_x, corrected, correction.points)
+            seen = answer(tangents), answer(at_x), answer(corrected)
+            error = compare(*seen, correction.points)
             estimated[name] = EstimatedError(self._per_direction(error.absolute), error.trusted)
         return estimated
 

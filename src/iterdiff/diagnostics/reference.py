@@ -14,7 +14,9 @@ from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.jaxtools.tree import floating_part
+from iterdiff.problems.active_set import completed
 from iterdiff.problems.checks import check_x0
+from iterdiff.problems.constrained import ConstrainedProblem
 from iterdiff.problems.problem import Problem
 
 MAX_NEWTON_STEPS = 100
@@ -77,6 +79,8 @@ def find_reference(
     if callable(given):
         taken = snapshot(traced(given, theta)[0])
         x, tangents = _from_formula(given, taken, theta, directions)
+        if isinstance(problem, ConstrainedProblem):  # without multipliers, which are not compared
+            return Reference(_like(x, problem.answer(guess)), tangents)
         return Reference(_like(x, guess), tangents)
     if given is None:
         x, converged, _ = polish(problem, guess, theta)
@@ -87,7 +91,7 @@ def find_reference(
                 "Pass `reference=`, the solution or a function `theta -> x*`, or run more `steps`."
             )
     else:
-        x = _like(given, guess)
+        x = _like(completed(problem, given, theta), guess)
     tangents, rounding = implicit_tangents(problem, x, theta, directions)
     # `rounding` is NaN if the system is exactly singular.
     if not (bool(tree.all_finite(tangents)) and bool(rounding <= MAX_ROUNDING)):

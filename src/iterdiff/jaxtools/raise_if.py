@@ -69,7 +69,7 @@ def raise_if(
     SolveError
         At once if `failed` is known, else when the compiled program gets there.
     """
-    if not tree.is_traced(failed):
+    if isinstance(failed, bool) or not tree.is_traced(failed):
         if bool(failed):
             raise SolveError(advice[int(which)])
         return x

@@ -142,7 +142,7 @@ def _largest(sizes: Float[Array, "n n"], axis: int) -> Vector:
     return jnp.max(sizes, axis=axis, initial=float(jnp.finfo(sizes.dtype).tiny))
 
 
-def inverse_power_of_two(sizes: Vector) -> Vector:
+def inverse_power_of_two(sizes: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Return ``1 / sizes``, with the sizes rounded to powers of two."""
     return 1 / jax.lax.reduce_precision(sizes, jnp.finfo(sizes.dtype).nexp, 0)
 

@@ -26,6 +26,12 @@ from iterdiff.linalg.factor import substitute
 from iterdiff.linalg.krylov import Vector
 from iterdiff.linalg.residual_check import UNIQUE, CheckedSolver, Product, default_rtol
 
+HELPED_FAILURE = (
+    "The linear solve behind an implicit derivative failed with `preconditioner`: the Jacobian of "
+    "the residual is singular, or the preconditioner does not approximate its inverse. Try "
+    "`preconditioner=None`, or pass `throw=False` for NaN."
+)
+
 NEGLIGIBLE_MAX_CHANGE = 100
 """A cotangent w of a singular system counts as zero if the vector ``w_i max(|x_i|, 1)`` is shorter
 than this many times eps. It is then the rounding error of a loss of order one that does not depend
@@ -69,14 +75,20 @@ class Method(NamedTuple):
         `rtol` and `atol` if these are looser than the default.
     throw : bool
         Whether a failed solve raises `SolveError`; else its answer is NaN.
+    preconditioner : callable, optional
+        ``v -> M v`` on pytrees like the unknown, about the inverse of the operator. Iterative
+        solvers use it; JAX transposes it.
+    guess : pytree, optional
+        Where iterative solves with the transpose start.
+    unique : bool
+        As in `Inverse`.
     """
 
     solver: lx.AbstractLinearSolver | None = None
     throw: Throw = False
-
-    def transposed(self) -> "Method":
-        """Return the method for the transposed operator."""
-        return self
+    preconditioner: Callable[[PyTree], PyTree] | None = None
+    guess: PyTree | None = None
+    unique: bool = True
 
 
 DEFAULT_METHOD = Method()
@@ -101,10 +113,11 @@ class Inverse:
     factor : bool
         Whether to factor the operator once, for several solves and for `factored`, if a
         `DenseOrKrylov` would factor it.
-    unique : bool
+    unique : bool, optional
         Whether a solve with ``A`` fails if ``A`` is singular, although the system has solutions: a
         tangent has to be unique, and a Newton step does not. Solves with the transpose do not
-        fail: all their solutions give the same gradient (see `iterdiff.linalg.residual_check`).
+        fail: all their solutions give the same gradient (see `iterdiff.linalg.residual_check`). By
+        default that of `method`.
 
     Attributes
     ----------
@@ -123,10 +136,10 @@ class Inverse:
         method: Method = DEFAULT_METHOD,
         *,
         factor: bool = False,
-        unique: bool = True,
+        unique: bool | None = None,
     ):
         self.operator, self.like, self.structure = operator, like, structure
-        self.method, self.unique = method, unique
+        self.method, self.unique = method, method.unique if unique is None else unique
         self._of_vectors = _of_vectors(operator, like, structure)
         jaxpr = jax.make_jaxpr(self._of_vectors.mv)(self._of_vectors.in_structure()).jaxpr
         self.ignores_unknowns = not any(depends(jaxpr, [True]))
@@ -135,10 +148,15 @@ class Inverse:
             solver = dataclasses.replace(policy, rtol=_attainable_rtol(policy, jaxpr))
         assert solver is not None
         self._solver = solver if isinstance(solver, CheckedSolver) else AnySolver(solver)
+        # Cut here: JAX cannot differentiate a solve of which only such a constant has a tangent.
+        self._sizes = jnp.maximum(jnp.abs(jax.lax.stop_gradient(tree.to_vector(like))), 1.0)
         self.factors = None
         if factor and policy is not None:
             self.factors = policy.factors(self._of_vectors, structure.positive_definite)
         self._prepared = self._prepare()
+        self._helper = None
+        if method.preconditioner is not None:
+            self._helper = _checked_helper(method.preconditioner, like, structure)
 
     def _prepare(self) -> Any:
         """Return the solver's state: the shared factors, or what it makes of the operator."""
@@ -154,11 +172,11 @@ class Inverse:
         prepared = self._prepared
 
         def solve(_: Any, b: Vector) -> Vector:
-            x, failed = self._computed(prepared, b, self.unique)
+            x, failed = self._computed(prepared, b, self.unique, self._helper)
             return self._raised(x, failed)
 
         def transposed_solve(_: Any, w: Vector) -> Vector:
-            return self._adjoint(self._prepared_transposed(), w)
+            return self._adjoint(*self._transposed_parts(), w)
 
         x = jax.lax.custom_linear_solve(
             self._of_vectors.mv,
@@ -172,17 +190,31 @@ class Inverse:
     def constant(self, w: PyTree) -> PyTree:
         """Return ``A^{-1} w`` without a derivative, for a cotangent w; checked.
 
-        Nothing is transposed: `operator` may be any function that is linear in value.
+        Nothing is transposed but the preconditioner, which is one of the transpose: `operator` may
+        be any function that is linear in value.
         """
-        return tree.from_vector(self._adjoint(self._prepared, tree.to_vector(w)), self.like)
+        helper = None if self._helper is None else _transposed_helper(self._helper)
+        x = self._adjoint(self._prepared, helper, tree.to_vector(w))
+        return tree.from_vector(x, self.like)
 
-    def _prepared_transposed(self) -> Any:
-        """Return the solver's state for the transpose, which may be the operator itself."""
+    def _transposed_parts(self) -> tuple[Any, lx.AbstractLinearOperator | None]:
+        """Return the solver's state and the preconditioner for the transpose.
+
+        Both may be those of the operator itself.
+        """
         if self.structure.hessian:
-            return self._prepared
-        return self._solver.transpose(self._prepared, {})[0]
+            return self._prepared, self._helper
+        helper = None if self._helper is None else _transposed_helper(self._helper)
+        return self._solver.transpose(self._prepared, {})[0], helper
 
-    def _computed(self, state: Any, b: Vector, unique: bool) -> tuple[Vector, Bool[Array, ""]]:
+    def _computed(
+        self,
+        state: Any,
+        b: Vector,
+        unique: bool,
+        helper: lx.AbstractLinearOperator | None,
+        guess: Vector | None = None,
+    ) -> tuple[Vector, Bool[Array, ""]]:
         """Return the solver's answer to `b`, and whether it failed.
 
         A zero cotangent has the answer zero, whatever the operator: a member of a batch may have
@@ -194,28 +226,35 @@ class Inverse:
         zero, unit = largest == 0, _tiny_unit(b.dtype)
         enlarged = largest < unit
         b = jnp.where(enlarged, b / unit, b)
-        x, result, _ = self._solver.compute(state, b, {UNIQUE: unique})
+        options: dict[str, Any] = {UNIQUE: unique}
+        if helper is not None:
+            options["preconditioner"] = helper
+        if guess is not None:
+            options["y0"] = jnp.where(enlarged, guess / unit, guess)
+        x, result, _ = self._solver.compute(state, b, options)
         x, failed = jnp.where(enlarged, x * unit, x), result != lx.RESULTS.successful
         if unique:
             return x, failed
         return jnp.where(zero, 0.0, x), failed & ~zero
 
-    def _adjoint(self, state: Any, w: Vector) -> Vector:
+    def _adjoint(self, state: Any, helper: lx.AbstractLinearOperator | None, w: Vector) -> Vector:
         """Return the answer to a cotangent, of which the residual is what matters."""
-        x, failed = self._computed(state, w, False)
+        guess = self.method.guess
+        guess = None if guess is None else tree.to_vector(guess)
+        x, failed = self._computed(state, w, False, helper, guess)
         negligible = self._negligible(w)
         return self._raised(jnp.where(failed & negligible, 0.0, x), failed & ~negligible)
 
     def _negligible(self, w: Vector) -> Bool[Array, ""]:
         """Whether a cotangent is zero to rounding: see `NEGLIGIBLE_MAX_CHANGE`."""
-        sizes = jnp.maximum(jnp.abs(tree.to_vector(self.like)), 1.0)
         limit = NEGLIGIBLE_MAX_CHANGE * float(jnp.finfo(w.dtype).eps)
-        return jnp.sum((w * sizes) ** 2) <= limit**2
+        return jnp.sum((w * self._sizes) ** 2) <= limit**2
 
     def _raised(self, x: Vector, failed: Bool[Array, ""] | bool) -> Vector:
         """Return `x`; where `failed` holds, raise or return NaN."""
         if self.method.throw:
-            return raise_if(x, failed, [self._solver.advice], throw=self.method.throw)
+            advice = self._solver.advice if self._helper is None else HELPED_FAILURE
+            return raise_if(x, failed, [advice], throw=self.method.throw)
         return jnp.where(failed, jnp.nan, x)
 
     def refused(self, x: PyTree, v: PyTree) -> PyTree:
@@ -271,6 +310,53 @@ def _attainable_rtol(policy: DenseOrKrylov, jaxpr: Any) -> float | None:
     if narrowest is None or jnp.finfo(narrowest).eps <= jnp.finfo(jaxpr.invars[-1].aval.dtype).eps:
         return None
     return default_rtol(narrowest)
+
+
+def _checked_helper(
+    preconditioner: Callable[[PyTree], PyTree], like: PyTree, structure: Structure
+) -> lx.FunctionLinearOperator:
+    """Return a preconditioner as an operator on vectors.
+
+    Raises
+    ------
+    ValueError
+        If its result is not like the unknown.
+    """
+    expected, found = jax.eval_shape(lambda v: v, like), jax.eval_shape(preconditioner, like)
+    if jax.tree.structure(expected) != jax.tree.structure(found) or any(
+        a.shape != b.shape for a, b in zip(*map(jax.tree.leaves, (expected, found)), strict=True)
+    ):
+        raise ValueError(
+            f"`preconditioner` must return a function from vectors like x to vectors like x, but "
+            f"that one maps {expected} to {found}."
+        )
+    # A claim of symmetry would keep lineax from transposing it. Conjugate gradients ask for one.
+    definite = Structure(False, structure.positive_definite)
+    return _of_vectors(preconditioner, like, definite)
+
+
+def _transposed_helper(helper: lx.FunctionLinearOperator) -> lx.FunctionLinearOperator:
+    """Return the transpose of a preconditioner.
+
+    Raises
+    ------
+    TypeError
+        If JAX cannot transpose it.
+    """
+    vector = helper.in_structure()
+
+    def transposed(w: Vector) -> Vector:
+        return manual_axes.linear_transpose(helper.mv, w)
+
+    try:
+        jax.eval_shape(transposed, vector)
+    except Exception as error:
+        raise TypeError(
+            "`preconditioner` returned a function that JAX cannot transpose, as the adjoint solve "
+            "needs: make it linear in its argument, out of jax.numpy operations."
+        ) from error
+    convert = not manual_axes.inside()
+    return lx.FunctionLinearOperator(transposed, vector, helper.tags, closure_convert=convert)
 
 
 def _of_vectors(

@@ -49,13 +49,13 @@ class Loop(NamedTuple):
         Maps a state to the next one.
     satisfied : callable or None
         Whether a `Run` may stop at its iterate; None for a fixed number of steps.
-    max_steps : int or integer scalar
+    max_steps : int
         The largest number of steps.
     """
 
     step: Step
     satisfied: Satisfied | None
-    max_steps: int | Int[Array, ""]
+    max_steps: int
 
 
 def begin(state: Any) -> Run:

@@ -182,8 +182,7 @@ class Checked(Mode):
         place_of_report = len(jax.tree.leaves(inputs)) - 1
         structure = given.problem.structure_at(x, given.theta)
         # The check computes the default implicit derivative at `x` anyway; a mode may refuse it.
-        shared = isinstance(self.mode, Implicit) and self.mode.linear_solver is None
-        shared &= dependent is None
+        shared = isinstance(self.mode, Implicit) and self.mode.is_default and dependent is None
 
         def rule(x: PyTree, perturbed: Perturbed) -> PyTree:
             if manual_axes.varies((x, perturbed)):

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.accuracy.sensitivity import Residual
 from iterdiff.jaxtools import tree
@@ -50,17 +50,18 @@ def refuse_lost(
     throw : bool
         Whether failures raise.
     """
-    found = perturbed.inputs[1]
-    lost = found.found
-    lost_x = _moved_apart(residual, jax.lax.stop_gradient((x, perturbed.primals)), perturbed)
+    at = jax.lax.stop_gradient((x, perturbed.primals))
+    flags = _as_number(perturbed.inputs[1].found), _as_number(_moved_apart(residual, at, perturbed))
 
     def forward(t: PrimalDual) -> PrimalDual:
+        lost, lost_x = (flag > 0 for flag in flags)
         t = _nan_where(lost_x, t)
         if throw:
             t = raise_if(t, lost_x, [MOVED_APART], throw=throw)
         return t._replace(multipliers=_nan_where(lost, t.multipliers))
 
     def transposed(w: PrimalDual) -> PrimalDual:
+        lost, lost_x = (flag > 0 for flag in flags)
         used = tree.norm(w.multipliers) > 0
         failed = lost_x | (lost & used)
         if throw:
@@ -77,13 +78,21 @@ def _moved_apart(
     x, primals = at
 
     def rows(primals):
-        ((arrays, theta), closed_over), _ = perturbed.rebuild(primals)
+        ((arrays, theta), closed_over), *_ = perturbed.rebuild(primals)
         arrays = replaced(arrays, pinned=jax.tree.map(jnp.zeros_like, arrays.pinned))
         return tree.to_vector(residual(x, ((arrays, theta), closed_over)).multipliers)
 
     found: Dependence = perturbed.inputs[1]
     pull = jax.vjp(rows, primals)[1]
     return apart(lambda w: pull(w)[0], found.of_pinned, found.pinned)
+
+
+def _as_number(flag: Bool[Array, ""]) -> Float[Array, ""]:
+    """Return 1 or 0, which has no tangent.
+
+    A flag may have a tangent of dtype float0, with which JAX cannot differentiate a linear solve.
+    """
+    return jax.lax.select(flag, jnp.ones(()), jnp.zeros(()))
 
 
 def _nan_where(condition: Bool[Array, ""], a: PyTree) -> PyTree:

@@ -151,19 +151,26 @@ def default_distance(x: PyTree) -> float:
 def regular_at(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Problem, Dependence | None]:
     """Return the problem as it is differentiated at a solution, and its dependent constraints.
 
-    Their multipliers are pinned. Without constraints, the problem is returned as it is.
+    Their multipliers are pinned, and so are those of weakly active inequalities, which then count
+    as inactive. Without constraints, the problem is returned as it is.
     """
     if not isinstance(problem, ConstrainedProblem):
         return problem, None
     still, x, theta = _still(problem), _still(x), _still(theta)
     tol = jnp.asarray(default_distance(x), tree.result_dtype(x))
-    found = dependence(still, x, theta, weak_inequalities(still, x, theta, tol))
-    if found is None:
+    if tree.size(x.multipliers) == 0:
         return problem, None
-    found = jax.tree.map(jax.lax.stop_gradient, found)
-    return with_pinned(problem, x, found.pinned), found
+    weak = weak_inequalities(still, x, theta, tol)
+    found = dependence(still, x, theta, weak)
+    held = _with_equalities(weak, x.multipliers)
+    if found is not None:
+        found = jax.tree.map(jax.lax.stop_gradient, found)
+        held |= found.pinned
+    numbers = _as_numbers(jax.lax.stop_gradient(held), x.multipliers)
+    return replaced(problem, pinned=numbers), found
 
 
+@compiled
 def weak_constraints(
     problem: ConstrainedProblem, unknowns: PrimalDual, theta: PyTree, tol: Array
 ) -> PyTree:
@@ -177,10 +184,9 @@ def weak_constraints(
     if found is None:
         return weak
     moved = moves_apart(problem, unknowns.x, theta, found.of_implied, found.implied)
-    flags = _flags(Multipliers(jax.tree.map(jnp.zeros_like, unknowns.multipliers.equality), weak))
-    flags = (flags != 0) & ~(found.implied & ~moved)
-    like = jax.tree.map(lambda z: z != 0, unknowns.multipliers)
-    return tree.from_vector(flags, like).inequality
+    flags = _with_equalities(weak, unknowns.multipliers) & ~(found.implied & ~moved)
+    numbers = _as_numbers(flags, unknowns.multipliers)
+    return jax.tree.map(lambda v: v > 0, numbers.inequality)
 
 
 def weak_inequalities(
@@ -192,12 +198,13 @@ def weak_inequalities(
     with what the constraint would then add to the change of the objective.
     """
     x, multipliers = unknowns
-    if problem.inequality is None:
+    inequality = problem.inequality
+    if inequality is None:
         return None
     largest = jnp.max(jnp.abs(tree.to_vector(x)))
     size = jnp.where(largest > 0, largest, 1.0)
     direction = jax.tree.map(lambda leaf: size.astype(leaf.dtype) * irregular(leaf), x)
-    values, change = jax.jvp(lambda y: problem.inequality(y, theta), (x,), (direction,))
+    values, change = jax.jvp(lambda y: inequality(y, theta), (x,), (direction,))
     slope = jax.grad(problem.cost)(x, theta)
     force = tree.to_vector(jax.tree.map(lambda u, v: jnp.abs(u * v), slope, direction)).sum()
     force += sum(
@@ -240,10 +247,9 @@ def dependence(
     rows = constraint_gradients(problem, unknowns.x, theta)
     rows = rows / safe_length(rows)[:, None]
     active = problem.active(unknowns, theta)
-    none = Multipliers(jax.tree.map(jnp.zeros_like, active.equality), weak)
-    weak, active = _flags(none), _flags(active)
+    weak, active = _with_equalities(weak, unknowns.multipliers), _flags(active)
     strong = active & ~weak
-    considered = rows * (strong | weak)[:, None]
+    considered = jnp.where((strong | weak)[:, None], rows, 0)
     gram = considered @ considered.T + jnp.diag((~(strong | weak)).astype(rows.dtype))
     pivots = jnp.diagonal(jnp.linalg.cholesky(gram))
     eps = float(jnp.finfo(rows.dtype).eps)
@@ -265,15 +271,16 @@ def _examined(rows: Array, strong: Array, weak: Array, eps: float) -> Dependence
         return rest - jnp.outer(rest @ q, q), chosen.at[i].set(take)
 
     rest, chosen = fori_loop(0, len(rows), project, (rows, jnp.zeros_like(strong)))
-    within = safe_length(rest) * jnp.any(rest != 0, axis=1) <= tol
+    within = jnp.sqrt(jnp.sum(rest**2, axis=1)) <= tol
     pinned, implied = strong & ~chosen, weak & within
-    basis = rows * chosen[:, None]
+    basis = jnp.where(chosen[:, None], rows, 0)
     factor = jax.scipy.linalg.cho_factor(basis @ basis.T + jnp.diag((~chosen).astype(rows.dtype)))
 
     def combination(which):
-        weights = which * irregular(rows[:, 0])
+        weights = jnp.where(which, irregular(rows[:, 0]), 0)
         for _ in range(2):  # the second time, for the rounding errors of the first
-            weights -= chosen * jax.scipy.linalg.cho_solve(factor, basis @ (rows.T @ weights))
+            rest = jax.scipy.linalg.cho_solve(factor, basis @ (rows.T @ weights))
+            weights -= jnp.where(chosen, rest, 0)
         return weights
 
     return Dependence(pinned, implied, combination(pinned), combination(implied))
@@ -284,12 +291,19 @@ def _flags(flags: Multipliers) -> Bool[Array, " m"]:
     return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(flags)])
 
 
-def with_pinned(
-    problem: ConstrainedProblem, unknowns: PrimalDual, pinned: Bool[Array, " m"]
-) -> ConstrainedProblem:
-    """Return the problem with the multipliers of some constraints held fixed."""
-    shaped = tree.from_vector(pinned, jax.tree.map(lambda z: z != 0, unknowns.multipliers))
-    return replaced(problem, pinned=shaped)
+def _with_equalities(inequality: PyTree, like: Multipliers) -> Bool[Array, " m"]:
+    """Return flags of inequalities as flags of all constraints, False for equalities."""
+    none = jax.tree.map(lambda y: jnp.zeros(y.shape, bool), like.equality)
+    return _flags(Multipliers(none, inequality))
+
+
+def _as_numbers(flags: Bool[Array, " m"], like: Multipliers) -> Multipliers:
+    """Return flags as ones and zeros, in the layout of the multipliers.
+
+    A flag may have a tangent of dtype float0, with which JAX cannot differentiate a linear solve.
+    """
+    numbers = jax.lax.select(flags, jnp.ones(flags.shape), jnp.zeros(flags.shape))
+    return tree.from_vector(numbers, like)
 
 
 def moves_apart(

@@ -67,9 +67,9 @@ class ConstrainedProblem(Problem):
     ----------
     equality, inequality : callable or None
         ``equality(x, theta) = 0`` and ``inequality(x, theta) <= 0``.
-    pinned : Multipliers of bool arrays, or None
-        Constraints whose multipliers are held fixed, because other constraints imply them. Set
-        where a solution is differentiated.
+    pinned : Multipliers, or None
+        1 for constraints whose multipliers are held fixed, because other constraints imply them or
+        because they are weakly active; else 0. Set where a solution is differentiated.
     """
 
     equality: eqx.AbstractVar[Callable | None]
@@ -81,6 +81,10 @@ class ConstrainedProblem(Problem):
     @abc.abstractmethod
     def cost(self, x: PyTree, theta: PyTree) -> Float[Array, ""]:
         """Return the objective at `x`."""
+
+    def value(self, unknowns: PrimalDual, theta: PyTree) -> Float[Array, ""]:
+        """Return the objective."""
+        return self.cost(self.answer(unknowns), theta)
 
     @property
     def symmetric(self) -> bool:
@@ -94,8 +98,8 @@ class ConstrainedProblem(Problem):
         values = eqx.filter_eval_shape(self.constraints, x0, theta)
         return PrimalDual(x0, jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), values))
 
-    def answer(self, unknowns: PrimalDual) -> PyTree:
-        """Return the point without its multipliers."""
+    def answer(self, unknowns: PyTree) -> PyTree:
+        """Return the point without its multipliers; a point without any as it is."""
         return unknowns.x if isinstance(unknowns, PrimalDual) else unknowns
 
     def constraints(self, x: PyTree, theta: PyTree) -> Multipliers:
@@ -143,10 +147,10 @@ def _term(active: Bool[Array, "..."], multiplier: Array, value: Array) -> Array:
     return jnp.where(active, multiplier * value, -(multiplier**2) / 2)
 
 
-def _pinned_term(pinned: Bool[Array, "..."], multiplier: Array, value: Array, term: Array) -> Array:
+def _pinned_term(pinned: Array, multiplier: Array, value: Array, term: Array) -> Array:
     """Return the same, with the multiplier held fixed where the constraint is pinned."""
     fixed = jax.lax.stop_gradient(multiplier)
-    return jnp.where(pinned, fixed * value - (multiplier - fixed) ** 2 / 2, term)
+    return jnp.where(pinned > 0, fixed * value - (multiplier - fixed) ** 2 / 2, term)
 
 
 class ConstrainedMinimization(ConstrainedProblem, ProblemOfFunctions):

@@ -234,7 +234,8 @@ def weakly_active(
     tol = default_distance(x) if tol is None else tol
     if isinstance(problem, ConstrainedProblem):
         unknowns = completed(problem, x, theta)
-        return weak_constraints(problem, unknowns, theta, jnp.asarray(tol, tree.result_dtype(x)))
+        tol = jnp.asarray(tol, tree.result_dtype(x))
+        return weak_constraints(problem, unknowns, theta, tol)
     function, point, scale = _map_with_kinks(problem, x, theta)
     narrow = jnp.finfo(narrowest(x))
     tol = jnp.asarray(tol, point.dtype)

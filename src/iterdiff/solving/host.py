@@ -20,6 +20,11 @@ NOT_FINITE = (
     "report; `throw=False` returns the answer with NaN as its derivative."
 )
 
+INTEGER = (
+    "`{name}` solves an integer program, whose answer jumps as `theta` moves and has no derivative "
+    "in between. Fix the integers at its answer, and differentiate the program of the rest."
+)
+
 
 class SolverCall(NamedTuple):
     """A user's solver with its inputs.
@@ -85,6 +90,8 @@ class SolverCall(NamedTuple):
         """
         if isinstance(result, tuple) and len(result) == 2 and hasattr(result[1], "converged"):
             result = result[1]  # SciPy's root finders of one unknown with full_output=True
+        if _of_integers(result):
+            raise SolverFailed(INTEGER.format(name=self.name))
         success = getattr(result, "success", getattr(result, "converged", None))
         if success is None or not (hasattr(result, "x") or hasattr(result, "root")):
             return result
@@ -142,6 +149,16 @@ class SolverCall(NamedTuple):
                     f"`{self.name}` must return real numbers, but it returned complex ones; return "
                     "real and imaginary parts as two leaves of a pytree."
                 )
+
+
+def _of_integers(result: Any) -> bool:
+    """Whether a SciPy result is that of an integer program.
+
+    `linprog` reports a bound of zero for a program without integers; `milp` has no marginals.
+    """
+    if getattr(result, "mip_node_count", None) is None:
+        return False
+    return not hasattr(result, "ineqlin") or getattr(result, "mip_dual_bound", 0.0) != 0
 
 
 def run_solver(call: SolverCall, traceable: bool | None) -> PyTree:

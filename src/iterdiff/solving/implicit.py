@@ -18,6 +18,7 @@ from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.base import Mode
 from iterdiff.modes.checked import Checked
 from iterdiff.modes.implicit import Implicit
+from iterdiff.problems.active_set import completed
 from iterdiff.problems.checks import check_residual, check_theta, check_x0
 from iterdiff.problems.functions import DATA_NAME
 from iterdiff.problems.inputs import takes_data, with_data, with_snapshot
@@ -84,12 +85,17 @@ def implicit(
         At once, if `problem` is not a `Problem` or `mode` differentiates steps. From the decorated
         function, if `x0` or `theta` is not valid or the answer is not like `x0`.
     SolverFailed
-        From the decorated function, if the solver reports failure (with its message) or its answer
-        is not finite. Exceptions of the solver itself pass through. Under ``jit`` both become a
-        RuntimeError that quotes the message or the traceback.
+        From the decorated function, if the solver solves an integer program or reports failure
+        (with its message), or its answer is not finite. Exceptions of the solver itself pass
+        through. Under ``jit`` both become a RuntimeError that quotes the message or the traceback.
 
     Notes
     -----
+    For a problem with constraints, the solver returns `x` alone. The multipliers that the KKT
+    system needs come from `multipliers`, by least squares. A solver of integer programs, such as
+    `scipy.optimize.milp`, is refused: its answer jumps as theta moves, and has no derivative that
+    would say anything about it.
+
     Assumes that the residual is continuously differentiable near the solution and that
     :math:`A` is nonsingular there.
 
@@ -171,7 +177,8 @@ def _check_mode(problem: Problem, mode: Mode) -> Implicit | Checked:
 def _with_derivative(
     problem: Problem, x: PyTree, theta: PyTree, mode: Implicit | Checked, throw: Throw
 ) -> PyTree:
-    x = mode.attach(problem, x, theta, throw=throw)
+    unknowns = mode.attach(problem, completed(problem, x, theta), theta, throw=throw)
+    x = problem.answer(unknowns)
     # The derivative may not depend on the answer. This makes it NaN where the answer is not
     # finite, and keeps the compiler from dropping the solver, whose failure must still raise.
     return nan_derivative_where(~tree.all_finite(x), x, floating_part(theta)[0])

@@ -1,6 +1,7 @@
 """The value of a minimum, with its gradient by the envelope theorem."""
 
 import math
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -16,8 +17,9 @@ from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import stop_gradient
 from iterdiff.loop.stopping import StoppingRule
+from iterdiff.problems.constrained import ConstrainedProblem
 from iterdiff.problems.inputs import check_inputs
-from iterdiff.problems.problem import Problem, objective_of
+from iterdiff.problems.problem import Problem
 from iterdiff.solving.solve import solve
 
 
@@ -103,7 +105,12 @@ def optimal_value(
     check_report(report)
     check_tolerance("rtol", rtol)
     problem, x0, theta = check_inputs(problem, x0, theta, args)
-    if objective_of(problem) is None:
+    if isinstance(problem, ConstrainedProblem):
+        raise ValueError(
+            "`problem`: the value is corrected without constraints only. For a "
+            f"{type(problem).__name__}, solve it and differentiate its objective at `solution.x`."
+        )
+    if jax.eval_shape(problem.value, x0, theta) is None:
         raise ValueError(
             f"`problem`: a {type(problem).__name__} without a known objective has no optimal "
             "value. Use a Minimization, or give the CompositeMinimization its `penalty`."
@@ -116,10 +123,20 @@ def optimal_value(
     return carrying_report(_value(problem, x, theta, corrected), report, found)
 
 
+def _objective_of(problem: Problem) -> Callable[[PyTree, PyTree], Float[Array, ""]]:
+    """Return the objective of a problem that has one."""
+
+    def objective(x: PyTree, theta: PyTree) -> Float[Array, ""]:
+        value = problem.value(x, theta)
+        assert value is not None
+        return value
+
+    return objective
+
+
 @compiled
 def _value(problem: Problem, x: PyTree, theta: PyTree, corrected: bool) -> Float[Array, ""]:
-    objective = objective_of(problem)
-    assert objective is not None
+    objective = _objective_of(problem)
     fixed, still = stop_gradient((x, theta))
     if not corrected:
         return objective(fixed, theta)
@@ -134,8 +151,7 @@ def _reported(
     problem: Problem, x: PyTree, theta: PyTree, corrected: bool, rtol: Tolerance
 ) -> Float[Array, " 6"]:
     """Return the encoded report of the gradient of `_value`."""
-    objective = objective_of(problem)
-    assert objective is not None
+    objective = _objective_of(problem)
     floating, rest = floating_part(theta)
     at = sensitivity(problem, x, theta)
     slope, partial = jax.grad(
