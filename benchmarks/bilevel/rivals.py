@@ -13,7 +13,7 @@ import numpy as np
 
 import iterdiff as itd
 from benchmarks.bilevel.problems import Case
-from iterdiff.bilevel.methods import Backtracking, Lesson
+from iterdiff.bilevel.methods import LBFGS, Lesson
 from iterdiff.bilevel.regions import region_of
 
 ARMIJO = 1e-4
@@ -33,6 +33,7 @@ class Engine:
 
     def __init__(self, case: Case):
         self.case, self.gradients, self.products = case, 0, 0
+        self.region = region_of(case.theta0, *case.bounds, None)
         residual = jax.tree.leaves(case.problem.residual(case.x0, case.theta0))
         self.scale = float(np.sqrt(sum(float(jnp.sum(v**2)) for v in residual)))
 
@@ -43,6 +44,11 @@ class Engine:
 
         self._value = jax.jit(solved)
         self._gradient = jax.jit(jax.value_and_grad(solved, has_aux=True))
+
+    def anew(self) -> "Engine":
+        """Return the engine with its counts at zero, and the compiled programs kept."""
+        self.gradients = self.products = 0
+        return self
 
     def value(self, theta, x, tolerance):
         """Return the loss, and the inner solution."""
@@ -62,10 +68,9 @@ class Engine:
         return Visit(np.asarray(theta), self.gradients, self.products)
 
 
-def fixed(case: Case, tolerance: float, max_outer: int, max_gradients: int) -> list[Visit]:
-    """Return the visits of `Backtracking` with one inner tolerance, on plain values."""
-    engine, method = Engine(case), Backtracking()
-    region = region_of(case.theta0, *case.bounds, None)
+def fixed(engine: Engine, tolerance: float, max_outer: int, max_gradients: int) -> list[Visit]:
+    """Return the visits of `LBFGS` with one inner tolerance, on plain values."""
+    case, region, method = engine.case, engine.region, LBFGS()
     vector = region.layout.vector(region.layout.floating)
     memory, theta, visits = method.init(vector, region), case.theta0, []
     value, x, gradient = engine.graded(theta, case.x0, tolerance)
@@ -91,15 +96,14 @@ def fixed(case: Case, tolerance: float, max_outer: int, max_gradients: int) -> l
     return visits
 
 
-def scheduled(case: Case, max_outer: int, max_gradients: int) -> list[Visit]:
+def scheduled(engine: Engine, max_outer: int, max_gradients: int) -> list[Visit]:
     """Return the visits of HOAG: tolerances 0.1 * 0.9**k, and steps that adapt to the decrease.
 
     Pedregosa, ICML 2016, written anew: the inverse step size L doubles if the loss did not decrease
     as a smooth one would, up to the errors that the tolerances allow, and shrinks by 5 % otherwise.
     Every step is taken once.
     """
-    engine = Engine(case)
-    region = region_of(case.theta0, *case.bounds, None)
+    case, region = engine.case, engine.region
     vector = region.layout.vector(region.layout.floating)
     value, x, gradient = engine.graded(case.theta0, case.x0, 0.1)
     slope = region.layout.vector(gradient)
@@ -126,9 +130,9 @@ def scheduled(case: Case, max_outer: int, max_gradients: int) -> list[Visit]:
     return visits
 
 
-def random(case: Case, seed: int, max_outer: int, max_gradients: int) -> list[Visit]:
+def random(engine: Engine, seed: int, max_outer: int, max_gradients: int) -> list[Visit]:
     """Return the best thetas of a uniform random search in the bounds, each solved to 1e-4."""
-    engine, rng = Engine(case), np.random.default_rng(seed)
+    case, rng = engine.case, np.random.default_rng(seed)
     best, x = engine.value(case.theta0, case.x0, 1e-4)
     visits = [engine.visit(case.theta0)]
     for _ in range(max_outer):

@@ -15,20 +15,19 @@ from benchmarks.harness.measure import Effort
 from benchmarks.harness.results import OURS, Column, Section, Table
 from benchmarks.harness.targets import against
 
-TOLERANCES = tuple(10.0**-k for k in range(2, 11))
+TOLERANCES = tuple(10.0**-k for k in (2, 3, 4, 6, 8, 10))
 """The inner tolerances of the fixed drivers, relative to the residual at the start."""
 TARGET = 1e-4
 """Outer suboptimality to reach, relative to that of the start."""
 SEEDS = 3
-MAX_OUTER, MAX_GRADIENTS = 200, 400_000
+MAX_OUTER, MAX_GRADIENTS = 60, 40_000
 ROUNDING = 1e-9
 """Relative errors below this are at the level of rounding, where no factor of two is claimed."""
 METHODS = {
-    f"{OURS}, Backtracking": (itd.bilevel.Backtracking(), itd.Implicit()),
-    f"{OURS}, LBFGS": (itd.bilevel.LBFGS(), itd.Implicit()),
-    f"{OURS}, Backtracking, refine=1": (itd.bilevel.Backtracking(), itd.Implicit(refine=1)),
+    f"{OURS}, LBFGS": itd.bilevel.LBFGS(),
+    f"{OURS}, Backtracking": itd.bilevel.Backtracking(),
 }
-DEFAULT = f"{OURS}, Backtracking"
+OUR_BEST = f"{OURS}, LBFGS"
 
 
 class Bars(NamedTuple):
@@ -43,11 +42,9 @@ class Bars(NamedTuple):
 
 def ours(case: Case, name: str) -> tuple[list[Visit], dict]:
     """Return the visits of one of our methods, and the columns of its history."""
-    method, mode = METHODS[name]
     result = itd.bilevel.minimize(
         *case[1:6],
-        method=method,
-        mode=mode,
+        method=METHODS[name],
         lower=case.bounds[0],
         upper=case.bounds[1],
         rtol=1e-6,
@@ -102,17 +99,18 @@ def measured(name: str, seed: int) -> tuple[dict[str, list[float]], dict[str, Ba
         runs[label], rows = ours(case, label)
         bars[label] = judged(case, truth, rows)
     limits = MAX_OUTER, MAX_GRADIENTS
+    engine = rivals.Engine(case)
     for tolerance in TOLERANCES:
-        runs[f"tolerance {tolerance:.0e}"] = rivals.fixed(case, tolerance, *limits)
-    runs["HOAG's schedule"] = rivals.scheduled(case, *limits)
-    runs["random search"] = rivals.random(case, seed, *limits)
+        runs[f"tolerance {tolerance:.0e}"] = rivals.fixed(engine.anew(), tolerance, *limits)
+    runs["HOAG's schedule"] = rivals.scheduled(engine.anew(), *limits)
+    runs["random search"] = rivals.random(engine.anew(), seed, *limits)
     shape = jnp.shape(case.theta0)
     values = {
         label: np.array([float(truth(jnp.asarray(v.theta).reshape(shape))[0]) for v in visits])
         for label, visits in runs.items()
     }
     best = min(float(v.min()) for v in values.values())
-    start = values[DEFAULT][0]
+    start = values[OUR_BEST][0]
     spent = {label: reached(visits, values[label], start, best) for label, visits in runs.items()}
     return spent, bars
 
@@ -135,13 +133,13 @@ def ratios(spent: dict[str, list[dict[str, list[float]]]]) -> Table:
     """Return our default against the best and the median fixed tolerance."""
     rows = []
     for name, seeds in spent.items():
-        ours = _median([seed[DEFAULT][0] for seed in seeds])
+        ours = _median([seed[OUR_BEST][0] for seed in seeds])
         fixed = sorted(
             _median([seed[f"tolerance {t:.0e}"][0] for seed in seeds]) for t in TOLERANCES
         )
         rows.append([name, ours / fixed[0], ours / fixed[len(fixed) // 2]])
     columns = [Column("problem"), Column("over the best", "×"), Column("over the median", "×")]
-    return Table(f"{DEFAULT} against fixed tolerances", columns, rows)
+    return Table(f"{OUR_BEST} against fixed tolerances", columns, rows)
 
 
 def bar_table(bars: dict[str, list[dict[str, Bars]]]) -> Table:
@@ -172,15 +170,16 @@ def run(effort: Effort) -> Section:
             found, held = measured(name, seed)
             spent.setdefault(name, []).append(found)
             bars.setdefault(name, []).append(held)
-            print(f"{name}, seed {seed}: {found[DEFAULT]}", flush=True)
+            print(f"{name}, seed {seed}: {found[OUR_BEST]}", flush=True)
         jax.clear_caches()
     table = ratios(spent)
     shown = bar_table(bars)
     totals = np.sum([[*row[2], *row[3], *row[4]] for row in shown.rows], axis=0)
     share = float(totals[0] / totals[1])
+    missed = f"problems that miss it, of {len(table.rows)}"
     measurements = [
-        against("bilevel best", -sum(row[1] <= 1.2 for row in table.rows), note="negative count"),
-        against("bilevel median", -sum(row[2] <= 0.5 for row in table.rows), note="negative count"),
+        against("bilevel best", sum(not row[1] <= 1.2 for row in table.rows), note=missed),
+        against("bilevel median", sum(not row[2] <= 0.5 for row in table.rows), note=missed),
         against("bilevel uphill", int(totals[4]), note=f"of {int(totals[5])}"),
         against("bilevel bars", 1 - share, note=f"{int(totals[0])} of {int(totals[1])}"),
     ]
@@ -190,7 +189,7 @@ def run(effort: Effort) -> Section:
         "the inner method is one gradient; each check of ours is four more. Forming the matrix of "
         "an adjoint system of n unknowns takes n Hessian products. Every driver starts inner runs "
         "at the last solution and uses the same implicit gradients; those with a fixed tolerance "
-        "use our Backtracking on plain values. Nothing else is tuned: outer methods have no "
+        "use our LBFGS on plain values. Nothing else is tuned: outer methods have no "
         "parameters, tolerances are 1e-2 ... 1e-10 relative to the residual at the start, HOAG's "
         "is 0.1 * 0.9**k."
     )

@@ -51,7 +51,7 @@ class Minimized:
     x : pytree
         The inner iterate there, after a Newton correction; of a batch, stacked.
     value, value_error : float
-        The outer loss, and its error bar.
+        The outer loss, and its error bar. The values of accepted thetas decrease.
     gradient : pytree
         Like the floating part of theta.
     gradient_error : float
@@ -175,11 +175,11 @@ def minimize(
 
     Notes
     -----
-    An accepted step satisfies :math:`V_+ + e_+ \le V - e - 10^{-4} g^\top (\theta - \theta_+)`.
-    Decisions rest on the gradient g and the value V at the Newton correction of the inner iterate,
-    which every check computes anyway, and on how wrong these may be, e. They are more accurate by
-    one order than the gradient and the value at the iterate, which are reported with an error bar
-    each. Nothing needs a Lipschitz or convexity constant. The accuracy that is asked for relaxes
+    An accepted step satisfies :math:`V_+ + 2 e_+ \le V - 2 e - 10^{-4} g^\top (\theta - \theta_+)`.
+    Decisions rest on the value V and the gradient g at the Newton correction of the inner iterate,
+    which every check computes anyway, and on the error bar e of that value. This gradient is more
+    accurate by one order than the one at the iterate, which is returned with its error. Nothing
+    needs a Lipschitz or convexity constant. The accuracy that is asked for relaxes
     after a step that was decided at once, and tightens after one that was not.
 
     At a kink of the inner solution, where only one-sided derivatives exist, a step is made if it
@@ -205,7 +205,7 @@ def minimize(
     [1.88, 1.88]
     """
     posed, x0, theta0 = posed_of(loss, problem, algorithm, x0, theta0, mode, args, batched)
-    check_untraced("iterdiff.bilevel.minimize", problem, (algorithm, args), x0, theta0)
+    check_untraced("iterdiff.bilevel.minimize", posed.problem, (algorithm, args), x0, theta0)
     outer = Outer(
         posed,
         region_of(theta0, lower, upper, projection),
@@ -262,8 +262,6 @@ def _blank(vector: Vector, inner: InnerState) -> Point:
         error=nan,
         direction=np.zeros_like(vector),
         uncertainty=nan,
-        level=nan,
-        bar=nan,
         trusted=False,
         reason=0,
         ended=ENDED_ACCURATE,

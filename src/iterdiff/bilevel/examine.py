@@ -39,10 +39,6 @@ GRADIENTS_PER_CHECK = 4
 """Residuals that an examination evaluates: at the iterate, at its two corrections, and beside the
 first one to measure noise."""
 
-SLACK_FACTOR = 2.0
-"""The error of the corrected value is at most this many times its change at the second
-correction."""
-
 PRODUCTS_PER_CHECK = 6
 """Hessian products of an examination besides those that form the matrix."""
 
@@ -59,7 +55,7 @@ class Examined(eqx.Module):
     value : scalar
         The adjoint-corrected value.
     value_change, value_slack : scalar
-        By how much the value at the corrected point differs, and how wrong that value may be.
+        By how much the value at the corrected point differs, and how wrong that value is.
     gradient, corrected : pytree
         The gradient at the iterate, and the one at its Newton correction; like theta.
     uncertainty : scalar
@@ -185,7 +181,7 @@ def examine(
     best = value_at(points.twice, loss(points.twice, theta))
     known = (points.quotient < TOO_FAR_MIN_QUOTIENT) & tree.all_finite(points.corrected)
     rounding = _rounding(at, jnp.abs(value) + jnp.abs(moved), adjoint)
-    slack = SLACK_FACTOR * jnp.abs(best - better) + rounding
+    slack = jnp.abs(best - better) + rounding
     slack = jnp.where(known & jnp.isfinite(slack), slack, jnp.inf)
     formed = tree.size(x) if at.inverse.factors is not None else jnp.nan
     dtype = tree.result_dtype(x)

@@ -318,7 +318,7 @@ def _planned(
     settled = found.one_sided & (found.error <= known)
     upper = jnp.where(accuracy.of_corrected, found.uncertainty, found.upper)
     accurate = (upper <= target) | settled
-    rejected = found.better_value - found.value_slack > accuracy.reject_above
+    rejected = found.better_value - 2 * found.value_slack > accuracy.reject_above
     failed = diverged | ~jnp.isfinite(found.value)
     finished = carry.steps >= accuracy.max_steps
     ended = jnp.select(

@@ -214,7 +214,7 @@ class Outer:
             if predicted <= 0:  # the projection of a quasi-Newton step may ascend
                 scale *= MAX_SHRINK
                 continue
-            above = point.level + point.bar - DECREASE_SHARE * predicted
+            above = point.value + point.bar - DECREASE_SHARE * predicted
             trial = self.evaluate(
                 candidate, point.inner, progress.accuracy, reject_above=above, step=length
             )
@@ -225,7 +225,7 @@ class Outer:
             if verdict.open:
                 exhausted = ENDED_EXHAUSTED in (trial.ended, point.ended)
                 return progress, Ending.INNER_INACCURATE if exhausted else Ending.AT_PRECISION
-            scale *= _shrink(predicted, trial.level - point.level)
+            scale *= _shrink(predicted, trial.value - point.value)
         return progress, Ending.AT_KINK if point.one_sided else Ending.NO_DECREASE
 
     def _decide(self, trial: Point, point: Point, predicted: float) -> tuple[Point, Point, Verdict]:
@@ -234,7 +234,7 @@ class Outer:
         rounds = 0
         while True:
             bars = trial.bar + point.bar
-            rise = trial.level - point.level + least
+            rise = trial.value - point.value + least
             if trial.failed:
                 verdict = Verdict("refused: the inner run failed", rounds)
             elif rise + bars <= 0:

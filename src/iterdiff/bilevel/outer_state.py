@@ -15,6 +15,9 @@ from iterdiff.bilevel.inner_run import (
 )
 from iterdiff.bilevel.regions import Layout, Vector
 
+BAR_FACTOR = 2.0
+"""Decisions allow a value to be wrong by this many times its error bar."""
+
 
 class Point(NamedTuple):
     """The outer loss at one theta, and the inner run there.
@@ -24,13 +27,12 @@ class Point(NamedTuple):
     vector, gradient : vector
         Theta, and the gradient.
     value, value_error, error : float
-        Value, its error bar, and the estimated error of the gradient.
+        The value at the Newton correction of the iterate, its error bar, and the estimated error of
+        the gradient.
     direction : vector
         The corrected gradient, on which decisions rest.
     uncertainty : float
         How wrong that may be.
-    level, bar : float
-        The corrected value, and how wrong that may be.
     trusted : bool
         Whether `error` is trusted.
     reason : int
@@ -52,8 +54,6 @@ class Point(NamedTuple):
     error: float
     direction: Vector
     uncertainty: float
-    level: float
-    bar: float
     trusted: bool
     reason: int
     ended: int
@@ -71,13 +71,11 @@ class Point(NamedTuple):
         return cls(
             vector=vector,
             gradient=gradient,
-            value=float(examined.value),
-            value_error=float(examined.value_error),
+            value=float(examined.better_value),
+            value_error=float(examined.value_slack),
             error=error,
             direction=direction,
             uncertainty=float(examined.uncertainty),
-            level=float(examined.better_value),
-            bar=float(examined.value_slack),
             trusted=bool(examined.trusted),
             reason=int(examined.reason_code),
             ended=int(np.max(np.asarray(found.ended))),
@@ -87,9 +85,14 @@ class Point(NamedTuple):
         )
 
     @property
+    def bar(self) -> float:
+        """How wrong the value may be: its error bar is an estimate, within a factor of two."""
+        return BAR_FACTOR * self.value_error
+
+    @property
     def failed(self) -> bool:
         """Whether there is no value."""
-        return self.ended == ENDED_FAILED or not np.isfinite(self.level)
+        return self.ended == ENDED_FAILED or not np.isfinite(self.value)
 
     @property
     def final(self) -> bool:
