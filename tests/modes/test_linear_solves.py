@@ -91,6 +91,15 @@ def test_a_wrong_preconditioner_costs_products_only():
         np.testing.assert_allclose(adjoint, np.linalg.solve(GENERAL.T, WEIGHTS), rtol=1e-6)
 
 
+def test_the_advice_without_preconditioner():
+    solver = lx.GMRES(1e-10, 1e-10, restart=SIZE)
+    nan = itd.Implicit(solver, preconditioner=lambda *_: lambda v: jnp.nan * v)
+    with pytest.raises(RuntimeError, match="Try `preconditioner=None`"):
+        jax.block_until_ready(jax.jit(gradient(system(GENERAL), nan))(jnp.asarray(RHS)))
+    found = jax.jit(gradient(system(GENERAL), itd.Implicit(solver)))(jnp.asarray(RHS))
+    np.testing.assert_allclose(found, np.linalg.solve(GENERAL.T, WEIGHTS), rtol=1e-6)
+
+
 def test_equations_and_unknowns_in_other_units_without_a_preconditioner():
     rows, columns = np.exp(4 * RNG.normal(size=(2, SIZE)))
     matrix = rows[:, None] * (np.eye(SIZE) + 0.01 * RNG.normal(size=(SIZE, SIZE))) * columns
