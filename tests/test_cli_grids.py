@@ -68,7 +68,7 @@ def test_an_interrupt_says_how_to_go_on(words, monkeypatch, capsys):
         if content:
             raise KeyboardInterrupt
         content.extend(compute(tasks))
-        return [CellOutcome(outcome.content, seconds=10.0) for outcome in content]
+        return [CellOutcome(outcome.content, seconds=100.0) for outcome in content]
 
     monkeypatch.setattr(execute, "compute", interrupted)
     assert main([*words, "--fresh"]) == 130

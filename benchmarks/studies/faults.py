@@ -22,23 +22,24 @@ LATEST_KILL_SECONDS = 1.0
 """Latest moment of a kill, after the run's first cell."""
 
 
-def run(kills: int) -> Section:
-    """Make every fault; report what was there afterwards."""
-    rows = [_killed(kills)]
+def run() -> Section:
+    """Make every fault once; report what was there afterwards."""
+    rows = []
     for name, fault in FAULTS.items():
         with tempfile.TemporaryDirectory() as folder:
             rows.append([name, *fault(Path(folder))])
             print(rows[-1], flush=True)
-    columns = [
-        Column("fault"),
-        Column("exit status"),
-        Column("cells that were finished and are there", "share"),
-        Column("damaged files", "count"),
-        Column("cells after one more run", "share"),
-        Column("what the command said"),
-    ]
-    return Section("Faults", NOTE, [Table("What survives", columns, rows)])
+    return Section("Faults", NOTE, [Table("What survives", COLUMNS, rows)])
 
+
+COLUMNS = [
+    Column("fault"),
+    Column("exit status"),
+    Column("cells that were finished and are there", "share"),
+    Column("damaged files", "count"),
+    Column("cells after one more run", "share"),
+    Column("what the command said"),
+]
 
 NOTE = (
     "Each fault is made in a process of its own, by the command `iterdiff study`. A cell counts as "
@@ -46,14 +47,14 @@ NOTE = (
 )
 
 
-def _killed(kills: int) -> list:
-    """Kill runs at random moments; a finished cell must stay and no file may be damaged."""
+def run_kills(kills: int) -> Section:
+    """Kill runs at random moments; a finished cell must stay, and no file may be damaged."""
     draw = random.Random(0)
     with tempfile.TemporaryDirectory() as name:
         folder, out = Path(name), Path(name) / "out"
         write_study(folder, CELLS)
-        there, kept, finished_before, damaged, halves = set(), 0, 0, 0, 0
-        for _ in range(kills):
+        there, kept, expected, damaged, halves = set(), 0, 0, 0, 0
+        for number in range(kills):
             if len(there) >= CELLS - 50:  # start over, so that every kill meets a writer
                 store.clear(out)
                 there = set()
@@ -62,21 +63,29 @@ def _killed(kills: int) -> list:
             time.sleep(draw.uniform(0, LATEST_KILL_SECONDS))
             kill(program)
             whole, broken = cells_of(out)
-            kept += len(there & whole)
-            finished_before += len(there)
+            kept, expected = kept + len(there & whole), expected + len(there)
             damaged += len(broken)
             halves += len(list((out / store.CELLS).glob(f"{store.UNFINISHED}*")))
             there = whole
-        status, _ = finished(folder, "--out", "out", "--quiet")
-        assert status == 0
-        return [
-            f"SIGKILL, {kills} times at random moments, {halves} of them during a write",
-            "–",
-            [kept, finished_before],
+            print(number + 1, kept, expected, damaged, halves, flush=True)
+        status, said = finished(folder, "--out", "out", "--quiet")
+        row = [
+            kills,
+            halves,
+            [kept, expected],
             damaged,
             [len(cells_of(out)[0]), CELLS],
-            "",
+            str(status),
         ]
+    columns = [
+        Column("kills", "count"),
+        Column("of them during a write", "count"),
+        Column("cells that were finished and are there, all kills together", "share"),
+        Column("damaged files", "count"),
+        Column("cells after one more run", "share"),
+        Column("its exit status"),
+    ]
+    return Section("Kills", NOTE, [Table("SIGKILL at random moments", columns, [row])])
 
 
 def _wait_for_a_cell(out: Path, count: int) -> None:

@@ -51,7 +51,10 @@ def started(folder: Path, *words: str, before: str = "") -> subprocess.Popen:
     lines = [before or "pass", "import sys", "from iterdiff.cli import main"]
     lines = ["if __name__ == '__main__':", *lines, "sys.exit(main(sys.argv[1:]))"]
     script.write_text("\n    ".join(lines) + "\n")
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    # Later runs find the programs that earlier ones compiled: a kill is to meet a writer soon.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    environment = {**os.environ, **cache, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [sys.executable, str(script), "study", "grid.toml", *words],
         cwd=folder,

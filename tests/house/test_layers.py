@@ -54,6 +54,7 @@ NOT_LOADED_BY_IMPORT = (
     "pandas",
     "pydantic",
     "rich",
+    "distributed",
     "sklearn",
     "optax",
     "optimistix",

@@ -104,7 +104,7 @@ class Canned(Executor):
         if error is not None:
             future.set_exception(error)
         else:
-            future.set_result([CellOutcome(self.content, seconds=10.0) for _ in tasks])
+            future.set_result([CellOutcome(self.content, seconds=100.0) for _ in tasks])
         return future
 
     @property
@@ -259,3 +259,13 @@ def test_a_stopping_rule_is_recorded_and_a_run_that_never_converges_has_a_status
     assert data.stop_steps.values.tolist() == [5, 10]
     assert data.stop_status.values.tolist() == ["MAX_STEPS_REACHED", "CONVERGED"]
     np.testing.assert_allclose(data.stop_jacobian_error, [2 * 0.5**5, 2 * 0.5**10], rtol=1e-12)
+
+
+def test_a_variable_that_some_cells_lack_is_missing_there(tmp_path):
+    lists = ['grid."problem.b"=[0.0, 1.0]', 'modes={implicit={type="Implicit"}}']
+    run_grid(load_grid("scalar-quadratic", {"steps": 3}, lists), tmp_path)
+    data = iterdiff.study.open(tmp_path).isel(algorithm=0)
+    assert data.sizes == {"problem.b": 2, "mode": 1, "iteration": 4}
+    # Theory splits the error into two factors for b = 0 only.
+    assert np.isfinite(data.closed_form).all()
+    assert np.isfinite(data.linear_factor).all("iteration").values.tolist() == [True, False]

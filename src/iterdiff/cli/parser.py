@@ -31,12 +31,24 @@ def make_parser() -> argparse.ArgumentParser:
     _add_diagnose(subparsers)
     _add_explore(subparsers)
     _add_folders(subparsers)
-    listing = subparsers.add_parser("list", help="list the built-in studies, one per line")
+    listing = subparsers.add_parser(
+        "list",
+        help="list the built-in studies, one per line",
+        epilog="example: iterdiff list --json",
+    )
     _add_json(listing)
     listing.set_defaults(load=commands.list)
-    schema = subparsers.add_parser("schema", help="print the JSON Schema of files of settings")
+    schema = subparsers.add_parser(
+        "schema",
+        help="print the JSON Schema of files of settings",
+        epilog="example: iterdiff schema > study.schema.json",
+    )
     schema.set_defaults(load=commands.schema)
-    completion = subparsers.add_parser("completion", help="print the completion script of a shell")
+    completion = subparsers.add_parser(
+        "completion",
+        help="print the completion script of a shell",
+        epilog='example, in a shell\'s start file: eval "$(iterdiff completion bash)"',
+    )
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     completion.set_defaults(load=_completion)
     return parser
@@ -137,6 +149,7 @@ def _add_study(subparsers: Any) -> None:
 def _add_explore(subparsers: Any) -> None:
     explore = subparsers.add_parser(
         "explore",
+        epilog="example: iterdiff explore out/logistic/logistic.nc --out out/page",
         help="write a page that shows a study with a slider",
         description=(
             "Write one HTML page that needs neither server nor network: a slider along a study's "
@@ -163,6 +176,7 @@ def _add_explore(subparsers: Any) -> None:
 def _add_diagnose(subparsers: Any) -> None:
     diagnose = subparsers.add_parser(
         "diagnose",
+        epilog="example: iterdiff diagnose folder/mine.py:make --rtol 1e-3",
         help="recommend a mode and a number of steps for a run of your own",
         description=(
             "Diagnose a run: NAME in MODULE (or FILE.py) is a tuple (problem, algorithm, x0, "

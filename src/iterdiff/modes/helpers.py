@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from iterdiff.algorithms.base import Algorithm
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_callable
 from iterdiff.linalg.probing import inverse_by_probing
@@ -34,7 +35,48 @@ class Probed(eqx.Module):
         return inverse_by_probing(operator, x, by_blocks=self.by_blocks)
 
 
-BUILT_IN = {"diagonal": Probed(by_blocks=False), "block": Probed(by_blocks=True)}
+class OfTheRun(eqx.Module):
+    """What the algorithm that ran holds for the inverse of the Jacobian.
+
+    References
+    ----------
+    Z. Ramzi et al., *SHINE: SHaring the INverse Estimate from the forward pass for bi-level
+    optimization and implicit models*, ICLR 2022. There the estimate replaces the inverse; here it
+    preconditions a solve whose answer is checked.
+    """
+
+    def __call__(self, problem: Problem, x: PyTree, theta: PyTree) -> Callable[[PyTree], PyTree]:
+        """Raise ValueError: there was no run."""
+        del problem, x, theta
+        raise ValueError(
+            "`preconditioner='algorithm'` needs the last state of a run, which only iterdiff.solve "
+            "has; pass 'diagonal', 'block' or a function of your own."
+        )
+
+    @staticmethod
+    def at(algorithm: Algorithm, state: Any) -> Preconditioner:
+        """Return the preconditioner that the algorithm holds.
+
+        Raises
+        ------
+        ValueError
+            If it holds none.
+        """
+        apply = algorithm.inverse_jacobian(state)
+        if apply is None:
+            raise ValueError(
+                f"`preconditioner='algorithm'`: {type(algorithm).__name__} holds no inverse of the "
+                "Jacobian, as Broyden and Chord do; pass 'diagonal', 'block' or a function of your "
+                "own."
+            )
+        return lambda *_: apply
+
+
+BUILT_IN = {
+    "diagonal": Probed(by_blocks=False),
+    "block": Probed(by_blocks=True),
+    "algorithm": OfTheRun(),
+}
 """Preconditioners that have a name."""
 
 

@@ -21,7 +21,13 @@ from iterdiff.loop.run import stop_gradient
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
-from iterdiff.modes.helpers import Preconditioner, applied, as_preconditioner, guess_like
+from iterdiff.modes.helpers import (
+    OfTheRun,
+    Preconditioner,
+    applied,
+    as_preconditioner,
+    guess_like,
+)
 from iterdiff.modes.implicit_rule import attached
 from iterdiff.problems.least_squares import without_curvature
 from iterdiff.problems.problem import Problem
@@ -60,12 +66,13 @@ class Implicit(Mode):
         Number of Newton corrections of `x` before it is differentiated and returned. Each costs one
         linear solve and squares the distance to the solution. A correction that fails, or does not
         reduce the norm of the residual, is not made, and none after it.
-    preconditioner : callable, "diagonal" or "block", optional
+    preconditioner : callable, "diagonal", "block" or "algorithm", optional
         ``preconditioner(problem, x, theta)`` returns a function ``v -> M v`` that approximates
         ``A^{-1} v``, for iterative solvers (ours above 500 unknowns, and lineax's). JAX transposes
         it for the adjoint solve. It changes how long a solve takes, never its answer. With
         "diagonal", the inverse diagonal of ``A`` is found by 31 products; with "block", the inverse
-        of the blocks that the entries along the last axis of each leaf make (of up to 16).
+        of the blocks that the entries along the last axis of each leaf make (of up to 16). With
+        "algorithm", it is what `Broyden` or `Chord` held at the end of `solve`.
     guess : AdjointState or pytree, optional
         Where iterative adjoint solves start, like `x`: see `value_and_grad_with_state`. Forward
         mode does not use it.
@@ -74,7 +81,6 @@ class Implicit(Mode):
         taken, if the system has one: a gauge or a conserved quantity makes ``A`` singular, and
         the gradient of a loss that does not depend on it exists. If the loss depends on it, the
         solve fails.
-
     gauss_newton : bool
         Whether to leave the curvature of the residuals out of the Hessian of a `LeastSquares`.
         The derivative is then wrong unless the residuals vanish at the solution or are linear in
@@ -148,8 +154,11 @@ class Implicit(Mode):
 
     def solve(self, task: Task, *, throw: Throw) -> Outcome:
         """Run without a derivative, then attach the implicit one."""
-        end = self.primal(task)
-        x = self.attach(task.problem, end.state.x, task.theta, throw=throw)
+        end, mode = self.primal(task), self
+        if isinstance(self.preconditioner, OfTheRun):
+            helper = self.preconditioner.at(task.algorithm, stop_gradient(end.state))
+            mode = dataclasses.replace(self, preconditioner=helper)
+        x = mode.attach(task.problem, end.state.x, task.theta, throw=throw)
         return Outcome(x, end.steps, end.status)
 
     def attach(self, problem: Problem, x: PyTree, theta: PyTree, *, throw: Throw) -> PyTree:
@@ -197,11 +206,17 @@ class Implicit(Mode):
 
     def answer(self, task: Task, x: PyTree, *, throw: Throw) -> PyTree:
         """Return `x` with its derivative, and without further Newton corrections."""
-        return dataclasses.replace(self, refine=0).attach(task.problem, x, task.theta, throw=throw)
+        mode = dataclasses.replace(self, refine=0, preconditioner=self._without_run())
+        return mode.attach(task.problem, x, task.theta, throw=throw)
+
+    def _without_run(self) -> Preconditioner | None:
+        """Return the preconditioner, unless it is that of a run: no state is at hand."""
+        return None if isinstance(self.preconditioner, OfTheRun) else self.preconditioner
 
     def tangents(self, task: Task, directions: PyTree) -> "ImplicitTangents":
         """Return the tangents ``-A(x_t)^{-1} r_theta(x_t) v``."""
-        return ImplicitTangents(self, task.problem, task.theta, directions)
+        mode = dataclasses.replace(self, preconditioner=self._without_run())
+        return ImplicitTangents(mode, task.problem, task.theta, directions)
 
 
 class ImplicitTangents(Tangents):

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import as_array, check_tolerance, is_real
+from iterdiff.jaxtools.arguments import as_array, check_tolerance, is_known, is_real
 from iterdiff.problems.active_set import completed, default_distance, weak_constraints
 from iterdiff.problems.constrained import ConstrainedProblem
 from iterdiff.problems.inputs import check_inputs, with_data
@@ -56,10 +56,10 @@ def soft_threshold(x: T, by: Bound) -> T:
     """
 
     def shrink(leaf, bound):
-        bound = _bound("by", bound, leaf)
+        bound = bound_of("by", bound, leaf)
         return jnp.where(jnp.abs(leaf) > bound, leaf - jnp.sign(leaf) * bound, 0)
 
-    x = _point(x)
+    x = point_of(x)
     return jax.tree.map(shrink, x, _like(by, x))
 
 
@@ -74,12 +74,12 @@ def elastic_net(x: T, by: Bound, ridge: Bound) -> T:
         :math:`b, r \ge 0`, both multiplied by the step size.
     """
     shrunk = soft_threshold(x, by)
-    return jax.tree.map(lambda u, r: u / (1 + _bound("ridge", r, u)), shrunk, _like(ridge, x))
+    return jax.tree.map(lambda u, r: u / (1 + bound_of("ridge", r, u)), shrunk, _like(ridge, x))
 
 
 def nonnegative(x: T) -> T:
     """Return the nearest point with nonnegative coordinates."""
-    return jax.tree.map(lambda leaf: jnp.where(leaf > 0, leaf, 0), _point(x))
+    return jax.tree.map(lambda leaf: jnp.where(leaf > 0, leaf, 0), point_of(x))
 
 
 def box(x: T, lower: Bound, upper: Bound) -> T:
@@ -91,13 +91,20 @@ def box(x: T, lower: Bound, upper: Bound) -> T:
         Point to project.
     lower, upper : scalar, array or pytree like `x`
         The bounds, ``lower <= upper``.
+
+    Raises
+    ------
+    ValueError
+        If known bounds cross.
     """
 
     def clip(leaf, low, high):
-        low, high = _bound("lower", low, leaf), _bound("upper", high, leaf)
+        low, high = bound_of("lower", low, leaf), bound_of("upper", high, leaf)
+        if is_known(low) and is_known(high) and np.any(np.asarray(low) > np.asarray(high)):
+            raise ValueError("`lower` exceeds `upper` somewhere; exchange them there.")
         return jnp.where(leaf <= low, low, jnp.where(leaf >= high, high, leaf))
 
-    x = _point(x)
+    x = point_of(x)
     return jax.tree.map(clip, x, _like(lower, x), _like(upper, x))
 
 
@@ -120,10 +127,10 @@ def simplex(x: Float[Array, " n"], total: float | Float[Array, ""] = 1.0) -> Flo
     J. Duchi, S. Shalev-Shwartz, Y. Singer, T. Chandra, *Efficient projections onto the l1-ball for
     learning in high dimensions*, ICML 2008.
     """
-    x = _point(x)
+    x = point_of(x)
     if not isinstance(x, jax.Array) or x.ndim != 1:
         raise ValueError(f"`x` must be one vector, not {x!r}; flatten it.")
-    total = _bound("total", total, x[0])
+    total = bound_of("total", total, x[0])
     descending = -jnp.sort(-jax.lax.stop_gradient(x))
     excess = jnp.cumsum(descending) - jax.lax.stop_gradient(total)
     counts = jnp.arange(1, x.size + 1).astype(x.dtype)
@@ -135,7 +142,7 @@ def simplex(x: Float[Array, " n"], total: float | Float[Array, ""] = 1.0) -> Flo
     return jnp.where(support, x - shift, 0)
 
 
-def _point(x: Any) -> Any:
+def point_of(x: Any) -> Any:
     """Return the argument of a proximal operator as a pytree of floating arrays."""
     x = jax.tree.map(lambda leaf: as_array("`x`", leaf), x)
     for leaf in jax.tree.leaves(x):
@@ -144,7 +151,7 @@ def _point(x: Any) -> Any:
     return x
 
 
-def _bound(name: str, bound: Any, leaf: Array) -> Array:
+def bound_of(name: str, bound: Any, leaf: Array) -> Array:
     """Return a bound in the dtype of a leaf, against whose shape it broadcasts."""
     if not is_real(bound):
         raise TypeError(f"`{name}` must be a real number or a real array, not {bound!r}.")

@@ -71,20 +71,48 @@ def _opened_zarr(path: Path) -> "xarray.Dataset | xarray.DataTree":
 
 
 class _Layout:
-    """Cells whose variables have equal names, types, dimensions and coordinates."""
+    """Cells with equal dimensions and coordinates.
 
-    def __init__(self, content: bytes):
-        xarray = import_extra("xarray", "study")
-        template = xarray.load_dataset(io.BytesIO(content), engine="scipy").drop_encoding()
-        coords = {name: _plain(values) for name, values in template.coords.items()}
-        self.template = template.assign_coords(coords)
-        self.indices: list[int] = []
-        self.values: dict[str, list[np.ndarray]] = {name: [] for name in self.template.data_vars}
+    A variable may be absent from some of them, for example a bound that theory has for some
+    algorithms only.
+    """
 
-    def add(self, index: int, variables: Mapping[str, np.ndarray]) -> None:
-        self.indices.append(index)
-        for name, values in self.values.items():
-            values.append(variables[str(name)])
+    def __init__(self):
+        self.cells: list[int] = []
+        self.coords: dict[str, Any] = {}
+        self.variables: dict[str, _Variable] = {}
+
+    def add(self, index: int, values: Mapping[str, np.ndarray], content: bytes) -> None:
+        """Add the values of a cell; a variable that is new is looked up in its file."""
+        self.cells.append(index)
+        if values.keys() - self.variables.keys() - self.coords.keys():
+            xarray = import_extra("xarray", "study")
+            data = xarray.load_dataset(io.BytesIO(content), engine="scipy").drop_encoding()
+            self.coords = {str(name): _plain(found) for name, found in data.coords.items()}
+            for name, found in data.data_vars.items():
+                new = _Variable(found.dims, found.attrs, [], [])
+                self.variables.setdefault(str(name), new)
+        for name in values.keys() - self.coords.keys():
+            self.variables[name].cells.append(index)
+            self.variables[name].values.append(values[name])
+
+
+class _Variable(NamedTuple):
+    """A variable, and its values in the cells that have it."""
+
+    dims: tuple
+    attrs: Mapping[str, Any]
+    cells: list[int]
+    values: list[np.ndarray]
+
+    def on(self, cells: Sequence[int]) -> np.ndarray:
+        """Return the values in these cells along a first axis, filled where there are none."""
+        values = np.stack(self.values)
+        if len(self.cells) == len(cells):
+            return values
+        whole = np.full((len(cells), *values.shape[1:]), _missing(values))
+        whole[np.searchsorted(cells, self.cells)] = values
+        return whole
 
 
 def collected(folder: Path) -> "xarray.Dataset | xarray.DataTree":
@@ -105,13 +133,13 @@ def collected(folder: Path) -> "xarray.Dataset | xarray.DataTree":
     attributes = _attributes(manifest, read.attributes)
     if len(read.layouts) <= 1:
         for layout in read.layouts:
-            known |= {name: grid.filled(layout, name) for name in layout.values}
-        coords = dict(read.layouts[0].template.coords) if read.layouts else {}
+            known |= {name: grid.filled(found) for name, found in layout.variables.items()}
+        coords = read.layouts[0].coords if read.layouts else {}
         return xarray.Dataset(known, {**grid.coords, **coords}, attributes)
     group = np.full(len(names), "", dtype=object)
     children = {}
     for number, layout in enumerate(read.layouts):
-        group[layout.indices] = f"layout_{number}"
+        group[layout.cells] = f"layout_{number}"
         children[f"/layout_{number}"] = grid.listed(layout)
     known["group"] = (grid.dims, group.astype(str).reshape(grid.shape))
     root, places = xarray.Dataset(attrs=attributes), xarray.Dataset(known, grid.coords)
@@ -135,7 +163,7 @@ class _Cells(NamedTuple):
     def variables(self) -> Iterable[str]:
         """The names of all variables and dimensions."""
         for layout in self.layouts:
-            yield from map(str, (*layout.template.variables, *layout.template.dims))
+            yield from (*layout.variables, *layout.coords)
 
 
 def _read_cells(folder: Path, names: Sequence[str]) -> _Cells:
@@ -146,11 +174,15 @@ def _read_cells(folder: Path, names: Sequence[str]) -> _Cells:
             content = store.verified(store.cell_file(folder, name))
         except FileNotFoundError:
             continue
+        except store.CorruptedCell as error:
+            raise store.CorruptedCell(
+                f"{error} Run the grid again: that computes the cell anew."
+            ) from None
         key, variables, attributes = _parsed(content)
         if key not in layouts:
-            layouts[key] = _Layout(content)
+            layouts[key] = _Layout()
             cells.layouts.append(layouts[key])
-        layouts[key].add(index, variables)
+        layouts[key].add(index, variables, content)
         cells.there.add(index)
         for attribute, value in attributes.items():
             if attribute not in OF_ONE_CELL:
@@ -165,18 +197,19 @@ def _parsed(content: bytes) -> tuple[Any, dict[str, np.ndarray], dict[str, Any]]
     """
     netcdf_file = import_extra("scipy.io", "study").netcdf_file
     with netcdf_file(io.BytesIO(content), mmap=False) as file:
-        variables, layout = {}, []
+        variables, layout = {}, set()
         for name, variable in file.variables.items():
             values, dims = _decoded(variable), variable.dimensions
             dims = dims[: values.ndim]
             variables[name] = values
-            coordinate = tuple(values.tolist()) if dims == (name,) else None
-            layout.append((name, dims, values.shape, values.dtype.kind, coordinate))
+            layout |= set(zip(dims, values.shape, strict=True))
+            if dims == (name,):
+                layout.add((name, tuple(values.tolist())))
         attributes = {
             name: value.decode() if isinstance(value, bytes) else value.item()
             for name, value in file._attributes.items()
         }
-    return tuple(sorted(layout)), variables, attributes
+    return frozenset(layout), variables, attributes
 
 
 def _plain(coordinate: "xarray.DataArray") -> tuple:
@@ -213,26 +246,21 @@ class _GridCoords:
                 values = _labels([row[place] for row in axis["values"]])
                 self.coords[label] = (dim, values)
 
-    def filled(self, layout: _Layout, name: Any) -> tuple:
+    def filled(self, variable: _Variable) -> tuple:
         """Return a variable on the whole grid."""
-        variable = layout.template[name]
-        values = np.stack(layout.values[name])
-        if len(values) < math.prod(self.shape):
-            whole = np.full((math.prod(self.shape), *values.shape[1:]), _missing(values))
-            whole[layout.indices] = values
-            values = whole
+        values = variable.on(range(math.prod(self.shape)))
         shape = (*self.shape, *values.shape[1:])
-        return ((*self.dims, *variable.dims), values.reshape(shape), variable.attrs)
+        return (*self.dims, *variable.dims), values.reshape(shape), variable.attrs
 
     def listed(self, layout: _Layout) -> "xarray.Dataset":
         """Return the cells of one layout along the dimension ``cell``."""
-        points = list(np.unravel_index(layout.indices, self.shape))
-        coords = dict(layout.template.coords)
+        points = list(np.unravel_index(layout.cells, self.shape))
+        coords = dict(layout.coords)
         for label, (dim, values) in self.coords.items():
             coords[label] = ("cell", values[points[self.dims.index(dim)]])
         known = {
-            name: (("cell", *layout.template[name].dims), np.stack(values))
-            for name, values in layout.values.items()
+            name: (("cell", *found.dims), found.on(layout.cells), found.attrs)
+            for name, found in layout.variables.items()
         }
         return import_extra("xarray", "study").Dataset(known, coords)
 

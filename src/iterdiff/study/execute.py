@@ -6,7 +6,9 @@ import itertools
 import multiprocessing
 import os
 import signal
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -21,8 +23,11 @@ from typing import Any
 from iterdiff.jaxtools.extras import import_extra
 from iterdiff.study.cell import CellOutcome, CellTask, cause_of, compute
 
-BATCH_SECONDS = 2.0
+BATCH_SECONDS = 5.0
 """How long the work of one submission should take. A crash loses at most this much per process."""
+
+REMEMBERED_TIMES = 5
+"""Submissions from whose median the time of a cell is judged: a compilation is an exception."""
 
 MAX_BATCH = 256
 """Upper limit of the number of cells in one submission."""
@@ -189,6 +194,7 @@ class _Run:
         self.pending: dict[Any, list[CellTask]] = {}
         self.singles: list[CellTask] = []
         self.batch = 1
+        self.times: deque[float] = deque(maxlen=REMEMBERED_TIMES)
 
     def fill(self) -> bool:
         """Hand over work; return whether any is waiting."""
@@ -231,8 +237,9 @@ class _Run:
                 self.finish(batch[0], CellOutcome(None, cause_of(error)))
             return
         self._finish(batch, outcomes)
-        seconds = sum(outcome.seconds for outcome in outcomes) / len(batch)
-        wanted = min(MAX_BATCH, int(BATCH_SECONDS / max(seconds, 1e-6)))
+        self.times.append(sum(outcome.seconds for outcome in outcomes) / len(batch))
+        seconds = max(statistics.median(self.times), BATCH_SECONDS / MAX_BATCH)
+        wanted = int(BATCH_SECONDS / seconds)
         self.batch = max(1, min(wanted, 2 * max(self.batch, len(batch))))
 
     def _finish(self, batch: list[CellTask], outcomes: list[CellOutcome]) -> None:
