@@ -17,18 +17,19 @@ SPEED = (
     "first_gradient",
     "growth",
 )
-WRONG = "wrong_derivatives"
+WRONG, SOLVES, BILEVEL = "wrong_derivatives", "linear_solves", "bilevel"
 PROGRAMS = "quadratic_programs"
 REPORTS = {
     "speed": ("Speed against targets, other libraries and hand-written JAX", SPEED),
     WRONG: ("Wrong derivatives", (WRONG,)),
     "constraints": ("Problems with constraints beside other libraries", (PROGRAMS,)),
+    SOLVES: ("Large adjoint solves", (SOLVES,)),
+    BILEVEL: ("Outer optimisation", (BILEVEL,)),
 }
 """Title and benchmarks of each report, by the name of its files."""
-MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED} | {
-    WRONG: f"benchmarks.{WRONG}.run",
-    PROGRAMS: f"benchmarks.constraints.{PROGRAMS}",
-}
+MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED}
+MODULES |= {name: f"benchmarks.{name}.run" for name in (WRONG, SOLVES, BILEVEL)}
+MODULES[PROGRAMS] = f"benchmarks.constraints.{PROGRAMS}"
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -57,7 +58,7 @@ def main(given: list[str] | None = None) -> None:
 
     matplotlib.use("Agg")
     chosen = arguments(given)
-    if WRONG in chosen.name or PROGRAMS in chosen.name:
+    if {WRONG, BILEVEL, PROGRAMS}.intersection(chosen.name):
         # With more threads, batched LAPACK calls of jaxlib 0.10 can wait for each other for ever.
         os.environ.setdefault("NPROC", "1")
     if chosen.draw:

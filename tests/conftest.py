@@ -17,7 +17,7 @@ import pytest
 # 0 would be a sixth faster, but a program of test_closures.py warns there, and at no other level.)
 # XLA reads them at its first use. What a program costs is measured under `AS_SHIPPED` (helpers.py).
 QUICK_TO_COMPILE = {
-    "xla_backend_optimization_level": "1",
+    "xla_backend_optimization_level": "0",
     "xla_cpu_parallel_codegen_split_count": "1",
 }
 if jax.__version_info__ < (0, 11):  # later ones do not know it, and end the process

@@ -13,6 +13,7 @@ _IMPORT = "`import iterdiff`, and the names of a gradient"
 _IMPLICIT = "implicit gradient at convergence, defaults"
 _WRONG = "derivatives whose error is known"
 _STOPS = "`DerivativeErrorBelow`"
+_OUTER = "outer optimisation to 1e-4"
 
 IMPLICIT = (
     "logistic 569×30",
@@ -61,6 +62,10 @@ _ROWS = (
      "count"),
     ("checked differs", _WRONG, "flags of `Checked` that differ from the estimate's: none", 0,
      "count"),
+    ("bilevel best", _OUTER, "≤ 1.2 × the best fixed tolerance on all but one", 1, "count"),
+    ("bilevel median", _OUTER, "≤ 0.5 × the median one on all but one", 1, "count"),
+    ("bilevel uphill", _OUTER, "accepted steps that a direct solve calls uphill: none", 0, "count"),
+    ("bilevel bars", _OUTER, "trusted error bars within a factor of two: 98 %", 0.02, "error"),
     ("not reached", _STOPS, "runs that miss the tolerance: none", 0, "count"),
     ("stopped early", _STOPS, "true error above 1.1 × the tolerance: none", 0, "count"),
     ("stopped late", _STOPS, "steps above 1.1 × the oracle's and one interval: none", 0, "count"),

@@ -2,8 +2,10 @@ __all__: list[str]
 __version__: str
 
 from . import adapters as adapters
+from . import bilevel as bilevel
 from . import extend as extend
 from . import prox as prox
+from . import study as study
 from . import theory as theory
 from .accuracy.estimate import ErrorEstimate as ErrorEstimate
 from .accuracy.estimate import derivative_error as derivative_error
@@ -23,6 +25,8 @@ from .algorithms.gradient import HeavyBall as HeavyBall
 from .algorithms.gradient import Nesterov as Nesterov
 from .algorithms.krylov import GMRES as GMRES
 from .algorithms.krylov import ConjugateGradient as ConjugateGradient
+from .algorithms.least_squares import GaussNewton as GaussNewton
+from .algorithms.least_squares import LevenbergMarquardt as LevenbergMarquardt
 from .algorithms.newton import Newton as Newton
 from .algorithms.polynomial import Chebyshev as Chebyshev
 from .algorithms.polynomial import Sobolev as Sobolev
@@ -49,12 +53,15 @@ from .loop.stopping import StoppingRule as StoppingRule
 from .modes.base import Mode as Mode
 from .modes.checked import Checked as Checked
 from .modes.checked import DerivativeWarning as DerivativeWarning
+from .modes.helpers import AdjointState as AdjointState
+from .modes.helpers import value_and_grad_with_state as value_and_grad_with_state
 from .modes.implicit import Implicit as Implicit
 from .modes.unrolled import OneStep as OneStep
 from .modes.unrolled import Unrolled as Unrolled
 from .problems.constrained import ConstrainedMinimization as ConstrainedMinimization
 from .problems.constrained import Multipliers as Multipliers
 from .problems.constrained import PrimalDual as PrimalDual
+from .problems.least_squares import LeastSquares as LeastSquares
 from .problems.linear_system import LinearSystem as LinearSystem
 from .problems.linear_system import MatrixOperator as MatrixOperator
 from .problems.problem import CompositeMinimization as CompositeMinimization
@@ -69,3 +76,4 @@ from .solving.implicit import implicit as implicit
 from .solving.solution import Solution as Solution
 from .solving.solution import SolverFailed as SolverFailed
 from .solving.solve import solve as solve
+from .solving.value import optimal_value as optimal_value

@@ -161,6 +161,21 @@ def test_the_best_iterate_may_be_older_than_the_last_steps():
         total(THETA, itd.Unrolled(last=3))
 
 
+REJECTING = {
+    "BFGS": (itd.Minimization(BOWL), optx.BFGS(**LOOSE)),
+    "Dogleg": (itd.RootFinding(lambda x, theta: x - theta), optx.Dogleg(**LOOSE)),
+}
+
+
+@pytest.mark.parametrize("name", REJECTING)
+def test_last_steps_that_a_search_rejects_are_refused(name):
+    problem, solver = REJECTING[name]
+    run = (problem, from_optimistix(solver), START, THETA)
+    for mode in (itd.OneStep(), itd.Unrolled(last=3)):
+        with pytest.raises(ValueError, match="`last`"):
+            itd.solve(*run, stop=itd.Steps(30), mode=mode)
+
+
 # Steps without a derivative
 
 root = itd.RootFinding(lambda x, theta: x**3 - theta)

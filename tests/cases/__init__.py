@@ -36,6 +36,8 @@ BUILDERS = {
         fixed_points.cosine,
         fixed_points.babylonian_tree,
         minimisations.lasso,
+        minimisations.log_regression,
+        minimisations.quadratic_program,
         minimisations.nonnegative_tree,
     )
 }

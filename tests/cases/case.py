@@ -75,6 +75,12 @@ class Case:
     jacobian: Callable[[PyTree], PyTree]
     algorithms: tuple[Suited, ...]
 
+    def unknowns(self, solution: itd.Solution) -> PyTree:
+        """Return the answer of a solve, with its multipliers if the case has any."""
+        if isinstance(self.x0, itd.PrimalDual):
+            return itd.PrimalDual(solution.x, solution.multipliers)
+        return solution.x
+
     @property
     def dtype(self) -> str:
         """The dtype of all leaves."""

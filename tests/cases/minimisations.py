@@ -157,6 +157,72 @@ def coupled_tree(dtype: str) -> Case:
     )
 
 
+def log_regression(dtype: str) -> Case:
+    """Least squares of ``M exp(x) - b`` with residuals left over; ``x* = log(M^+ b)``."""
+    array = make(dtype)
+    matrix = np.array([[1.0, 0.2], [0.3, 1.0], [0.5, 0.5], [0.1, 0.9]])
+    inverse = np.linalg.pinv(matrix)
+    targets = matrix @ np.array([0.8, 1.3]) + 0.1 * draw(21, 4)
+
+    def solution(theta):
+        return {"log": jnp.log(array(inverse) @ theta)}
+
+    def jacobian(theta):
+        return {"log": array(inverse) / (array(inverse) @ theta)[:, None]}
+
+    return Case(
+        "log_regression",
+        itd.LeastSquares(lambda x, theta: array(matrix) @ jnp.exp(x["log"]) - theta),
+        x0={"log": array(np.zeros(2))},
+        theta=array(targets),
+        solution=solution,
+        jacobian=jacobian,
+        algorithms=(Suited(itd.GaussNewton(), 8), Suited(itd.LevenbergMarquardt(), 10)),
+    )
+
+
+def quadratic_program(dtype: str) -> Case:
+    """``x^T Q x / 2 - b^T x`` with ``sum(x) = 1`` and ``x_2 <= 0.2``, which is active."""
+    array = make(dtype)
+    hessian = np.array([[2.0, 0.3, 0.1], [0.3, 1.5, 0.2], [0.1, 0.2, 1.0]])
+    rows = np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
+    kkt = np.block([[hessian, rows.T], [rows, np.zeros((2, 2))]])
+
+    def unknowns(vector):
+        return itd.PrimalDual(vector[:3], itd.Multipliers(vector[3:4], vector[4:5]))
+
+    def solution(theta):
+        known = jnp.concatenate([theta, array([1.0, 0.2])])
+        return unknowns(array(np.linalg.inv(kkt)) @ known)
+
+    def jacobian(theta):
+        del theta
+        return unknowns(array(np.linalg.inv(kkt)[:, :3]))
+
+    def objective(x, theta):
+        return x @ array(hessian) @ x / 2 - theta @ x
+
+    return Case(
+        "quadratic_program",
+        itd.QuadraticProgram(
+            array(hessian),
+            lambda theta: -theta,
+            array(rows[:1]),
+            array([1.0]),
+            array(rows[1:]),
+            array([0.2]),
+        ),
+        x0=unknowns(array(np.zeros(5))),
+        theta=array([0.9, 0.8, 1.6]),
+        solution=solution,
+        jacobian=jacobian,
+        algorithms=(
+            Suited(itd.ADMM(penalty=0.3, iterations=2), 100),
+            Suited(itd.AugmentedLagrangian(itd.Newton()), 25),
+        ),
+    )
+
+
 def lasso(dtype: str) -> Case:
     """Least squares with orthonormal columns and an l1 penalty: ``x* = S(D^T y, penalty)``."""
     array = make(dtype)

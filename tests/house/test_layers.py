@@ -41,6 +41,8 @@ ALIASES = {"prox"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_ARGUMENTS = 7
+# A signature that is a promise to users, all of it keywords with defaults, may be longer.
+MAX_ARGUMENTS_OF = {"iterdiff.bilevel.drivers.minimize": 14}
 
 # Parts of JAX and Equinox that a release may change: `jaxtools` alone touches them.
 UNSTABLE = ("equinox.internal", "eqx.internal", "jax.extend", "jax.core", "jax.interpreters")
@@ -52,6 +54,7 @@ NOT_LOADED_BY_IMPORT = (
     "pandas",
     "pydantic",
     "rich",
+    "distributed",
     "sklearn",
     "optax",
     "optimistix",
@@ -186,7 +189,8 @@ def test_sizes():
             if isinstance(node, functions):
                 name = f"{module}.{getattr(node, 'name', 'lambda')}"
                 assert body_lines(node) <= MAX_FUNCTION_LINES, f"{name} is too long"
-                assert arguments(node) <= MAX_ARGUMENTS, f"{name} takes too many arguments"
+                most = MAX_ARGUMENTS_OF.get(name, MAX_ARGUMENTS)
+                assert arguments(node) <= most, f"{name} takes too many arguments"
 
 
 def body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> int:

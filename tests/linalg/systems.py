@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, Limits
-from iterdiff.linalg.solve import Inverse, Structure
+from iterdiff.linalg.solve import Inverse, Method, Structure
 
 SIZE = 12
 GENERAL = Structure(symmetric=False, positive_definite=False)
@@ -46,7 +46,8 @@ def solve(matrix, b, structure, solver, **options):
     """Return the answer to `b`; `solver` is one of lineax or the name of a method."""
     solver = SOLVERS[solver] if isinstance(solver, str) else solver
     b = jnp.asarray(b)
-    return Inverse(lambda v: matrix @ v, b, structure, solver=solver, **options)(b)
+    method = Method(solver, options.pop("throw", False))
+    return Inverse(lambda v: matrix @ v, b, structure, method, **options)(b)
 
 
 def spread(condition: float) -> np.ndarray:

@@ -12,7 +12,7 @@ import pytest
 import iterdiff as itd
 from iterdiff.linalg.any_solver import AnySolver
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
-from iterdiff.linalg.solve import Inverse, Structure
+from iterdiff.linalg.solve import Inverse, Method, Structure
 from tests.helpers import compiled, relative_error
 from tests.linalg.systems import (
     DEFINITE,
@@ -139,7 +139,7 @@ def test_any_solver_of_lineax_solves_transposes_and_batches(name):
 
 def test_a_solver_prepares_once_for_all_right_hand_sides():
     solver = Scripted([])
-    by = Inverse(lambda v: NONSYMMETRIC @ v, jnp.asarray(RHS), GENERAL, solver=solver)
+    by = Inverse(lambda v: NONSYMMETRIC @ v, jnp.asarray(RHS), GENERAL, Method(solver))
     first, second = by(jnp.asarray(RHS)), jax.vjp(by, jnp.asarray(RHS))[1](jnp.ones(SIZE))[0]
     np.testing.assert_allclose(first, np.linalg.solve(NONSYMMETRIC, RHS), rtol=1e-10)
     np.testing.assert_allclose(second, np.linalg.solve(NONSYMMETRIC.T, np.ones(SIZE)), rtol=1e-10)

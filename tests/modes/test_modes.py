@@ -33,7 +33,8 @@ def by_solve(name, index, mode, stop, kinds=ALL, dtype="float64"):
     case, entry = build(name, dtype), _entry(name, index, dtype)
 
     def solution(theta):
-        return itd.solve(case.problem, entry.algorithm, case.x0, theta, stop=stop, mode=mode).x
+        run = (case.problem, entry.algorithm, case.x0, theta)
+        return case.unknowns(itd.solve(*run, stop=stop, mode=mode))
 
     return compiled(lambda: derivatives(solution, case, kinds))()
 

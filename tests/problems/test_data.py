@@ -134,6 +134,17 @@ def test_data_that_no_function_takes_are_refused(function):
         itd.solve(problem, itd.Newton(), X0, THETA, stop=STOP, args=DATA)
 
 
+def test_data_that_a_function_needs_are_missed():
+    problem, algorithm = PROBLEMS["minimization"]
+    with pytest.raises(TypeError, match="`args`.*objective"):
+        itd.solve(problem, algorithm, X0, THETA, stop=STOP)
+    with pytest.raises(TypeError, match="`args`"):
+        itd.trace(problem, algorithm, X0, THETA, steps=2, modes={"implicit": itd.Implicit()})
+    with_default = itd.Minimization(lambda x, theta, scale=2.0: jnp.sum((x - scale * theta) ** 2))
+    found = itd.solve(with_default, algorithm, X0, THETA, stop=STOP).x
+    np.testing.assert_allclose(found, 2 * THETA, rtol=1e-9)
+
+
 def test_a_parameter_called_args_may_have_a_default():
     problem = itd.RootFinding(lambda x, theta, args=1.0: x - args * theta)
     run = (problem, itd.Newton(), X0, THETA)

@@ -7,6 +7,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import iterdiff as itd
@@ -99,6 +100,18 @@ def test_an_algorithm_of_ones_own_may_change_too(box):
         problem = itd.Minimization(lambda x, theta: jnp.sum((x - theta) ** 2))
         x = itd.solve(problem, Descent(), X0, ONES, stop=itd.Steps(1)).x
         np.testing.assert_allclose(x, 2 * rate)
+
+
+def test_a_schedule_of_optax_may_change_too(box):
+    rates = [0.1]
+    descent = itd.adapters.from_optax(optax.sgd(lambda count: rates[0]))
+
+    def after_one_step():
+        return itd.solve(box.problem, descent, X0, ONES, stop=itd.Steps(1)).x
+
+    first = after_one_step()
+    rates[0] = 0.2
+    np.testing.assert_allclose(after_one_step(), 2 * first, rtol=1e-12)
 
 
 def test_a_reference_of_ones_own_may_change_too(box):

@@ -8,8 +8,9 @@ import pytest
 
 import iterdiff as itd
 from iterdiff.study.catalog import BUILT_IN, load_study
-from iterdiff.study.options import algorithm_classes, mode_makers, nearest
+from iterdiff.study.options import algorithm_classes, mode_makers
 from iterdiff.study.settings import line_of
+from iterdiff.study.suggestions import nearest
 
 DOCS = Path(__file__).parents[2] / "docs" / "studies.md"
 GD = {"GD": {"type": "GradientDescent", "step_size": "1/L"}}

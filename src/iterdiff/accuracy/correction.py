@@ -33,7 +33,9 @@ from iterdiff.accuracy.points import (
     violation,
 )
 from iterdiff.accuracy.sensitivity import (
+    LOOSE,
     LOOSE_RTOL,
+    Equation,
     Sensitivity,
     irregular,
     random_vector,
@@ -42,7 +44,6 @@ from iterdiff.accuracy.sensitivity import (
 )
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.lax import only_if
-from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
 from iterdiff.linalg.solve import Inverse
 from iterdiff.problems.problem import Problem
 
@@ -117,7 +118,8 @@ class Correction:
     def exactly(self) -> Sensitivity:
         """Return the residual linearised at the corrected point, with a factorisation there."""
         at, corrected = self.at, self.points.corrected
-        return Sensitivity(at.residual, corrected, at.theta, at.structure, solver=at.solver)
+        equation = Equation(at.residual, corrected, at.theta, at.structure)
+        return Sensitivity(equation, at.method)
 
     def forward(self, v: PyTree, here: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         """Return ``J v`` at the corrected point, and its error relative to the change.
@@ -166,8 +168,7 @@ class Correction:
             back = jax.linear_transpose(operator, at.x)
             operator = lambda w: back(w)[0]  # noqa: E731
         if at.inverse.factors is None:
-            solver = DenseOrKrylov(rtol=LOOSE_RTOL / 10)
-            loose = Inverse(operator, at.x, at.structure, solver=solver, unique=False)
+            loose = Inverse(operator, at.x, at.structure, LOOSE, unique=False)
             change = loose(tree.sub(b, operator(start)))
             return tree.add(start, change), jnp.asarray(LOOSE_RTOL, tree.result_dtype(start))
 
@@ -177,7 +178,9 @@ class Correction:
         y, slack = _refine(correction, start, self.points)
 
         def factor_again():
-            return Inverse(operator, at.x, at.structure)(b), jnp.zeros_like(slack)
+            general = at.structure._replace(positive_definite=False)
+            anew = Inverse(operator, at.x, general, factor=True)
+            return anew.factored(b), jnp.zeros_like(slack)
 
         return only_if(~(slack <= LOOSE_RTOL), factor_again, (y, slack))
 

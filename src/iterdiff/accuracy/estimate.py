@@ -37,11 +37,12 @@ from iterdiff.accuracy.reasons import (
 )
 from iterdiff.accuracy.sensitivity import Sensitivity, irregular
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import Tolerance, as_array, check_linear_solver, check_tolerance
+from iterdiff.jaxtools.arguments import Tolerance, as_array, check_tolerance
 from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.jaxtools.tree import floating_part
+from iterdiff.linalg.any_solver import as_linear_solver
 from iterdiff.problems.constrained import PrimalDual
 from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import Problem
@@ -222,7 +223,7 @@ def derivative_error(
     >>> float(estimate.absolute.round(4)), bool(estimate.trusted)
     (0.0135, True)
     """
-    check_linear_solver(linear_solver)
+    linear_solver = as_linear_solver(linear_solver)
     check_tolerance("near", near)
     whole = isinstance(x, PrimalDual)
     problem, unknowns, theta = check_inputs(problem, x, theta, args, solved=True)

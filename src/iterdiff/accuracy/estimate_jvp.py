@@ -14,10 +14,11 @@ import lineax as lx
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.accuracy.forms import Apply
-from iterdiff.accuracy.sensitivity import Sensitivity, explicit
+from iterdiff.accuracy.sensitivity import Equation, Sensitivity, explicit
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.closures import Perturbed, attach_jvp, hoist, with_jvp
 from iterdiff.jaxtools.tree import floating_part
+from iterdiff.linalg.solve import Method
 from iterdiff.problems.problem import Problem
 
 
@@ -56,7 +57,8 @@ def with_derivative(
         def in_theta(y, floating):
             return residual(y, ((of_problem, eqx.combine(floating, rest)), closed_over))
 
-        return Sensitivity(in_theta, y, floating, problem.structure_at(y, of_theta), solver=solver)
+        structure = problem.structure_at(y, of_theta)
+        return Sensitivity(Equation(in_theta, y, floating, structure), Method(solver))
 
     def rule(_, perturbed, constants):
         del constants

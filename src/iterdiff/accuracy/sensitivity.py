@@ -12,7 +12,7 @@ At any other point the same formula gives an approximation.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,11 +23,10 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.closures import hoist
-from iterdiff.jaxtools.raise_if import Throw
-from iterdiff.jaxtools.reverse_only import first_order_only, reverse_only
+from iterdiff.jaxtools.reverse_only import custom_rules_in, first_order_only, reverse_only
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
-from iterdiff.linalg.solve import Inverse, Structure
+from iterdiff.linalg.solve import DEFAULT_METHOD, Inverse, Method, Structure
 from iterdiff.problems.active_set import regular_at
 from iterdiff.problems.problem import Problem
 
@@ -35,18 +34,24 @@ LOOSE_RTOL = 1e-2
 """Relative error that is allowed to solves that serve only an estimate, relative to what they
 change. Iterative ones stop at a tenth of it, as relative residual."""
 
-MAX_CONSTANT_SIZE = 20_000
-"""Random vectors of up to this many numbers are constants of the program, because drawing them
-takes longer than some derivatives."""
+LOOSE = Method(DenseOrKrylov(rtol=LOOSE_RTOL / 10))
+"""How systems are solved that serve only an estimate."""
 
 Residual = Callable[[PyTree, PyTree], PyTree]
 """``residual(x, theta)``, where everything else that it depends on is bound."""
 
 
-class Sensitivity:
-    r"""The residual linearised at a point, and the implicit derivative there.
+NO_FORWARD_RULE = (
+    "The residual calls a `jax.custom_vjp` function, which has no forward-mode rule: only first "
+    "derivatives in reverse mode (jax.grad, jax.jacrev) work. Give the function a "
+    "`jax.custom_jvp` rule for forward mode and second derivatives."
+)
 
-    Parameters
+
+class Equation(NamedTuple):
+    r"""The equation :math:`r(x, \theta) = 0` at a point.
+
+    Attributes
     ----------
     residual : callable
         ``residual(x, theta)``.
@@ -56,15 +61,58 @@ class Sensitivity:
         What the derivative is taken in.
     structure : Structure
         What is known of :math:`A = \partial r / \partial x`.
-    solver : lineax.AbstractLinearSolver, optional
-        As in `Implicit`.
-    throw : bool
-        Whether a solve that fails raises; otherwise its result is NaN.
+    """
+
+    residual: Residual
+    x: PyTree
+    theta: PyTree
+    structure: Structure
+
+    def derivative(self, v: PyTree, method: Method) -> PyTree:
+        """Return ``J v``, which JAX transposes and differentiates; `method` solves.
+
+        A residual that has a reverse rule only (`jax.custom_vjp`) is no obstacle to the transpose.
+        """
+        try:
+            return Sensitivity(self, method, factor=False).forward(v)
+        except TypeError:
+            if "custom_vjp" not in custom_rules_in(self.residual, self.x, self.theta):
+                raise
+        return self._derivative_by_reverse(v, method)
+
+    def _derivative_by_reverse(self, v: PyTree, method: Method) -> PyTree:
+        """Return ``J v`` such that JAX can transpose it, if the residual has a reverse rule only.
+
+        ``J^T w`` needs ``A^T`` and ``r_theta^T``, which reverse mode gives. The value of ``J v``
+        itself raises a TypeError if it is needed.
+        """
+        x, theta = first_order_only((self.x, self.theta), NO_FORWARD_RULE)
+        pull = jax.vjp(self.residual, x, theta)[1]
+        structure = self.structure._replace(hessian=False)
+        adjoint = Inverse(lambda w: pull(w)[0], x, structure, method)
+
+        def transposed(w):
+            return tree.scale(-1.0, pull(adjoint.constant(w))[1])
+
+        return reverse_only(transposed, v, x, NO_FORWARD_RULE)
+
+
+class Sensitivity:
+    r"""The residual linearised at a point, and the implicit derivative there.
+
+    Parameters
+    ----------
+    equation : Equation
+        The residual and the point.
+    method : Method
+        How solves are made.
     factor : bool
         Whether to factor now, for several solves, if a factorisation is the method to use.
 
     Attributes
     ----------
+    residual, x, theta, structure
+        Those of `equation`.
     value : pytree
         The residual at the point.
     operator : callable
@@ -73,23 +121,11 @@ class Sensitivity:
         ``b -> A^{-1} b``.
     """
 
-    def __init__(
-        self,
-        residual: Residual,
-        x: PyTree,
-        theta: PyTree,
-        structure: Structure,
-        *,
-        solver: lx.AbstractLinearSolver | None = None,
-        throw: Throw = False,
-        factor: bool = True,
-    ):
-        self.x, self.structure, self.solver = x, structure, solver
-        self.residual, self.theta = residual, theta
-        self.value, self.operator = jax.linearize(lambda y: residual(y, theta), x)
-        self.inverse = Inverse(
-            self.operator, x, structure, solver=solver, throw=throw, factor=factor
-        )
+    def __init__(self, equation: Equation, method: Method = DEFAULT_METHOD, *, factor: bool = True):
+        self.residual, self.x, self.theta, self.structure = equation
+        self.method = method
+        self.value, self.operator = jax.linearize(lambda y: self.residual(y, self.theta), self.x)
+        self.inverse = Inverse(self.operator, self.x, self.structure, self.method, factor=factor)
 
     def pushed(self, v: PyTree) -> PyTree:
         """Return ``r_theta v``."""
@@ -97,7 +133,9 @@ class Sensitivity:
 
     def forward(self, v: PyTree) -> PyTree:
         """Return ``J v``."""
-        return tree.scale(-1.0, self.inverse(self.pushed(v)))
+        # The sign is on the right-hand side, so that the transposed solve is that of the adjoint.
+        t = self.inverse(tree.scale(-1.0, self.pushed(v)))
+        return self.inverse.refused(t, v) if self.inverse.ignores_unknowns else t
 
     def pulled(self, adjoint: PyTree) -> PyTree:
         """Return ``J^T w``, given ``A^{-T} w``."""
@@ -108,11 +146,9 @@ class Sensitivity:
         """Return ``A^{-1} b`` for an estimate: unchecked, and loosely if solves are iterative."""
         if self.inverse.factors is not None:
             return self.inverse.factored(b)
-        if self.solver is not None:
+        if self.method.solver is not None:
             return self.inverse(b)
-        solver = DenseOrKrylov(rtol=LOOSE_RTOL / 10)
-        inverse = Inverse(self.operator, self.x, self.structure, solver=solver, unique=False)
-        return inverse(b)
+        return Inverse(self.operator, self.x, self.structure, LOOSE, unique=False)(b)
 
     def condition(self) -> Float[Array, ""]:
         """Return an estimate of the condition number of ``A``, from below."""
@@ -125,37 +161,19 @@ class Sensitivity:
         return jnp.maximum(stretch * tree.norm(inverse_direction), 1.0)
 
 
-NO_FORWARD_RULE = (
-    "The residual calls a `jax.custom_vjp` function, which has no forward-mode rule: only first "
-    "derivatives in reverse mode (jax.grad, jax.jacrev) work. Give the function a "
-    "`jax.custom_jvp` rule for forward mode and second derivatives."
-)
+class Helpers(NamedTuple):
+    r"""What helps iterative solves of an implicit derivative.
 
-
-def forward_by_reverse(
-    residual: Residual,
-    x: PyTree,
-    theta: PyTree,
-    structure: Structure,
-    tangents: PyTree,
-    *,
-    solver: lx.AbstractLinearSolver | None = None,
-    throw: Throw = False,
-) -> PyTree:
-    """Return ``J v`` such that JAX can transpose it, if the residual has a reverse rule only.
-
-    ``J^T w`` needs ``A^T`` and ``r_theta^T``, which reverse mode gives. The value of ``J v`` itself
-    raises a TypeError if it is needed. Parameters as in `Sensitivity`.
+    Attributes
+    ----------
+    preconditioner : callable, optional
+        ``v -> M v``, about the inverse of :math:`\partial r / \partial x`.
+    guess : pytree, optional
+        Like `x`: where adjoint solves start. Its own cotangent is the adjoint that they find.
     """
-    x, theta = first_order_only((x, theta), NO_FORWARD_RULE)
-    pull = jax.vjp(residual, x, theta)[1]
-    structure = structure._replace(hessian=False)
-    adjoint = Inverse(lambda w: pull(w)[0], x, structure, solver=solver, throw=throw)
 
-    def transposed(w):
-        return tree.scale(-1.0, pull(adjoint.constant(w))[1])
-
-    return reverse_only(transposed, tangents, x, NO_FORWARD_RULE)
+    preconditioner: Callable[[PyTree], PyTree] | None = None
+    guess: PyTree | None = None
 
 
 def sensitivity(
@@ -175,7 +193,7 @@ def sensitivity(
         return residual(y, ((of_problem, eqx.combine(floating, rest)), closed_over))
 
     structure = problem.structure_at(x, theta)
-    return Sensitivity(in_theta, x, floating, structure, solver=linear_solver)
+    return Sensitivity(Equation(in_theta, x, floating, structure), Method(linear_solver))
 
 
 def explicit(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Callable, Any]:
@@ -204,16 +222,8 @@ def explicit(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Callable, Any]
 
 
 def random_vector(like: PyTree) -> PyTree:
-    """Return a random vector; a short one is a constant of the program."""
-
-    def draw():
-        stacked = tree.random_directions(jax.random.key(0), like, 1)
-        return jax.tree.map(lambda v: v[0], stacked)
-
-    if tree.size(like) > MAX_CONSTANT_SIZE:
-        return draw()
-    with jax.ensure_compile_time_eval():
-        return draw()
+    """Return a random vector, the same at every call."""
+    return jax.tree.map(lambda v: v[0], tree.fixed_directions(like, 1))
 
 
 def irregular(like: PyTree) -> PyTree:

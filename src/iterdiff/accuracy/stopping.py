@@ -91,7 +91,7 @@ class DerivativeErrorBelow(StoppingRule):
         floating = floating_part(theta)[0]
         if tree.size(floating) <= FULL_JACOBIAN_MAX_PARAMETERS:
             return tree.basis(floating)
-        return tree.random_directions(jax.random.key(0), floating, PROBES)
+        return tree.fixed_directions(floating, PROBES)
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> PyTree:
         """Return the directions."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
 from jaxtyping import PyTree
 
@@ -15,7 +14,7 @@ from iterdiff.jaxtools.arguments import check_bool, check_callable
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.snapshot import snapshot, traced
 from iterdiff.jaxtools.transformations import transforming
-from iterdiff.linalg.any_solver import Advised, AnySolver
+from iterdiff.linalg.any_solver import Advised, AnySolver, MatvecSolver
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
 from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.implicit import Implicit
@@ -42,43 +41,6 @@ class _Optimality(Problem):
         """Return the function's value; `theta` holds its positional and keyword arguments."""
         args, kwargs = theta
         return self.function(x, *args, **kwargs)
-
-
-class MatvecSolver(lx.AbstractLinearSolver):
-    """A function ``solve(matvec, b)`` as a linear solver of lineax.
-
-    Attributes
-    ----------
-    solve : callable
-        ``solve(matvec, b)``, with vectors of shape (n,).
-    rtol : float
-        The relative residual that the function is taken to aim at.
-    """
-
-    solve: Callable[[Callable, PyTree], PyTree]
-    rtol: float = USER_SOLVE_RTOL
-
-    def init(self, operator: Any, options: dict[str, Any]) -> Any:
-        """Return the operator; nothing is prepared."""
-        del options
-        return operator
-
-    def compute(self, state: Any, vector: PyTree, options: dict[str, Any]) -> Any:
-        """Return the function's answer."""
-        del options
-        return self.solve(state.mv, vector), lx.RESULTS.successful, {}
-
-    def transpose(self, state: Any, options: dict[str, Any]) -> Any:
-        """Return the transposed operator."""
-        return state.transpose(), options
-
-    def conj(self, state: Any, options: dict[str, Any]) -> Any:
-        """Return the operator, which is real."""
-        return state, options
-
-    def assume_full_rank(self) -> bool:
-        """Return True."""
-        return True
 
 
 def custom_root(
@@ -136,7 +98,7 @@ def custom_root(
     check_bool(has_aux=has_aux)
     if solve is not None:
         check_callable(solve=solve)
-    chosen = DenseOrKrylov() if solve is None else AnySolver(MatvecSolver(solve))
+    chosen = DenseOrKrylov() if solve is None else AnySolver(MatvecSolver(solve, USER_SOLVE_RTOL))
     mode = Implicit(linear_solver=Advised(chosen, ADVICE))
     problem = _Optimality(optimality_fun)
 

@@ -12,13 +12,14 @@ from jaxtyping import PyTree
 from iterdiff.adapters.common import BRACKETS_CAVEAT, ForeignState
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.jaxtools.extras import import_extra
+from iterdiff.problems.least_squares import MINIMIZATIONS, LeastSquares
 from iterdiff.problems.linear_system import LinearSystem
 from iterdiff.problems.problem import (
     CompositeMinimization,
     FixedPoint,
-    Minimization,
     Problem,
     RootFinding,
+    SmoothMinimization,
 )
 
 
@@ -60,7 +61,7 @@ class JaxoptMinimiser(JaxoptAlgorithm):
     """A minimiser of jaxopt; made by `from_jaxopt`."""
 
     solver: Any
-    accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization,)
+    accepts: ClassVar[tuple[type[Problem], ...]] = MINIMIZATIONS
     consistent: ClassVar[bool] = True
 
 
@@ -72,8 +73,16 @@ class JaxoptProximal(JaxoptAlgorithm):
     consistent: ClassVar[bool] = True
 
 
+class JaxoptLeastSquares(JaxoptAlgorithm):
+    """A least-squares solver of jaxopt; made by `from_jaxopt`."""
+
+    solver: Any
+    accepts: ClassVar[tuple[type[Problem], ...]] = (LeastSquares, RootFinding, LinearSystem)
+    consistent: ClassVar[bool] = True
+
+
 class JaxoptRootFinder(JaxoptAlgorithm):
-    """A root finder or least-squares solver of jaxopt; made by `from_jaxopt`."""
+    """A root finder of jaxopt; made by `from_jaxopt`."""
 
     solver: Any
     accepts: ClassVar[tuple[type[Problem], ...]] = (RootFinding, LinearSystem)
@@ -109,7 +118,9 @@ def _solver_fields(problem: Problem, solver: Any) -> dict[str, Any]:
     values: dict[str, Any] = {name: False for name in fields & {"has_aux", "value_and_grad"}}
     if isinstance(problem, CompositeMinimization):
         values |= {"fun": problem.smooth, first_field("projection", "prox"): _jaxopt_prox(problem)}
-    elif isinstance(problem, Minimization):
+    elif isinstance(problem, LeastSquares) and "residual_fun" in fields:
+        values["residual_fun"] = problem.plain_residuals
+    elif isinstance(problem, SmoothMinimization):
         values["fun"] = problem.objective
     elif isinstance(problem, FixedPoint):
         values["fixed_point_fun"] = problem.update
@@ -147,9 +158,10 @@ def from_jaxopt(solver: Any) -> JaxoptAlgorithm:
     """Return a solver of jaxopt as an algorithm.
 
     Minimisers (``GradientDescent``, ``LBFGS``, ``BFGS``, ``NonlinearCG``, ...) solve a
-    `Minimization`; ``ProximalGradient`` and ``ProjectedGradient`` solve a
-    `CompositeMinimization`; root finders and least-squares solvers (``Broyden``, ``Bisection``,
-    ``GaussNewton``, ``LevenbergMarquardt``) solve a `RootFinding` or a `LinearSystem`;
+    `Minimization` or a `LeastSquares`; ``ProximalGradient`` and ``ProjectedGradient`` solve a
+    `CompositeMinimization`; ``GaussNewton`` and ``LevenbergMarquardt`` solve a `LeastSquares` with
+    the linear loss, and like the root finders (``Broyden``, ``Bisection``) a `RootFinding` or a
+    `LinearSystem`;
     ``FixedPointIteration`` and ``AndersonAcceleration`` solve a `FixedPoint`. One of our steps is
     one ``update`` of the solver, at the same cost. Our stopping rules apply.
 
@@ -201,12 +213,8 @@ def from_jaxopt(solver: Any) -> JaxoptAlgorithm:
             jaxopt.PolyakSGD,
         ),
         JaxoptProximal: (jaxopt.ProximalGradient, jaxopt.ProjectedGradient),
-        JaxoptRootFinder: (
-            jaxopt.Broyden,
-            jaxopt.Bisection,
-            jaxopt.GaussNewton,
-            jaxopt.LevenbergMarquardt,
-        ),
+        JaxoptRootFinder: (jaxopt.Broyden, jaxopt.Bisection),
+        JaxoptLeastSquares: (jaxopt.GaussNewton, jaxopt.LevenbergMarquardt),
         JaxoptFixedPoint: (jaxopt.FixedPointIteration, jaxopt.AndersonAcceleration),
     }
     # The order matters: jaxopt.GradientDescent is a subclass of jaxopt.ProximalGradient.

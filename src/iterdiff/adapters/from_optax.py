@@ -8,22 +8,22 @@ from jaxtyping import PyTree
 from iterdiff.adapters.common import ForeignState
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.jaxtools.extras import import_extra
-from iterdiff.problems.problem import Minimization, Problem
+from iterdiff.problems.least_squares import MINIMIZATIONS
+from iterdiff.problems.problem import Problem, SmoothMinimization
 
 
 class OptaxAlgorithm(Algorithm):
     """A gradient transformation of optax; made by `from_optax`."""
 
     transformation: Any
-    accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization,)
-    consistent: ClassVar[bool] = True
+    accepts: ClassVar[tuple[type[Problem], ...]] = MINIMIZATIONS
 
-    def init(self, problem: Minimization, x0: PyTree, theta: PyTree) -> ForeignState:
+    def init(self, problem: SmoothMinimization, x0: PyTree, theta: PyTree) -> ForeignState:
         """Return the state at `x0`."""
         del problem, theta
         return ForeignState(x0, self.transformation.init(x0))
 
-    def step(self, problem: Minimization, state: ForeignState, theta: PyTree) -> ForeignState:
+    def step(self, problem: SmoothMinimization, state: ForeignState, theta: PyTree) -> ForeignState:
         """Return the state after one update."""
         optax = import_extra("optax", "adapters")
 

@@ -12,8 +12,9 @@ from jaxtyping import PyTree
 from iterdiff.adapters.common import BRACKETS_CAVEAT, SIMPLICES_CAVEAT, ForeignState
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.jaxtools.extras import import_extra
+from iterdiff.problems.least_squares import MINIMIZATIONS, LeastSquares
 from iterdiff.problems.linear_system import LinearSystem
-from iterdiff.problems.problem import FixedPoint, Minimization, Problem, RootFinding
+from iterdiff.problems.problem import FixedPoint, Problem, RootFinding, SmoothMinimization
 
 NO_TAGS: frozenset[object] = frozenset()
 
@@ -48,9 +49,15 @@ class OptimistixAlgorithm(Algorithm):
         """1 if a step moves to the point that the previous step has proposed, else 0."""
         return lag_of(self.solver)
 
+    @property
+    def last_steps_suffice(self) -> bool:
+        """False if the solver's search rejects all steps once it has converged."""
+        search = _search_of(self.solver)
+        return search is None or isinstance(search, _optimistix().LearningRate)
+
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> ForeignState:
         """Return the state at `x0`."""
-        function = _function(problem)
+        function = _function(problem, self.solver)
         struct, aux_struct = eqx.filter_eval_shape(function, x0, theta)
         memory = self.solver.init(function, x0, theta, self.options, struct, aux_struct, NO_TAGS)
         return ForeignState(x0, memory)
@@ -58,7 +65,7 @@ class OptimistixAlgorithm(Algorithm):
     def step(self, problem: Problem, state: ForeignState, theta: PyTree) -> ForeignState:
         """Return the state after one step."""
         x, memory, _ = self.solver.step(
-            _function(problem), state.x, theta, self.options, state.memory, NO_TAGS
+            _function(problem, self.solver), state.x, theta, self.options, state.memory, NO_TAGS
         )
         return ForeignState(x, memory)
 
@@ -68,12 +75,21 @@ class OptimistixMinimiser(OptimistixAlgorithm):
 
     solver: Any
     options: dict[str, Any]
-    accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization,)
+    accepts: ClassVar[tuple[type[Problem], ...]] = MINIMIZATIONS
+    consistent: ClassVar[bool] = True
+
+
+class OptimistixLeastSquares(OptimistixAlgorithm):
+    """A least-squares solver of optimistix; made by `from_optimistix`."""
+
+    solver: Any
+    options: dict[str, Any]
+    accepts: ClassVar[tuple[type[Problem], ...]] = (LeastSquares, RootFinding, LinearSystem)
     consistent: ClassVar[bool] = True
 
 
 class OptimistixRootFinder(OptimistixAlgorithm):
-    """A root finder or least-squares solver of optimistix; made by `from_optimistix`."""
+    """A root finder of optimistix; made by `from_optimistix`."""
 
     solver: Any
     options: dict[str, Any]
@@ -139,12 +155,20 @@ def lag_of(solver: Any) -> int:
     A solver with an ``optimistix.AbstractSearch`` (a line search, a trust region, a fixed step)
     proposes a point at the end of a step; the next step moves there or rejects it.
     """
+    return int(_search_of(solver) is not None)
+
+
+def _search_of(solver: Any) -> Any:
+    """Return the solver's ``optimistix.AbstractSearch``, or None."""
     search = getattr(innermost(solver), "search", None)
-    return int(isinstance(search, _optimistix().AbstractSearch))
+    return search if isinstance(search, _optimistix().AbstractSearch) else None
 
 
-def _function(problem: Problem) -> _Function:
-    if isinstance(problem, Minimization):
+def _function(problem: Problem, solver: Any) -> _Function:
+    least_squares = isinstance(solver, _optimistix().AbstractLeastSquaresSolver)
+    if isinstance(problem, LeastSquares) and least_squares:
+        return _Function(problem.plain_residuals)
+    if isinstance(problem, SmoothMinimization):
         return _Function(problem.objective)
     if isinstance(problem, FixedPoint):
         return _Function(problem.update)
@@ -155,18 +179,20 @@ def from_optimistix(solver: Any, options: dict[str, Any] | None = None) -> Optim
     """Return a solver of optimistix as an algorithm.
 
     Minimisers (BFGS, LBFGS, nonlinear CG, gradient descent with line searches, ...) solve a
-    `Minimization`. Root finders and least-squares solvers (Newton, Chord, Dogleg,
-    Levenberg-Marquardt, ...) solve a `RootFinding` or a `LinearSystem`. Fixed-point solvers solve
-    a `FixedPoint`. One of our steps is one step of the solver, at the same cost; rejected trial
-    steps count. Our stopping rules apply, not the solver's ``rtol`` and ``atol``.
+    `Minimization` or a `LeastSquares`. Least-squares solvers (Levenberg-Marquardt, Dogleg, ...)
+    solve a `LeastSquares` with the linear loss, and like root finders (Newton, Chord, ...) a
+    `RootFinding` or a `LinearSystem`. Fixed-point solvers solve a `FixedPoint`. One of our steps is
+    one step of the solver, at the same cost; rejected trial steps count. Our stopping rules apply,
+    not the solver's ``rtol`` and ``atol``.
 
     ``Bisection`` and ``GoldenSearch`` need ``options={"lower": ..., "upper": ...}``. These two and
     ``NelderMead`` only compare values of the function, so `Unrolled` refuses them.
 
     In solvers with a line search, a trust region or a fixed step, a step moves to the point that
-    the previous step has proposed. ``Unrolled(last=k)`` then differentiates the k proposals that
-    led to the answer, and ``OneStep()`` (Jacobian-free backpropagation, JFB) the last one. A
-    proposal that the search rejected contributes nothing.
+    the previous step has proposed. With a fixed step, ``Unrolled(last=k)`` then differentiates the
+    k proposals that led to the answer, and ``OneStep()`` (Jacobian-free backpropagation, JFB) the
+    last one. The other searches reject every proposal once they have converged, so that the last
+    steps carry no derivative: these two modes then raise ValueError.
 
     Limits: what a solver does after its last step is left out, for example the choice of the best
     iterate by ``BestSoFarMinimiser``.
@@ -211,7 +237,7 @@ def from_optimistix(solver: Any, options: dict[str, Any] | None = None) -> Optim
         optimistix.AbstractMinimiser: OptimistixMinimiser,
         optimistix.AbstractFixedPointSolver: OptimistixFixedPoint,
         optimistix.AbstractRootFinder: OptimistixRootFinder,
-        optimistix.AbstractLeastSquaresSolver: OptimistixRootFinder,
+        optimistix.AbstractLeastSquaresSolver: OptimistixLeastSquares,
     }
     for kind, algorithm in algorithms.items():
         if isinstance(solver, kind):

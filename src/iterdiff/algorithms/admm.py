@@ -193,10 +193,7 @@ class ADMM(Algorithm):
         change = _Inner(*(u - v for u, v in zip(last, before, strict=True)))
         penalty = _adapted(program, state, last)
 
-        def factor_again():
-            return _factored(program, state.scaling, penalty)
-
-        factor = only_if(penalty != state.penalty, factor_again, state.factor)
+        factor = _refactored(program, state, penalty)
         multipliers = state.x.multipliers
         if program.equal.size:
             multipliers = tree.from_vector(last.dual, multipliers)
@@ -305,6 +302,17 @@ def _factored(program: _Program, scaling: _Scaling, penalty: Array) -> Float[Arr
     return jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
 
 
+def _refactored(program: _Program, state: _Splitting, penalty: Array) -> Float[Array, "n n"]:
+    """Return the factor for a penalty, which may be that of `state`."""
+    # Without any derivative: JAX cannot transpose the loop.
+    program, state, penalty = jax.lax.stop_gradient((program, state, penalty))
+    return only_if(
+        penalty != state.penalty,
+        lambda: _factored(program, state.scaling, penalty),
+        state.factor,
+    )
+
+
 def _adapted(program: _Program, state: _Splitting, now: _Inner) -> Float[Array, ""]:
     """Return the penalty that would balance the residuals, if it differs enough."""
     program, scaling, penalty, now = jax.lax.stop_gradient(
@@ -324,8 +332,7 @@ def _adapted(program: _Program, state: _Splitting, now: _Inner) -> Float[Array, 
     wanted = 1 / inverse_power_of_two(wanted)
     far = jnp.maximum(wanted / penalty, penalty / wanted) >= ADAPT_MIN_FACTOR
     known = jnp.isfinite(ratio) & (of_primal > 0) & (of_dual > 0)
-    changed = jnp.where(far & known, wanted / penalty, 1.0)
-    return state.penalty * changed
+    return jnp.where(far & known, wanted, state.penalty)
 
 
 def _certificate(program: _Program, scaling: _Scaling, change: _Inner) -> Int[Array, ""]:

@@ -2,7 +2,7 @@
 
 import abc
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -105,6 +105,14 @@ class Algorithm(eqx.Module):
         last step is then zero, and ``Unrolled(last=k)`` goes back one step further.
         """
         return 0
+
+    def inverse_jacobian(self, state: Any) -> Callable[[PyTree], PyTree] | None:
+        """Return what the algorithm holds for the inverse of the residual's Jacobian, if anything.
+
+        A linear function ``v -> M v`` of vectors like the iterate, which JAX can transpose. It
+        preconditions solves with the Jacobian at the iterate; its error costs time only.
+        """
+        del state
 
     @abc.abstractmethod
     def init(self, problem: Any, x0: PyTree, theta: PyTree) -> State:

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, PyTree
 from iterdiff.algorithms.base import Algorithm, Iterate, State, StatelessAlgorithm
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_range, scalar
-from iterdiff.problems.problem import Minimization, Problem
+from iterdiff.problems.least_squares import MINIMIZATIONS
+from iterdiff.problems.problem import Problem, SmoothMinimization
 
 
 class GradientDescent(StatelessAlgorithm):
@@ -35,14 +36,14 @@ class GradientDescent(StatelessAlgorithm):
     """
 
     step_size: Float[Array, ""] = eqx.field(converter=scalar)
-    accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization,)
+    accepts: ClassVar[tuple[type[Problem], ...]] = MINIMIZATIONS
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
         """Check that `step_size` is positive."""
         check_range("step_size", self.step_size, 0.0)
 
-    def step(self, problem: Minimization, state: Iterate, theta: PyTree) -> Iterate:
+    def step(self, problem: SmoothMinimization, state: Iterate, theta: PyTree) -> Iterate:
         """Return the state after one gradient step."""
         gradient = problem.residual(state.x, theta)
         return Iterate(tree.axpy(-self.step_size, gradient, state.x))
@@ -60,7 +61,7 @@ class _MomentumMethod(Algorithm):
 
     step_size: Float[Array, ""] = eqx.field(converter=scalar)
     momentum: Float[Array, ""] = eqx.field(converter=scalar)
-    accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization,)
+    accepts: ClassVar[tuple[type[Problem], ...]] = MINIMIZATIONS
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
@@ -68,7 +69,7 @@ class _MomentumMethod(Algorithm):
         check_range("step_size", self.step_size, 0.0)
         check_range("momentum", self.momentum, -1.0, 1.0)
 
-    def init(self, problem: Minimization, x0: PyTree, theta: PyTree) -> _TwoIterates:
+    def init(self, problem: SmoothMinimization, x0: PyTree, theta: PyTree) -> _TwoIterates:
         """Return the initial state, without momentum."""
         del problem, theta
         return _TwoIterates(x0, x0)
@@ -100,7 +101,7 @@ class HeavyBall(_MomentumMethod):
     B. T. Polyak, *Some methods of speeding up the convergence of iteration methods*, 1964.
     """
 
-    def step(self, problem: Minimization, state: _TwoIterates, theta: PyTree) -> _TwoIterates:
+    def step(self, problem: SmoothMinimization, state: _TwoIterates, theta: PyTree) -> _TwoIterates:
         """Return the state after one step."""
         gradient = problem.residual(state.x, theta)
         velocity = tree.sub(state.x, state.previous)
@@ -138,7 +139,7 @@ class Nesterov(_MomentumMethod):
     Y. Nesterov, *Lectures on Convex Optimization*, Springer 2018, section 2.2.1.
     """
 
-    def step(self, problem: Minimization, state: _TwoIterates, theta: PyTree) -> _TwoIterates:
+    def step(self, problem: SmoothMinimization, state: _TwoIterates, theta: PyTree) -> _TwoIterates:
         """Return the state after one step."""
         ahead = tree.axpy(self.momentum, tree.sub(state.x, state.previous), state.x)
         gradient = problem.residual(ahead, theta)

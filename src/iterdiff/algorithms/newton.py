@@ -2,18 +2,20 @@
 
 from typing import ClassVar
 
+import equinox as eqx
 import jax
 import lineax as lx
 from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Iterate, StatelessAlgorithm
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import check_linear_solver
-from iterdiff.linalg.solve import Inverse
+from iterdiff.linalg.any_solver import as_linear_solver
+from iterdiff.linalg.solve import Inverse, Method
+from iterdiff.problems.least_squares import MINIMIZATIONS
 from iterdiff.problems.linear_system import LinearSystem
-from iterdiff.problems.problem import FixedPoint, Minimization, Problem, RootFinding
+from iterdiff.problems.problem import FixedPoint, Problem, RootFinding
 
-SMOOTH_PROBLEMS = (RootFinding, Minimization, LinearSystem, FixedPoint)
+SMOOTH_PROBLEMS = (RootFinding, *MINIMIZATIONS, LinearSystem, FixedPoint)
 """Problems whose residual has a Jacobian everywhere, which Newton's method needs."""
 
 
@@ -28,14 +30,14 @@ class Newton(StatelessAlgorithm):
 
     Parameters
     ----------
-    linear_solver : lineax.AbstractLinearSolver, optional
-        Solves with :math:`A`. By default iterdiff chooses the method by size and structure, as
-        `Implicit` does.
+    linear_solver : lineax.AbstractLinearSolver or callable, optional
+        Solves with :math:`A`; a function ``solve(matvec, b)`` works, too. By default iterdiff
+        chooses the method by size and structure, as `Implicit` does.
 
     Raises
     ------
     TypeError
-        If `linear_solver` is not a lineax solver.
+        If `linear_solver` is neither.
 
     References
     ----------
@@ -43,13 +45,11 @@ class Newton(StatelessAlgorithm):
     derivative: J. C. Gilbert, *Automatic differentiation and iterative processes*, 1992.
     """
 
-    linear_solver: lx.AbstractLinearSolver | None = None
+    linear_solver: lx.AbstractLinearSolver | None = eqx.field(
+        converter=as_linear_solver, default=None
+    )
     accepts: ClassVar[tuple[type[Problem], ...]] = SMOOTH_PROBLEMS
     consistent: ClassVar[bool] = True
-
-    def __check_init__(self):
-        """Check the type of `linear_solver`."""
-        check_linear_solver(self.linear_solver)
 
     def step(self, problem: Problem, state: Iterate, theta: PyTree) -> Iterate:
         """Return the state after one Newton step."""
@@ -65,5 +65,5 @@ def newton_step(
     """Return `x` after one Newton step on the residual; NaN if the linear solve fails."""
     residual, tangent = jax.linearize(lambda y: problem.residual(y, theta), x)
     structure = problem.structure_at(x, theta)
-    solve = Inverse(tangent, x, structure, solver=linear_solver, unique=False)
+    solve = Inverse(tangent, x, structure, Method(linear_solver), unique=False)
     return tree.sub(x, solve(residual))

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from iterdiff.algorithms.base import Algorithm, State
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_range, check_word, is_known, scalar
+from iterdiff.problems.least_squares import MINIMIZATIONS
 from iterdiff.problems.linear_system import LinearSystem
-from iterdiff.problems.problem import Minimization, Problem
+from iterdiff.problems.problem import Problem
 
 
 def _check_interval(smallest: Array, largest: Array) -> None:
@@ -79,7 +80,7 @@ class Chebyshev(Algorithm):
 
     smallest: Float[Array, ""] = eqx.field(converter=scalar)
     largest: Float[Array, ""] = eqx.field(converter=scalar)
-    accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization, LinearSystem)
+    accepts: ClassVar[tuple[type[Problem], ...]] = (*MINIMIZATIONS, LinearSystem)
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):
@@ -206,7 +207,7 @@ class Sobolev(Algorithm):
         converter=lambda eta: None if eta is None else scalar(eta), default=None
     )
     norm: str = eqx.field(static=True, default="B")
-    accepts: ClassVar[tuple[type[Problem], ...]] = (Minimization, LinearSystem)
+    accepts: ClassVar[tuple[type[Problem], ...]] = (*MINIMIZATIONS, LinearSystem)
     consistent: ClassVar[bool] = True
 
     def __check_init__(self):

@@ -1,5 +1,6 @@
 """Quasi-Newton methods: Newton's method with an old or an approximate Jacobian."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -56,6 +57,15 @@ class Chord(Algorithm):
     accepts: ClassVar[tuple[type[Problem], ...]] = SMOOTH_PROBLEMS
     consistent: ClassVar[bool] = True
 
+    def inverse_jacobian(self, state: _Factored) -> Callable[[PyTree], PyTree]:
+        """Return the solve with the Jacobian at `x0`."""
+
+        def apply(v: PyTree) -> PyTree:
+            solved = jax.scipy.linalg.lu_solve((state.factors, state.pivots), tree.to_vector(v))
+            return tree.from_vector(solved, v)
+
+        return apply
+
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> _Factored:
         """Return the initial state, with the factored Jacobian at `x0`."""
         return _Factored(x0, *factored_jacobian(problem, x0, theta))
@@ -106,6 +116,10 @@ class Broyden(Algorithm):
     def lag(self) -> int:
         """1, because a step moves by what the previous one computed at the iterate."""
         return 1
+
+    def inverse_jacobian(self, state: _Secant) -> Callable[[PyTree], PyTree]:
+        """Return the product with the approximate inverse."""
+        return lambda v: tree.from_vector(state.inverse @ tree.to_vector(v), v)
 
     def init(self, problem: Problem, x0: PyTree, theta: PyTree) -> _Secant:
         """Return the initial state, with the inverse Jacobian at `x0`."""

@@ -1,6 +1,7 @@
 """The dataset that `trace` returns, assembled from what was recorded."""
 
 import datetime
+import functools
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,6 @@ def _jacobian_variables(recorder: Recorder, record: Record) -> dict[str, tuple]:
 
 def _attributes(recorder: Recorder, record: Record, iterations: np.ndarray) -> dict[str, Any]:
     task = recorder.task
-    installed = importlib.metadata.distributions(name="iterdiff")
     not_finite = ~np.isfinite(record.residual_norm)
     status = "finite throughout"
     if not_finite.any():
@@ -89,7 +89,14 @@ def _attributes(recorder: Recorder, record: Record, iterations: np.ndarray) -> d
         "parameters": tree.size(floating_part(task.theta)[0]),
         "dtype": str(tree.result_dtype(task.x0)),
         "device": jax.devices()[0].device_kind,
-        "iterdiff_version": next((d.version for d in installed), "unknown"),
+        "iterdiff_version": _installed_version(),
         "jax_version": jax.__version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+@functools.cache
+def _installed_version() -> str:
+    """Return the version of the installed package; read once, which takes a millisecond."""
+    installed = importlib.metadata.distributions(name="iterdiff")
+    return next((found.version for found in installed), "unknown")

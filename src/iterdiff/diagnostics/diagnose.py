@@ -30,7 +30,7 @@ from iterdiff.modes.implicit import Implicit
 from iterdiff.modes.unrolled import OneStep, Unrolled
 from iterdiff.problems.checks import check_untraced
 from iterdiff.problems.inputs import check_inputs
-from iterdiff.problems.problem import Minimization, Problem
+from iterdiff.problems.problem import Problem, SmoothMinimization
 from iterdiff.theory.measured import measured_burn_in
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _run_trial(task: Task) -> _Trial:
         symmetric=symmetric,
         positive_definite=symmetric and float(np.min(np.real(system.values))) > 0,
         declared_symmetric=problem.symmetric,
-        minimization=isinstance(problem, Minimization),
+        minimization=isinstance(problem, SmoothMinimization),
     )
     return _Trial(end.x, solution, stuck, _contraction_rate(task, end, solution), structure)
 

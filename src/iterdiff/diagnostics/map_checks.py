@@ -18,7 +18,7 @@ from iterdiff.diagnostics.finite_differences import (
 )
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.derivative_rules import derivative_rules_in
-from iterdiff.problems.problem import CompositeMinimization, Minimization
+from iterdiff.problems.problem import CompositeMinimization, SmoothMinimization
 
 MAX_ZERO_RATIO = 1e-3
 """A derivative this small, relative to the finite difference, is reported as zero."""
@@ -69,7 +69,7 @@ def check_objective(run: CheckedRun, tol: float) -> list[Finding]:
     The point is `x0`, since both vanish at a minimizer.
     """
     problem, theta = run.problem, run.theta
-    if isinstance(problem, Minimization):
+    if isinstance(problem, SmoothMinimization):
         objective = problem.objective
     elif isinstance(problem, CompositeMinimization):
         objective = problem.smooth

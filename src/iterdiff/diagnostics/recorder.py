@@ -153,8 +153,9 @@ def begin(recorder: Recorder) -> Carry:
     return recorder.begin()
 
 
-@compiled
-def record(recorder: Recorder, carry: Carry, count: int) -> tuple[Carry, Float[Array, "count k"]]:
+def record_rows(
+    recorder: Recorder, carry: Carry, count: int
+) -> tuple[Carry, Float[Array, "count k"]]:
     """Make `count` records, and take the steps between them.
 
     The program is one scan whose only output per record is one row of numbers, the leaves of its
@@ -187,6 +188,10 @@ def record(recorder: Recorder, carry: Carry, count: int) -> tuple[Carry, Float[A
 
     dynamic, rows = jax.lax.scan(one_record, dynamic, None, count)
     return eqx.combine(dynamic, static), rows
+
+
+record = compiled(record_rows)
+"""`record_rows` as one compiled program."""
 
 
 def record_all(recorder: Recorder, progress: Progress | None = None) -> Record:

@@ -92,7 +92,7 @@ def find_reference(
             )
     else:
         x = _like(completed(problem, given, theta), guess)
-    tangents, rounding = _implicit_tangents(problem, x, theta, directions)
+    tangents, rounding = implicit_tangents(problem, x, theta, directions)
     # `rounding` is NaN if the system is exactly singular.
     if not (bool(tree.all_finite(tangents)) and bool(rounding <= MAX_ROUNDING)):
         raise ValueError(
@@ -131,7 +131,7 @@ def _from_formula(
 
 
 @compiled
-def _implicit_tangents(
+def implicit_tangents(
     problem: Problem, x: PyTree, theta: PyTree, directions: PyTree
 ) -> tuple[PyTree, Float[Array, ""]]:
     """Return the tangents, and an estimate of their relative rounding error."""

@@ -6,7 +6,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
@@ -153,21 +152,6 @@ def check_callable(**functions: Any) -> None:
     for name, function in functions.items():
         if not callable(function):
             raise TypeError(f"`{name}` must be a function, not {function!r}; pass a callable.")
-
-
-def check_linear_solver(solver: Any) -> None:
-    """Raise TypeError unless `solver` is None or a lineax solver.
-
-    Raises
-    ------
-    TypeError
-        The message names the argument ``linear_solver``.
-    """
-    if solver is not None and not isinstance(solver, lx.AbstractLinearSolver):
-        raise TypeError(
-            f"`linear_solver` must be a lineax solver, not {solver!r}; pass an instance such as "
-            "lineax.CG(rtol=1e-8, atol=1e-8)."
-        )
 
 
 def as_array(name: str, leaf: Any, weak: np.dtype | None = None) -> Array:

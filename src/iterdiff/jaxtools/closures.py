@@ -157,7 +157,10 @@ def with_jvp(
 
 
 def attach_jvp(
-    value: PyTree, inputs: PyTree, rule: Callable[[PyTree, Perturbed], PyTree]
+    value: PyTree,
+    inputs: PyTree,
+    rule: Callable[..., PyTree],
+    constants: PyTree = None,
 ) -> PyTree:
     """Return `value`, with the derivative in `inputs` that ``rule(value, perturbed)`` gives.
 
@@ -170,13 +173,18 @@ def attach_jvp(
     rule : callable
         ``rule(value, perturbed)`` returns the tangent of `value`. The `value` that it is given
         carries the derivative itself, for derivatives of higher order.
+    constants : pytree of arrays, optional
+        A third argument of the rule, without a derivative.
     """
 
-    def rule_with_value(call, perturbed, value):
-        value = call(perturbed.inputs, value)
-        return value, rule(value, perturbed)
+    def rule_with_value(call, perturbed, given):
+        value = call(perturbed.inputs, given)
+        if constants is None:
+            return value, rule(value, perturbed)
+        return value, rule(value, perturbed, given[1])
 
-    return with_jvp(lambda _, value: value, inputs, rule_with_value, jax.lax.stop_gradient(value))
+    given = jax.lax.stop_gradient((value, constants))
+    return with_jvp(lambda _, given: given[0], inputs, rule_with_value, given)
 
 
 def nan_derivative_where(failed: Bool[Array, ""], a: PyTree, besides: PyTree = None) -> PyTree:

@@ -44,7 +44,7 @@ Throw = bool | Raise
 
 def raise_if(
     x: PyTree,
-    failed: Bool[Array, ""],
+    failed: Bool[Array, ""] | bool,
     advice: Sequence[str],
     which: Int[Array, ""] | int = 0,
     throw: Throw = True,
@@ -69,7 +69,7 @@ def raise_if(
     SolveError
         At once if `failed` is known, else when the compiled program gets there.
     """
-    if not tree.is_traced(failed):
+    if isinstance(failed, bool) or not tree.is_traced(failed):
         if bool(failed):
             raise SolveError(advice[int(which)])
         return x

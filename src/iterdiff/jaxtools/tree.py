@@ -16,6 +16,9 @@ from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 T = TypeVar("T", bound=PyTree)
 
+MAX_CONSTANT_SIZE = 20_000
+"""Fixed random vectors of up to this many numbers are constants of the program."""
+
 
 def add(a: T, b: T) -> T:
     """Return ``a + b``, leaf by leaf."""
@@ -186,6 +189,19 @@ def random_directions(key: Array, a: T, count: int) -> T:
         for k, leaf in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, drawn)
+
+
+def fixed_directions(a: T, count: int) -> T:
+    """Return `count` Gaussian vectors in the space of `a`, stacked, the same at every call.
+
+    Few numbers are constants of the program: to draw them would cost more than to use them.
+    """
+    if count * size(a) > MAX_CONSTANT_SIZE:
+        return random_directions(jax.random.key(0), a, count)
+    random = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(random.standard_normal((count, *leaf.shape)), leaf.dtype), a
+    )
 
 
 def stack_to_matrix(stacked: PyTree) -> Float[Array, "k n"]:

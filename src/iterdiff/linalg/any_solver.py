@@ -1,5 +1,6 @@
 """Any linear solver of lineax, its answers checked by the criterion of our own solves."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -18,14 +19,18 @@ from iterdiff.linalg.residual_check import (
     CheckedSolver,
     Matvec,
     Product,
+    accepted_answer,
     default_rtol,
-    judge,
     known_answer,
     known_found,
+    matrix_of,
     residual_small,
     result_of,
-    scaled_product_of,
 )
+
+FUNCTION_RTOL = 1e-6
+"""The relative residual at which a user's function ``solve(matvec, b)`` is taken to aim:
+`RESIDUAL_SLACK` times as much is accepted."""
 
 
 class AnySolver(CheckedSolver):
@@ -50,18 +55,19 @@ class AnySolver(CheckedSolver):
     def compute(self, state: tuple, vector: PyTree, options: dict[str, Any]) -> Answer:
         """Return the solver's answer to `vector`; its result, unless that is not accepted."""
         product, inner = state
-        given = {name: value for name, value in options.items() if name != UNIQUE}
+        given = {name: value for name, value in options.items() if name not in (UNIQUE, "y0")}
         unique = options.get(UNIQUE, True)
         b = computed_once(tree.to_vector(vector))
 
         def matvec(v: Vector) -> Vector:
             return tree.to_vector(product(tree.from_vector(v, vector)))
 
-        def solve(b: Vector) -> tuple[Vector, lx.RESULTS, Any]:
-            x, result, stats = self.solver.compute(inner, tree.from_vector(b, vector), given)
+        def solve(b: Vector, **start: PyTree) -> tuple[Vector, lx.RESULTS, Any]:
+            v = tree.from_vector(b, vector)
+            x, result, stats = self.solver.compute(inner, v, given | start)
             return tree.to_vector(x), result, stats
 
-        x, result, stats = solve(b)
+        x, result, stats = solve(b, **{k: v for k, v in options.items() if k == "y0"})
         accepted = residual_small(matvec, x, b, *_tolerances(self.solver))
         if b.size <= Limits().factored_max_unknowns:
             accepted = _accepted_by_factors(matvec, x, b, accepted, unique)
@@ -129,6 +135,67 @@ class Advised(CheckedSolver):
         return self.solver.assume_full_rank()
 
 
+class MatvecSolver(lx.AbstractLinearSolver):
+    """A function ``solve(matvec, b)`` as a linear solver of lineax.
+
+    Attributes
+    ----------
+    solve : callable
+        ``solve(matvec, b)``, with vectors of shape (n,).
+    rtol : float
+        The relative residual that the function is taken to aim at.
+    """
+
+    solve: Callable[[Callable, PyTree], PyTree]
+    rtol: float = FUNCTION_RTOL
+
+    def init(self, operator: Any, options: dict[str, Any]) -> Any:
+        """Return the operator; nothing is prepared."""
+        del options
+        return operator
+
+    def compute(self, state: Any, vector: PyTree, options: dict[str, Any]) -> Any:
+        """Return the function's answer."""
+        del options
+        x = self.solve(state.mv, vector)
+        if jnp.shape(x) != jnp.shape(vector):
+            raise ValueError(
+                f"`linear_solver` must return an array of shape {jnp.shape(vector)}, like `b`, but "
+                f"it returned {x!r}."
+            )
+        return jnp.asarray(x, vector.dtype), lx.RESULTS.successful, {}
+
+    def transpose(self, state: Any, options: dict[str, Any]) -> Any:
+        """Return the transposed operator."""
+        return state.transpose(), options
+
+    def conj(self, state: Any, options: dict[str, Any]) -> Any:
+        """Return the operator, which is real."""
+        return state, options
+
+    def assume_full_rank(self) -> bool:
+        """Return True."""
+        return True
+
+
+def as_linear_solver(solver: Any) -> lx.AbstractLinearSolver | None:
+    """Return a solver of lineax, or None; a function ``solve(matvec, b)`` becomes a solver.
+
+    Raises
+    ------
+    TypeError
+        If it is neither; the message names the argument ``linear_solver``.
+    """
+    if solver is None or isinstance(solver, lx.AbstractLinearSolver):
+        return solver
+    if callable(solver) and not isinstance(solver, type):
+        return MatvecSolver(solver)
+    raise TypeError(
+        "`linear_solver` must be a lineax solver or a function solve(matvec, b), not "
+        f"{solver!r}; pass an instance such as lineax.CG(rtol=1e-8, atol=1e-8)."
+    )
+
+
 def _accepted_by_factors(
     matvec: Matvec, x: Vector, b: Vector, small: Bool[Array, ""], unique: bool
 ) -> Bool[Array, ""]:
@@ -137,9 +204,8 @@ def _accepted_by_factors(
 
     def with_factors(zero: Int[Array, ""] | int = 0) -> Bool[Array, ""]:
         factors = factored(linear_map, False, zero)
-        judged = judge(factors.scales, scaled_product_of(factors, matvec, False), x, b)
-        accepted = factors.scales.regular & (small | (judged.residual <= judged.rounding))
-        return accepted & tree.all_finite(x)
+        matrix = matrix_of(factors, matvec)
+        return accepted_answer(matrix, x, b, unique=True, rtol=0.0, small=small)
 
     if unique:
         return with_factors()

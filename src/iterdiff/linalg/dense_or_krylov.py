@@ -9,41 +9,50 @@ up to `factored_max_unknowns`   the same, but Cholesky if the operator is tagged
 up to `dense_max_unknowns`      the same, or conjugate gradients (GMRES unless tagged as
                                 positive definite): whichever takes less time by the counted
                                 work and the observed convergence, see `DenseOrKrylov.budget`
-above                           conjugate gradients or GMRES; if these stagnate, a tridiagonal
-                                solve if the matrix is tridiagonal, and the dense method while
-                                the matrix fits into `dense_max_bytes`
+above                           conjugate gradients or GMRES; if these stagnate, once more on
+                                the equilibrated system; then a tridiagonal solve if the
+                                matrix is tridiagonal, and the dense method while the matrix
+                                fits into `dense_max_bytes`
 ==============================  ============================================================
+
+The options ``"preconditioner"`` (a lineax operator that approximates the inverse) and ``"y0"``
+(where an iteration starts) of `lineax.linear_solve` are for the Krylov methods; the direct ones
+need neither.
 """
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.lax import computed_once, only_if
 from iterdiff.jaxtools.linear_map import LinearMap
 from iterdiff.linalg.factor import Factors, factor
-from iterdiff.linalg.krylov import Budget, Matvec, Vector, conjugate_gradients, gmres
+from iterdiff.linalg.iterate import (
+    Rows,
+    System,
+    for_all_rows,
+    is_regular,
+    iterate,
+    or_by_bands,
+)
+from iterdiff.linalg.krylov import Budget, Matvec, Vector
 from iterdiff.linalg.residual_check import (
     UNIQUE,
     Answer,
     CheckedSolver,
     Product,
     default_rtol,
-    known_answer,
-    known_found,
-    residual_small,
     result_of,
     solve_by_factors,
 )
-from iterdiff.linalg.tridiagonal import solve_tridiagonal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +167,10 @@ class DenseOrKrylov(CheckedSolver):
         rtol = default_rtol(b.dtype) if self.rtol is None else self.rtol
         system = System(_on_vectors(state.product, vector), state.positive_definite, unique, rtol)
         if state.factors is None:
-            x, accepted = self._iterate(system, b)
+            helper, guess = options.get("preconditioner"), options.get("y0")
+            if helper is not None:
+                system = system.helped_by(_on_vectors(helper.mv, vector), b)
+            x, accepted = self._iterate(system, b, None if guess is None else tree.to_vector(guess))
         else:
             transpose = state.product.transposed
             x, accepted = solve_by_factors(
@@ -223,19 +235,29 @@ class DenseOrKrylov(CheckedSolver):
                 return None
         return factored(linear_map, positive_definite)
 
-    def _iterate(self, system: "System", b: Vector) -> tuple[Vector, Bool[Array, ""]]:
+    def _iterate(
+        self, system: System, b: Vector, guess: Vector | None
+    ) -> tuple[Vector, Bool[Array, ""]]:
         """Solve by a Krylov method; if that is too slow or not accepted, by a direct method."""
-        if not self._may_be_dense(b):
+        rows, guesses = b[None], None if guess is None else guess[None]
+        if self._may_be_dense(b):
+            linear_map = LinearMap.of(system.matvec, b)
+            solve = self._shared_solve(linear_map, system)
+            answers, accepted = solve((linear_map.constants, system.helper), rows, guesses)
+        else:
             budget = self._patience(b.size, system.positive_definite)
-            x, accepted = self._krylov(system, b, budget)
-            if system.unique:
-                accepted &= self._regular(system, b, budget)
-            answers, accepted = _or_by_bands(system, b[None], x[None], accepted[None])
-            return answers[0], accepted[0]
-        linear_map = LinearMap.of(system.matvec, b)
-        solve = self._shared_solve(linear_map, system)
-        answers, accepted = solve(linear_map.constants, b[None])
+            answers, accepted = self._by_iteration(system, rows, guesses, budget)
         return answers[0], accepted[0]
+
+    def _by_iteration(
+        self, system: System, rows: Rows, guesses: Rows | None, budget: Budget
+    ) -> tuple[Rows, Bool[Array, " k"]]:
+        """Solve by a Krylov method, or by a tridiagonal solve; both without the matrix."""
+        restart = self.limits.restart_max_vectors
+        answers, solved = iterate(system, rows, guesses, budget, restart)
+        if system.unique:
+            solved &= is_regular(system, rows[0], budget, restart)
+        return or_by_bands(system, rows, answers, solved)
 
     def _may_be_dense(self, b: Vector) -> bool:
         """Whether the matrix fits into `dense_max_bytes`."""
@@ -253,19 +275,16 @@ class DenseOrKrylov(CheckedSolver):
         trial = min(longest, self.limits.trial_max_products)
         return Budget(trial, min(longest, 10 * trial))
 
-    def _regular(self, system: "System", like: Vector, budget: Budget) -> Bool[Array, ""]:
-        """Whether the Krylov method finds an answer that is known: the operator is regular."""
-        known = known_answer(like)
-        found, solved = self._krylov(system, system.matvec(known), budget)
-        return solved & known_found(known, found, system.rtol)
+    def _shared_solve(self, linear_map: LinearMap, system: System) -> Callable:
+        """Return ``(constants, rows, guesses) -> answers, accepted``, for all rows of a batch.
 
-    def _shared_solve(self, linear_map: LinearMap, system: "System") -> Callable:
-        """Return ``(constants, rows) -> answers, accepted``, which sees all rows of a batch."""
+        The constants are those of the linear map, and those of the preconditioner.
+        """
         definite = system.positive_definite
 
-        def solve_rows(constants, rows):
-            bound = linear_map.with_constants(constants)
-            bound_system = system._replace(matvec=bound)
+        def solve_rows(constants, rows, guesses):
+            bound = linear_map.with_constants(constants[0])
+            bound_system = system._replace(matvec=bound, helper=constants[1])
             budget = self.budget(bound, definite, len(rows))
             zero = jnp.zeros((), jnp.int32)  # closed over: see LinearMap.matrix
 
@@ -275,92 +294,15 @@ class DenseOrKrylov(CheckedSolver):
 
             if budget.trial_products < self.limits.trial_min_products:
                 return solve_densely()
-            iterate = partial(self._krylov, bound_system, budget=budget)
-            if len(rows) == 1:
-                answers, solved = jax.tree.map(lambda v: v[None], iterate(rows[0]))
-            else:
-                answers, solved = jax.vmap(iterate)(rows)
-            if system.unique:
-                solved &= self._regular(bound_system, rows[0], budget)
+            answers, solved = self._by_iteration(bound_system, rows, guesses, budget)
 
             def solve_the_rest():
                 dense, accepted = solve_densely(zero)
                 return jnp.where(solved[:, None], answers, dense), solved | accepted
 
-            answers, solved = _or_by_bands(bound_system, rows, answers, solved)
             return only_if(~jnp.all(solved), solve_the_rest, (answers, solved))
 
-        solve = jax.custom_batching.custom_vmap(solve_rows)
-
-        @solve.def_vmap
-        def batched(_, in_batched, constants, rows):
-            constants_batched, rows_batched = in_batched
-            if any(constants_batched):
-                axes = [0 if batched else None for batched in constants_batched]
-                axes = (axes, 0 if rows_batched else None)
-                return jax.vmap(solve_rows, axes)(constants, rows), (True, True)
-            answers, accepted = solve(constants, rows.reshape(-1, rows.shape[-1]))
-            accepted = accepted.reshape(rows.shape[:-1])
-            return (answers.reshape(rows.shape), accepted), (True, True)
-
-        return solve
-
-    def _krylov(
-        self, system: "System", b: Vector, budget: Budget
-    ) -> tuple[Vector, Bool[Array, ""]]:
-        """Solve for `b` scaled to norm one: the square of a tiny cotangent would underflow.
-
-        Returns
-        -------
-        tuple
-            The answer, and whether the method converged and the true residual is small.
-        """
-        matvec, rtol = system.matvec, system.rtol
-        largest = jnp.max(jnp.abs(b))
-        unit = b / jnp.where(largest > 0, largest, 1.0)
-        length = tree.norm(unit)
-        unit = unit / jnp.where(length > 0, length, 1.0)
-        if system.positive_definite:
-            x, solved = conjugate_gradients(matvec, unit, budget, rtol)
-        else:
-            x, solved = gmres(matvec, unit, budget, rtol, self.limits.restart_max_vectors)
-        return largest * length * x, solved & residual_small(matvec, x, unit, rtol)
-
-
-class System(NamedTuple):
-    """A linear system without its right-hand side.
-
-    Attributes
-    ----------
-    matvec : callable
-        The product with the matrix.
-    positive_definite : bool
-        Whether the matrix should be positive definite.
-    unique : bool
-        Whether the answer has to be the only one.
-    rtol : float
-        Relative residual at which iterations stop.
-    """
-
-    matvec: Matvec
-    positive_definite: bool
-    unique: bool
-    rtol: float
-
-
-def _or_by_bands(
-    system: System, rows: Float[Array, "k n"], answers: Float[Array, "k n"], solved: Array
-) -> tuple[Float[Array, "k n"], Bool[Array, " k"]]:
-    """Return the answers; those not solved by a tridiagonal solve, if the matrix is tridiagonal."""
-
-    def by_bands():
-        found, accepted = solve_tridiagonal(
-            system.matvec, rows, unique=system.unique, rtol=system.rtol
-        )
-        use = ~solved & accepted
-        return jnp.where(use[:, None], found, answers), solved | accepted
-
-    return only_if(~jnp.all(solved), by_bands, (answers, solved))
+        return for_all_rows(solve_rows)
 
 
 def _by_factors(factors: Factors, system: System, b: Vector) -> tuple[Vector, Bool[Array, ""]]:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from iterdiff.jaxtools import tree
@@ -18,38 +17,22 @@ from iterdiff.jaxtools.lax import only_if
 
 Vector = Float[Array, " n"]
 
-MAX_CONDITION = {64: 3e13, 32: 2e6}
-"""Largest condition number of a matrix that counts as regular, by bits of its dtype. A singular
-matrix, rounded, has one of about 1 / eps, which is 5e15 and 8e6. Systems of condition 1e12 and 1e6
-have to be solved."""
-
 
 class Equilibration(NamedTuple):
-    """The diagonals of ``R`` and ``C`` in ``B = R A C``, and the size of ``B``.
+    """The diagonals of ``R`` and ``C`` in ``B = R A C``.
 
     Attributes
     ----------
     rows, columns : array, shape (n,)
         Powers of two.
-    norm : scalar
-        The spectral norm of ``B``, estimated from below.
-    condition : scalar
-        The condition number of ``B`` in the spectral norm, estimated from below.
     """
 
     rows: Vector
     columns: Vector
-    norm: Float[Array, ""]
-    condition: Float[Array, ""]
 
     def transposed(self) -> "Equilibration":
         """Return that of the transpose."""
-        return self._replace(rows=self.columns, columns=self.rows)
-
-    @property
-    def regular(self) -> Bool[Array, ""]:
-        """Whether the matrix is not singular to working precision."""
-        return self.condition < MAX_CONDITION[jnp.finfo(self.condition.dtype).bits]
+        return Equilibration(rows=self.columns, columns=self.rows)
 
 
 class Factors(NamedTuple):
@@ -79,6 +62,12 @@ class Factors(NamedTuple):
     matrix: Float[Array, "n n"] | None
     scales: Equilibration
 
+    def inverted_twice(self, g: Vector) -> tuple[Vector, Vector]:
+        """Return ``B^{-1} g`` and ``B^{-T} B^{-1} g``, without the permutation of LU."""
+        unordered = self._replace(order=None)
+        once = substitute_scaled(unordered, g[:, None])
+        return once[:, 0], substitute_scaled(unordered, once, transpose=True)[:, 0]
+
 
 def factor(matrix: Float[Array, "n n"], *, positive_definite: bool, keep: bool) -> Factors:
     """Factor a matrix by LU; by Cholesky, or QR if that fails, if it should be positive definite.
@@ -95,10 +84,8 @@ def factor(matrix: Float[Array, "n n"], *, positive_definite: bool, keep: bool) 
     rows, columns = _scales_of_definite(matrix) if positive_definite else _scales(matrix)
     matrix = rows[:, None] * matrix * columns[None]
     left, right, order, definite = _decomposed(matrix, positive_definite)
-    one = jnp.ones((), matrix.dtype)
-    factors = Factors(left, right, order, definite, matrix, Equilibration(rows, columns, one, one))
-    scales = Equilibration(rows, columns, *_condition(factors))
-    return factors._replace(matrix=matrix if keep else None, scales=scales)
+    scales = Equilibration(rows, columns)
+    return Factors(left, right, order, definite, matrix if keep else None, scales)
 
 
 def _decomposed(matrix: Float[Array, "n n"], positive_definite: bool) -> tuple:
@@ -158,23 +145,6 @@ def _largest(sizes: Float[Array, "n n"], axis: int) -> Vector:
 def inverse_power_of_two(sizes: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Return ``1 / sizes``, with the sizes rounded to powers of two."""
     return 1 / jax.lax.reduce_precision(sizes, jnp.finfo(sizes.dtype).nexp, 0)
-
-
-def _condition(factors: Factors) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    r"""Return estimates of the norm of ``B`` and of its condition number, from below.
-
-    The norm is :math:`\|B\|_F / \sqrt{n}`, at least one. That of the inverse comes from a power
-    step :math:`B^{-\top} B^{-1} g` for a random vector g, whose permutation in LU is left out.
-    """
-    matrix = factors.matrix
-    assert matrix is not None
-    size, unordered = matrix.shape[0], factors._replace(order=None)
-    random = np.random.default_rng(0).standard_normal((size, 1))
-    once = substitute_scaled(unordered, jnp.asarray(random, matrix.dtype))
-    twice = substitute_scaled(unordered, once, transpose=True)
-    inverse_norm = jnp.sqrt(jnp.sum(twice * twice) / jnp.sum(once * once))
-    norm = jnp.maximum(jnp.sqrt(jnp.sum(matrix * matrix) / size), 1.0)
-    return norm, norm * inverse_norm
 
 
 def substitute(factors: Factors, b: Vector, *, transpose: bool = False) -> Vector:

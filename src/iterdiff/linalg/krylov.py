@@ -1,9 +1,10 @@
 r"""Krylov methods that stop early when convergence is too slow.
 
-Right-hand sides have norm one and iterations start from zero. A method stops when its residual
-falls below `rtol`. After a trial it continues only while its progress predicts that it will finish
-within the budget: if k products left a residual :math:`\epsilon_k`, the whole solve is expected to
-take :math:`k \log(\mathrm{rtol}) / \log \epsilon_k` products.
+Iterations start from zero. A method stops when the norm of its residual falls below `rtol`, an
+absolute number: right-hand sides have norm one, or are what a first guess leaves of such a one.
+After a trial it continues only while its progress predicts that it will finish within the budget:
+if k products left a residual :math:`\epsilon_k`, the whole solve is expected to take
+:math:`k \log(\mathrm{rtol}) / \log \epsilon_k` products.
 
 The steps `cg_step` and `arnoldi_step` also make the iterations of `iterdiff.ConjugateGradient` and
 `iterdiff.GMRES`, which users differentiate through.
@@ -62,7 +63,7 @@ class CGState(NamedTuple):
     direction : pytree
         The next search direction.
     square : array, shape ()
-        Squared norm of the residual.
+        Squared norm of the residual, in the metric of the preconditioner.
     """
 
     x: PyTree
@@ -77,8 +78,15 @@ def safe_ratio(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.where(zero, 0.0, a / jnp.where(zero, 1.0, b))
 
 
+def unchanged(v: PyTree) -> PyTree:
+    """Return `v`: no preconditioner."""
+    return v
+
+
 def cg_step(
-    operator: Callable[[PyTree], PyTree], state: CGState
+    operator: Callable[[PyTree], PyTree],
+    state: CGState,
+    precondition: Callable[[PyTree], PyTree] = unchanged,
 ) -> tuple[CGState, Float[Array, ""]]:
     """Return the state after one step, and the curvature ``p^T A p`` along its direction.
 
@@ -89,35 +97,37 @@ def cg_step(
     curvature = tree.dot(direction, image)
     alpha = safe_ratio(square, curvature)
     residual = tree.axpy(-alpha, image, residual)
-    new_square = tree.dot(residual, residual)
+    steepest = precondition(residual)
+    new_square = tree.dot(residual, steepest)
     beta = safe_ratio(new_square, square)
-    next_direction = tree.axpy(beta, direction, residual)
+    next_direction = tree.axpy(beta, direction, steepest)
     return CGState(tree.axpy(alpha, direction, x), residual, next_direction, new_square), curvature
 
 
 def conjugate_gradients(
-    matvec: Matvec, b: Vector, budget: Budget, rtol: float
+    matvec: Matvec, b: Vector, budget: Budget, rtol: float, precondition: Matvec = unchanged
 ) -> tuple[Vector, Bool[Array, ""]]:
     """Return the answer of conjugate gradients, and whether its residual fell below `rtol`.
 
-    It also stops at a direction of negative curvature: the operator is not positive definite.
+    It also stops at a direction of negative curvature: the operator or the preconditioner is not
+    positive definite.
     """
-    threshold = rtol**2
 
     def unfinished(carry):
-        state, definite, count = carry
-        worthwhile = _worthwhile(jnp.sqrt(state.square), count, budget, rtol)
-        return (state.square > threshold) & definite & worthwhile
+        _, length, definite, count = carry
+        return (length > rtol) & definite & _worthwhile(length, count, budget, rtol)
 
     def step(carry):
-        state, _, count = carry
-        state, curvature = cg_step(matvec, state)
-        return state, curvature > 0, count + 1
+        state, _, _, count = carry
+        state, curvature = cg_step(matvec, state, precondition)
+        definite = (curvature > 0) & (state.square >= 0)
+        return state, jnp.sqrt(state.residual @ state.residual), definite, count + 1
 
-    start = CGState(jnp.zeros_like(b), b, b, b @ b)
-    carry = manual_axes.while_loop(unfinished, step, (start, jnp.array(True), jnp.int32(0)))
-    state, definite, _ = carry
-    return state.x, (state.square <= threshold) & definite
+    first = precondition(b)
+    start = CGState(jnp.zeros_like(b), b, first, b @ first)
+    carry = start, jnp.sqrt(b @ b), start.square >= 0, jnp.int32(0)
+    state, length, definite, _ = manual_axes.while_loop(unfinished, step, carry)
+    return state.x, (length <= rtol) & definite
 
 
 # Arnoldi's method and GMRES

@@ -36,13 +36,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import lineax as lx
-import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.jaxtools import manual_axes, tree
+from iterdiff.jaxtools.lax import only_if
 from iterdiff.linalg.factor import Equilibration, Factors, Vector, substitute
 
 Matvec = Callable[[PyTree], PyTree]
@@ -58,6 +57,11 @@ FAILURE = (
 UNIQUE = "unique"
 """The option of a solver's `compute` that says whether the answer has to be the only one. If False,
 a singular operator is no failure as long as the answer solves the system."""
+
+MAX_CONDITION = {64: 3e13, 32: 2e6}
+"""Largest condition number of a matrix that counts as regular, by bits of its dtype. A singular
+matrix, rounded, has one of about 1 / eps, which is 5e15 and 8e6. Systems of condition 1e12 and 1e6
+have to be solved."""
 
 RESIDUAL_SLACK = 100
 """An answer may have this many times the residual at which its solver stops: the updated residual
@@ -76,9 +80,6 @@ KNOWN_MAX_ENTRY_ERROR = 0.01
 KNOWN_MAX_RELATIVE_ERROR = 1000
 """Errors of the known answer below this many times the solver's rtol, relative to the answer, are
 attributed to the solver."""
-
-MAX_CONSTANT_SIZE = 20_000
-"""Known answers of up to this many numbers are constants of the program."""
 
 
 def default_rtol(dtype) -> float:
@@ -123,68 +124,84 @@ def residual_small(
     return (residual <= _allowed(b, unit, rtol, atol)) & tree.all_finite(x)
 
 
-class Judged(NamedTuple):
-    """The residual of an answer in the units of an equilibrated matrix, and what it may be.
+class Matrix(NamedTuple):
+    """What a check has to know of an equilibrated matrix ``B = R A C``.
 
     Attributes
     ----------
-    residual : scalar
-        Its norm.
-    allowed : scalar
-        The bound of the module's docstring.
-    rounding : scalar
-        The bound for a backward-stable answer.
-    """
-
-    residual: Float[Array, ""]
-    allowed: Float[Array, ""]
-    rounding: Float[Array, ""]
-
-
-def judge(
-    scales: Equilibration, scaled_product: Matvec, x: Vector, b: Vector, rtol: float = 0.0
-) -> Judged:
-    """Return the residual of an answer to ``A x = b``, and its bounds.
-
-    Parameters
-    ----------
     scales : Equilibration
-        That of ``A``.
-    scaled_product : callable
-        The product with the equilibrated matrix.
-    x, b : array, shape (n,)
-        The answer and the right-hand side.
-    rtol : float
-        As in the module's docstring.
+        ``R`` and ``C``.
+    image : callable
+        ``x -> R A x``.
+    inverted_twice : callable
+        ``g -> B^{-1} g, B^{-T} B^{-1} g``; a permutation of rows may be left out.
     """
-    y, b = x / scales.columns, scales.rows * b
-    unit, eps = _unit_of(b), float(jnp.finfo(b.dtype).eps)
-    rounding = BACKWARD_SLACK * b.size**0.5 * eps * scales.norm * _length(y / unit)
-    residual = _length((scaled_product(y) - b) / unit)
-    return Judged(residual, _allowed(b, unit, rtol, 0.0), rounding)
+
+    scales: Equilibration
+    image: Matvec
+    inverted_twice: Callable[[Vector], tuple[Vector, Vector]]
+
+    def norms(self, x: Vector) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+        r"""Return the spectral norms of ``B`` and ``B^{-1}``, from below, and that of ``C^{-1} x``.
+
+        The first is about :math:`\|B\|_F / \sqrt{n}`, from a random vector, and at least one. The
+        second comes from a power step, :math:`B^{-\top} B^{-1} g`.
+        """
+        random, columns = known_answer(x), self.scales.columns
+        once, twice = self.inverted_twice(random)
+        image = self.image(columns * random)
+        image, once, twice, random, y = _lengths(image, once, twice, random, x / columns)
+        return jnp.maximum(image / random, 1.0), twice / once, y
 
 
 def accepted_answer(
-    scales: Equilibration, judged: Judged, x: Vector, unique: bool
+    matrix: Matrix, x: Vector, b: Vector, *, unique: bool, rtol: float, small: Any = False
 ) -> Bool[Array, ""]:
-    """Whether an answer is accepted, which may have to be the only one."""
-    residual, allowed, rounding = judged
-    accepted = scales.regular & (residual <= allowed + rounding)
-    if not unique:
-        accepted |= residual <= allowed
-    return accepted & tree.all_finite(x)
+    """Whether an answer to ``A x = b`` is accepted, by its residual in the units of ``B``.
 
+    Most answers in reverse mode are accepted by their residual alone. The norms of the matrix and
+    of its inverse are computed only where they decide.
 
-def scaled_product_of(factors: Factors, product: Matvec, transpose: bool) -> Matvec:
-    """Return the product with the equilibrated matrix, or with its transpose.
-
-    It uses the matrix if the factors kept it, and otherwise the system's own `product`.
+    Parameters
+    ----------
+    matrix : Matrix
+        ``B``.
+    x, b : array, shape (n,)
+        The answer and the right-hand side.
+    unique : bool
+        Whether the answer has to be the only one.
+    rtol : float
+        As in the module's docstring.
+    small : bool
+        Whether the residual is known to be small in other units.
     """
-    if factors.matrix is not None:
-        matrix = factors.matrix.T if transpose else factors.matrix
-        return lambda y: matrix @ y
+    b = matrix.scales.rows * b
+    unit = _unit_of(b)
+    # An unknown that is not finite makes the residual not finite, even if the matrix ignores it.
+    residual, length = _lengths((matrix.image(x) - b + 0 * x) / unit, b / unit)
+    small |= residual <= RESIDUAL_SLACK * max(rtol, default_rtol(b.dtype)) * length
+    constant = BACKWARD_SLACK * b.size**0.5 * float(jnp.finfo(b.dtype).eps)
+
+    def stable_and_regular():
+        norm, inverse_norm, of_answer = matrix.norms(x / unit)
+        stable = small | (residual <= constant * norm * of_answer)
+        return stable & (norm * inverse_norm < MAX_CONDITION[jnp.finfo(b.dtype).bits])
+
+    return stable_and_regular() if unique else only_if(~small, stable_and_regular, small)
+
+
+def matrix_of(factors: Factors, product: Matvec, *, transpose: bool = False) -> Matrix:
+    """Return what a check has to know of a factored matrix, or of its transpose.
+
+    The image uses the matrix if the factors kept it, and otherwise the system's own `product`.
+    """
     scales = factors.scales.transposed() if transpose else factors.scales
-    return lambda y: scales.rows * product(scales.columns * y)
+    if factors.matrix is None:
+        image = lambda x: scales.rows * product(x)  # noqa: E731
+    else:
+        kept = factors.matrix.T if transpose else factors.matrix
+        image = lambda x: kept @ (x / scales.columns)  # noqa: E731
+    return Matrix(scales, image, factors.inverted_twice)
 
 
 def solve_by_factors(
@@ -206,9 +223,8 @@ def solve_by_factors(
         As in the module's docstring.
     """
     x = substitute(factors, b, transpose=transpose)
-    scales = factors.scales.transposed() if transpose else factors.scales
-    judged = judge(scales, scaled_product_of(factors, product, transpose), x, b, rtol)
-    return x, accepted_answer(scales, judged, x, unique)
+    matrix = matrix_of(factors, product, transpose=transpose)
+    return x, accepted_answer(matrix, x, b, unique=unique, rtol=rtol)
 
 
 def known_answer(like: Vector) -> Vector:
@@ -218,10 +234,7 @@ def known_answer(like: Vector) -> Vector:
     random right-hand side in its place, the part along a null vector could not be told from the
     error of an inexact solver.
     """
-    if like.size <= MAX_CONSTANT_SIZE:
-        random = np.random.default_rng(0).standard_normal(like.size)
-        return jnp.asarray(1.0 + random, like.dtype)
-    return 1.0 + jax.random.normal(jax.random.key(0), (like.size,), like.dtype)
+    return 1.0 + tree.fixed_directions(like, 1)[0]
 
 
 def known_found(known: Vector, found: Vector, rtol: Any) -> Bool[Array, ""]:
@@ -242,6 +255,12 @@ def known_found(known: Vector, found: Vector, rtol: Any) -> Bool[Array, ""]:
 def _length(v: Vector) -> Float[Array, ""]:
     """Return the Euclidean norm of a vector in units in which its square is representable."""
     return jnp.sqrt(jnp.sum(v * v))
+
+
+def _lengths(*vectors: Vector) -> Float[Array, " k"]:
+    """Return the Euclidean norms of vectors of one length, by one reduction."""
+    stacked = jnp.stack(vectors)
+    return jnp.sqrt(jnp.sum(stacked * stacked, axis=1))
 
 
 def _unit_of(b: Vector) -> Float[Array, ""]:
@@ -266,7 +285,7 @@ def result_of(accepted: Bool[Array, ""], b: Vector, result: lx.RESULTS) -> lx.RE
 
     If `b` is not finite, the solve did not fail, and its answer is not finite either.
     """
-    failed = ~accepted & tree.all_finite(b)
+    failed = ~accepted & jnp.isfinite(jnp.max(jnp.abs(b), initial=0.0))
     return lx.RESULTS.where(failed, lx.RESULTS.singular, result)
 
 

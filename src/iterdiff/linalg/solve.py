@@ -18,13 +18,19 @@ import lineax as lx
 from jaxtyping import Array, Bool, PyTree
 
 from iterdiff.jaxtools import manual_axes, tree
-from iterdiff.jaxtools.jaxpr import narrowest_float
+from iterdiff.jaxtools.jaxpr import depends, narrowest_float
 from iterdiff.jaxtools.raise_if import Throw, raise_if
 from iterdiff.linalg.any_solver import AnySolver
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, State
 from iterdiff.linalg.factor import substitute
 from iterdiff.linalg.krylov import Vector
 from iterdiff.linalg.residual_check import UNIQUE, CheckedSolver, Product, default_rtol
+
+HELPED_FAILURE = (
+    "The linear solve behind an implicit derivative failed with `preconditioner`: the Jacobian of "
+    "the residual is singular, or the preconditioner does not approximate its inverse. Try "
+    "`preconditioner=None`, or pass `throw=False` for NaN."
+)
 
 NEGLIGIBLE_MAX_CHANGE = 100
 """A cotangent w of a singular system counts as zero if the vector ``w_i max(|x_i|, 1)`` is shorter
@@ -59,6 +65,35 @@ class Structure(NamedTuple):
         return frozenset(tag for tag, claimed in claims.items() if claimed)
 
 
+class Method(NamedTuple):
+    """How systems with an operator and with its transpose are solved.
+
+    Attributes
+    ----------
+    solver : lineax.AbstractLinearSolver, optional
+        By default `DenseOrKrylov`. Each answer is checked by its residual, to the solver's own
+        `rtol` and `atol` if these are looser than the default.
+    throw : bool
+        Whether a failed solve raises `SolveError`; else its answer is NaN.
+    preconditioner : callable, optional
+        ``v -> M v`` on pytrees like the unknown, about the inverse of the operator. Iterative
+        solvers use it; JAX transposes it.
+    guess : pytree, optional
+        Where iterative solves with the transpose start.
+    unique : bool
+        As in `Inverse`.
+    """
+
+    solver: lx.AbstractLinearSolver | None = None
+    throw: Throw = False
+    preconditioner: Callable[[PyTree], PyTree] | None = None
+    guess: PyTree | None = None
+    unique: bool = True
+
+
+DEFAULT_METHOD = Method()
+
+
 class Inverse:
     r"""The inverse of a matrix-free operator, :math:`b \mapsto A^{-1} b`.
 
@@ -73,24 +108,24 @@ class Inverse:
         Gives structure, shapes and dtypes of the operands.
     structure : Structure
         What is known of ``A``.
-    solver : lineax.AbstractLinearSolver, optional
-        Solves the systems; by default `DenseOrKrylov`. Each answer is checked by its residual, to
-        the solver's own `rtol` and `atol` if these are looser than the default.
-    throw : bool
-        Whether a failed solve raises `SolveError`; else its answer is NaN.
+    method : Method
+        How the systems are solved.
     factor : bool
         Whether to factor the operator once, for several solves and for `factored`, if a
         `DenseOrKrylov` would factor it.
-    unique : bool
+    unique : bool, optional
         Whether a solve with ``A`` fails if ``A`` is singular, although the system has solutions: a
         tangent has to be unique, and a Newton step does not. Solves with the transpose do not
-        fail: all their solutions give the same gradient (see `iterdiff.linalg.residual_check`).
+        fail: all their solutions give the same gradient (see `iterdiff.linalg.residual_check`). By
+        default that of `method`.
 
     Attributes
     ----------
     factors : Factors or None
         With ``factor=True``, the factors that all solves share. If the operator should be positive
         definite, they tell whether it is (at any size).
+    ignores_unknowns : bool
+        Whether ``A v`` does not depend on ``v``, by its program.
     """
 
     def __init__(
@@ -98,18 +133,19 @@ class Inverse:
         operator: Callable[[PyTree], PyTree],
         like: PyTree,
         structure: Structure,
+        method: Method = DEFAULT_METHOD,
         *,
-        solver: lx.AbstractLinearSolver | None = None,
-        throw: Throw = False,
         factor: bool = False,
-        unique: bool = True,
+        unique: bool | None = None,
     ):
         self.operator, self.like, self.structure = operator, like, structure
-        self.throw, self.unique = throw, unique
+        self.method, self.unique = method, method.unique if unique is None else unique
         self._of_vectors = _of_vectors(operator, like, structure)
-        policy = _policy(solver)
+        jaxpr = jax.make_jaxpr(self._of_vectors.mv)(self._of_vectors.in_structure()).jaxpr
+        self.ignores_unknowns = not any(depends(jaxpr, [True]))
+        solver, policy = method.solver, _policy(method.solver)
         if policy is not None:
-            solver = dataclasses.replace(policy, rtol=_attainable_rtol(policy, self._of_vectors))
+            solver = dataclasses.replace(policy, rtol=_attainable_rtol(policy, jaxpr))
         assert solver is not None
         self._solver = solver if isinstance(solver, CheckedSolver) else AnySolver(solver)
         # Cut here: JAX cannot differentiate a solve of which only such a constant has a tangent.
@@ -118,6 +154,9 @@ class Inverse:
         if factor and policy is not None:
             self.factors = policy.factors(self._of_vectors, structure.positive_definite)
         self._prepared = self._prepare()
+        self._helper = None
+        if method.preconditioner is not None:
+            self._helper = _checked_helper(method.preconditioner, like, structure)
 
     def _prepare(self) -> Any:
         """Return the solver's state: the shared factors, or what it makes of the operator."""
@@ -133,11 +172,11 @@ class Inverse:
         prepared = self._prepared
 
         def solve(_: Any, b: Vector) -> Vector:
-            x, failed = self._computed(prepared, b, self.unique)
+            x, failed = self._computed(prepared, b, self.unique, self._helper)
             return self._raised(x, failed)
 
         def transposed_solve(_: Any, w: Vector) -> Vector:
-            return self._adjoint(self._prepared_transposed(), w)
+            return self._adjoint(*self._transposed_parts(), w)
 
         x = jax.lax.custom_linear_solve(
             self._of_vectors.mv,
@@ -151,17 +190,31 @@ class Inverse:
     def constant(self, w: PyTree) -> PyTree:
         """Return ``A^{-1} w`` without a derivative, for a cotangent w; checked.
 
-        Nothing is transposed: `operator` may be any function that is linear in value.
+        Nothing is transposed but the preconditioner, which is one of the transpose: `operator` may
+        be any function that is linear in value.
         """
-        return tree.from_vector(self._adjoint(self._prepared, tree.to_vector(w)), self.like)
+        helper = None if self._helper is None else _transposed_helper(self._helper)
+        x = self._adjoint(self._prepared, helper, tree.to_vector(w))
+        return tree.from_vector(x, self.like)
 
-    def _prepared_transposed(self) -> Any:
-        """Return the solver's state for the transpose, which may be the operator itself."""
+    def _transposed_parts(self) -> tuple[Any, lx.AbstractLinearOperator | None]:
+        """Return the solver's state and the preconditioner for the transpose.
+
+        Both may be those of the operator itself.
+        """
         if self.structure.hessian:
-            return self._prepared
-        return self._solver.transpose(self._prepared, {})[0]
+            return self._prepared, self._helper
+        helper = None if self._helper is None else _transposed_helper(self._helper)
+        return self._solver.transpose(self._prepared, {})[0], helper
 
-    def _computed(self, state: Any, b: Vector, unique: bool) -> tuple[Vector, Bool[Array, ""]]:
+    def _computed(
+        self,
+        state: Any,
+        b: Vector,
+        unique: bool,
+        helper: lx.AbstractLinearOperator | None,
+        guess: Vector | None = None,
+    ) -> tuple[Vector, Bool[Array, ""]]:
         """Return the solver's answer to `b`, and whether it failed.
 
         A zero cotangent has the answer zero, whatever the operator: a member of a batch may have
@@ -173,15 +226,22 @@ class Inverse:
         zero, unit = largest == 0, _tiny_unit(b.dtype)
         enlarged = largest < unit
         b = jnp.where(enlarged, b / unit, b)
-        x, result, _ = self._solver.compute(state, b, {UNIQUE: unique})
+        options: dict[str, Any] = {UNIQUE: unique}
+        if helper is not None:
+            options["preconditioner"] = helper
+        if guess is not None:
+            options["y0"] = jnp.where(enlarged, guess / unit, guess)
+        x, result, _ = self._solver.compute(state, b, options)
         x, failed = jnp.where(enlarged, x * unit, x), result != lx.RESULTS.successful
         if unique:
             return x, failed
         return jnp.where(zero, 0.0, x), failed & ~zero
 
-    def _adjoint(self, state: Any, w: Vector) -> Vector:
+    def _adjoint(self, state: Any, helper: lx.AbstractLinearOperator | None, w: Vector) -> Vector:
         """Return the answer to a cotangent, of which the residual is what matters."""
-        x, failed = self._computed(state, w, False)
+        guess = self.method.guess
+        guess = None if guess is None else tree.to_vector(guess)
+        x, failed = self._computed(state, w, False, helper, guess)
         negligible = self._negligible(w)
         return self._raised(jnp.where(failed & negligible, 0.0, x), failed & ~negligible)
 
@@ -190,11 +250,22 @@ class Inverse:
         limit = NEGLIGIBLE_MAX_CHANGE * float(jnp.finfo(w.dtype).eps)
         return jnp.sum((w * self._sizes) ** 2) <= limit**2
 
-    def _raised(self, x: Vector, failed: Bool[Array, ""]) -> Vector:
+    def _raised(self, x: Vector, failed: Bool[Array, ""] | bool) -> Vector:
         """Return `x`; where `failed` holds, raise or return NaN."""
-        if self.throw:
-            return raise_if(x, failed, [self._solver.advice], throw=self.throw)
+        if self.method.throw:
+            advice = self._solver.advice if self._helper is None else HELPED_FAILURE
+            return raise_if(x, failed, [advice], throw=self.method.throw)
         return jnp.where(failed, jnp.nan, x)
+
+    def refused(self, x: PyTree, v: PyTree) -> PyTree:
+        """Raise, or return NaN like `x` that depends linearly on `v`, for JAX to transpose.
+
+        For an operator that ignores its argument: JAX would not call the transposed solve if the
+        right-hand side does not depend on `v` either.
+        """
+        failed = self._raised(tree.to_vector(x), True)
+        total = sum(jnp.sum(leaf).astype(failed.dtype) for leaf in jax.tree.leaves(v))
+        return tree.from_vector(failed + jnp.nan * total, x)
 
     def transposed(self, w: PyTree) -> PyTree:
         """Return ``A^{-T} w``, checked by its residual."""
@@ -227,19 +298,65 @@ def _policy(solver: lx.AbstractLinearSolver | None) -> DenseOrKrylov | None:
     return solver if isinstance(solver, DenseOrKrylov) else None
 
 
-def _attainable_rtol(policy: DenseOrKrylov, operator: lx.FunctionLinearOperator) -> float | None:
+def _attainable_rtol(policy: DenseOrKrylov, jaxpr: Any) -> float | None:
     """Return the policy's `rtol`; if it has none, the one of the operator's narrowest dtype.
 
     A float64 operator may compute a part in float32. Its products are then no more accurate, and
     no answer has a smaller residual.
     """
-    vector = operator.in_structure()
     if policy.rtol is not None:
         return policy.rtol
-    narrowest = narrowest_float(jax.make_jaxpr(operator.mv)(vector).jaxpr)
-    if narrowest is None or jnp.finfo(narrowest).eps <= jnp.finfo(vector.dtype).eps:
+    narrowest = narrowest_float(jaxpr)
+    if narrowest is None or jnp.finfo(narrowest).eps <= jnp.finfo(jaxpr.invars[-1].aval.dtype).eps:
         return None
     return default_rtol(narrowest)
+
+
+def _checked_helper(
+    preconditioner: Callable[[PyTree], PyTree], like: PyTree, structure: Structure
+) -> lx.FunctionLinearOperator:
+    """Return a preconditioner as an operator on vectors.
+
+    Raises
+    ------
+    ValueError
+        If its result is not like the unknown.
+    """
+    expected, found = jax.eval_shape(lambda v: v, like), jax.eval_shape(preconditioner, like)
+    if jax.tree.structure(expected) != jax.tree.structure(found) or any(
+        a.shape != b.shape for a, b in zip(*map(jax.tree.leaves, (expected, found)), strict=True)
+    ):
+        raise ValueError(
+            f"`preconditioner` must return a function from vectors like x to vectors like x, but "
+            f"that one maps {expected} to {found}."
+        )
+    # A claim of symmetry would keep lineax from transposing it. Conjugate gradients ask for one.
+    definite = Structure(False, structure.positive_definite)
+    return _of_vectors(preconditioner, like, definite)
+
+
+def _transposed_helper(helper: lx.FunctionLinearOperator) -> lx.FunctionLinearOperator:
+    """Return the transpose of a preconditioner.
+
+    Raises
+    ------
+    TypeError
+        If JAX cannot transpose it.
+    """
+    vector = helper.in_structure()
+
+    def transposed(w: Vector) -> Vector:
+        return manual_axes.linear_transpose(helper.mv, w)
+
+    try:
+        jax.eval_shape(transposed, vector)
+    except Exception as error:
+        raise TypeError(
+            "`preconditioner` returned a function that JAX cannot transpose, as the adjoint solve "
+            "needs: make it linear in its argument, out of jax.numpy operations."
+        ) from error
+    convert = not manual_axes.inside()
+    return lx.FunctionLinearOperator(transposed, vector, helper.tags, closure_convert=convert)
 
 
 def _of_vectors(

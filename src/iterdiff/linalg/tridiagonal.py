@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from iterdiff.linalg.factor import Equilibration, Vector, inverse_power_of_two
-from iterdiff.linalg.residual_check import Matvec, accepted_answer, judge, known_answer
+from iterdiff.linalg.residual_check import Matrix, Matvec, accepted_answer, known_answer
 
 DETECTION_SLACK = 1000
 """A matrix counts as tridiagonal if its product with a random vector differs from that of the
@@ -55,6 +55,11 @@ class Bands(NamedTuple):
         """Return the solution of ``A x = b``, by elimination with pivoting."""
         return jax.lax.linalg.tridiagonal_solve(*self, b[:, None])[:, 0]
 
+    def inverted_twice(self, g: Vector) -> tuple[Vector, Vector]:
+        """Return ``A^{-1} g`` and ``A^{-T} A^{-1} g``."""
+        once = self.solve(g)
+        return once, self.transposed().solve(once)
+
 
 def solve_tridiagonal(
     product: Matvec, rows: Float[Array, "k n"], *, unique: bool, rtol: float
@@ -75,13 +80,11 @@ def solve_tridiagonal(
     bands, exact = _bands(product, rows[0])
     scales, scaled = _equilibrated(bands)
 
-    def scaled_product(y):
-        return scales.rows * product(scales.columns * y)
+    matrix = Matrix(scales, lambda x: scales.rows * product(x), scaled.inverted_twice)
 
     def solve(b):
         x = scales.columns * scaled.solve(scales.rows * b)
-        judged = judge(scales, scaled_product, x, b, rtol)
-        return x, exact & accepted_answer(scales, judged, x, unique)
+        return x, exact & accepted_answer(matrix, x, b, unique=unique, rtol=rtol)
 
     return jax.vmap(solve)(rows)
 
@@ -107,13 +110,7 @@ def _bands(product: Matvec, like: Vector) -> tuple[Bands, Bool[Array, ""]]:
 
 
 def _equilibrated(bands: Bands) -> tuple[Equilibration, Bands]:
-    """Return the scales of a tridiagonal matrix with norm and condition number, and it, scaled."""
+    """Return the scales of a tridiagonal matrix, and it, scaled."""
     rows = inverse_power_of_two(bands.largest())
     columns = inverse_power_of_two(bands.scaled(rows, jnp.ones_like(rows)).transposed().largest())
-    scaled = bands.scaled(rows, columns)
-    once = scaled.solve(known_answer(rows))
-    twice = scaled.transposed().solve(once)
-    inverse_norm = jnp.sqrt(jnp.sum(twice * twice) / jnp.sum(once * once))
-    square = sum(jnp.sum(part * part) for part in scaled)
-    norm = jnp.maximum(jnp.sqrt(square / rows.size), 1.0)
-    return Equilibration(rows, columns, norm, norm * inverse_norm), scaled
+    return Equilibration(rows, columns), bands.scaled(rows, columns)

@@ -34,12 +34,14 @@ from iterdiff.accuracy.kinks import at_kink
 from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.accuracy.reasons import REASONS
 from iterdiff.accuracy.report import REPORT_SIZE, check_report, to_vector
-from iterdiff.accuracy.sensitivity import Sensitivity
+from iterdiff.accuracy.sensitivity import Equation, Sensitivity
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.arguments import Tolerance, check_tolerance, check_word
 from iterdiff.jaxtools.closures import Perturbed, attach_jvp
 from iterdiff.jaxtools.lax import custom_solve
 from iterdiff.jaxtools.raise_if import Throw, raise_if
+from iterdiff.linalg.solve import Method
+from iterdiff.loop.run import stop_gradient
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
@@ -131,7 +133,7 @@ class Checked(Mode):
 
     def solve(self, task: Task, *, throw: Throw) -> Outcome:
         """Run as the wrapped mode does, and check the derivative."""
-        outcome = self.mode.solve(task, throw=throw)
+        outcome = self.mode.solve(stop_gradient(task), throw=throw)
         return outcome._replace(x=self.answer(task, outcome.x, throw=throw))
 
     def answer(self, task: Task, x: PyTree, *, throw: Throw) -> PyTree:
@@ -180,15 +182,15 @@ class Checked(Mode):
         place_of_report = len(jax.tree.leaves(inputs)) - 1
         structure = given.problem.structure_at(x, given.theta)
         # The check computes the default implicit derivative at `x` anyway; a mode may refuse it.
-        shared = isinstance(self.mode, Implicit) and self.mode.linear_solver is None
-        shared &= dependent is None
+        shared = isinstance(self.mode, Implicit) and self.mode.is_default and dependent is None
 
         def rule(x: PyTree, perturbed: Perturbed) -> PyTree:
             if manual_axes.varies((x, perturbed)):
                 raise ValueError(_VARYING)
             bound = parts.map(lambda part: lambda y, p: part(y, perturbed.rebuild(p)[0]))
             point, still = jax.lax.stop_gradient((x, perturbed.primals))
-            at = Sensitivity(bound.residual, point, still, structure, throw=shared and throw)
+            equation = Equation(bound.residual, point, still, structure)
+            at = Sensitivity(equation, Method(throw=shared and throw))
             derivative = _CheckedDerivative(
                 bound,
                 at,

@@ -78,7 +78,7 @@ def _moved_apart(
     x, primals = at
 
     def rows(primals):
-        ((arrays, theta), closed_over), _ = perturbed.rebuild(primals)
+        ((arrays, theta), closed_over), *_ = perturbed.rebuild(primals)
         arrays = replaced(arrays, pinned=jax.tree.map(jnp.zeros_like, arrays.pinned))
         return tree.to_vector(residual(x, ((arrays, theta), closed_over)).multipliers)
 

@@ -1,6 +1,7 @@
 """Differentiate the equation that the solution satisfies."""
 
 import dataclasses
+from typing import Literal, get_args
 
 import equinox as eqx
 import jax
@@ -8,20 +9,30 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import PyTree
 
-from iterdiff.accuracy.sensitivity import Residual, Sensitivity, explicit, forward_by_reverse
+from iterdiff.accuracy.sensitivity import Equation, Helpers, Sensitivity, explicit
 from iterdiff.jaxtools import manual_axes, tree
-from iterdiff.jaxtools.arguments import check_count, check_linear_solver
-from iterdiff.jaxtools.closures import attach_jvp
+from iterdiff.jaxtools.arguments import check_bool, check_count, check_word
 from iterdiff.jaxtools.raise_if import Throw
-from iterdiff.jaxtools.reverse_only import custom_rules_in
 from iterdiff.jaxtools.tree import floating_part
-from iterdiff.linalg.solve import Structure
+from iterdiff.linalg.any_solver import as_linear_solver
+from iterdiff.linalg.minimum_norm import MinimumNorm
+from iterdiff.linalg.solve import Method
+from iterdiff.loop.run import stop_gradient
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
-from iterdiff.modes.dependent import refuse_lost
-from iterdiff.problems.active_set import regular_at
+from iterdiff.modes.helpers import (
+    OfTheRun,
+    Preconditioner,
+    applied,
+    as_preconditioner,
+    guess_like,
+)
+from iterdiff.modes.implicit_rule import attached
+from iterdiff.problems.least_squares import without_curvature
 from iterdiff.problems.problem import Problem
+
+Singular = Literal["raise", "least_squares"]
 
 
 class Implicit(Mode):
@@ -45,21 +56,44 @@ class Implicit(Mode):
 
     Parameters
     ----------
-    linear_solver : lineax.AbstractLinearSolver, optional
-        Solves with ``A``, to its own tolerances. By default the method is chosen by size,
-        structure and observed convergence, to a relative residual of at most 1e-10 in float64 and
-        1e-5 in float32 (see `iterdiff.linalg.solve`).
+    linear_solver : lineax.AbstractLinearSolver or callable, optional
+        Solves with ``A``, to its own tolerances: a solver of lineax, or any function
+        ``solve(matvec, b)`` that returns the solution for a vector `b` of shape (n,). In reverse
+        mode it is called with the product with the transpose. By default the method is chosen by
+        size, structure and observed convergence, to a relative residual of at most 1e-10 in
+        float64 and 1e-5 in float32 (see `iterdiff.linalg.solve`). Every answer is checked.
     refine : int
         Number of Newton corrections of `x` before it is differentiated and returned. Each costs one
         linear solve and squares the distance to the solution. A correction that fails, or does not
         reduce the norm of the residual, is not made, and none after it.
+    preconditioner : callable, "diagonal", "block" or "algorithm", optional
+        ``preconditioner(problem, x, theta)`` returns a function ``v -> M v`` that approximates
+        ``A^{-1} v``, for iterative solvers (ours above 500 unknowns, and lineax's). JAX transposes
+        it for the adjoint solve. It changes how long a solve takes, never its answer. With
+        "diagonal", the inverse diagonal of ``A`` is found by 31 products; with "block", the inverse
+        of the blocks that the entries along the last axis of each leaf make (of up to 16). With
+        "algorithm", it is what `Broyden` or `Chord` held at the end of `solve`.
+    guess : AdjointState or pytree, optional
+        Where iterative adjoint solves start, like `x`: see `value_and_grad_with_state`. Forward
+        mode does not use it.
+    singular : {"raise", "least_squares"}
+        What happens if ``A`` is singular. With "least_squares", the solution of least norm is
+        taken, if the system has one: a gauge or a conserved quantity makes ``A`` singular, and
+        the gradient of a loss that does not depend on it exists. If the loss depends on it, the
+        solve fails.
+    gauss_newton : bool
+        Whether to leave the curvature of the residuals out of the Hessian of a `LeastSquares`.
+        The derivative is then wrong unless the residuals vanish at the solution or are linear in
+        `x`; `Checked` and `derivative_error` tell by how much.
 
     Raises
     ------
     TypeError
-        If `refine` is not an int or `linear_solver` is not a lineax solver.
+        If an argument has the wrong type.
     ValueError
-        If `refine` is negative.
+        If `refine` is negative, a word is unknown, or `singular` and `linear_solver` are both
+        given. When it is differentiated: if `guess`, or what the preconditioner returns, is not
+        like `x`.
 
     Notes
     -----
@@ -75,13 +109,39 @@ class Implicit(Mode):
     F. Pedregosa, *Hyperparameter optimization with approximate gradient*, ICML 2016.
     """
 
-    linear_solver: lx.AbstractLinearSolver | None = None
+    linear_solver: lx.AbstractLinearSolver | None = eqx.field(
+        converter=as_linear_solver, default=None
+    )
     refine: int = eqx.field(static=True, default=0)
+    preconditioner: Preconditioner | None = eqx.field(converter=as_preconditioner, default=None)
+    guess: PyTree = None
+    singular: Singular = eqx.field(static=True, default="raise")
+    gauss_newton: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
         """Check the types and ranges of the fields."""
         check_count("refine", self.refine, least=0)
-        check_linear_solver(self.linear_solver)
+        check_word("singular", self.singular, get_args(Singular))
+        check_bool(gauss_newton=self.gauss_newton)
+        if self.singular != "raise" and self.linear_solver is not None:
+            raise ValueError(
+                "`singular` chooses the solver: leave out `linear_solver`, or pass a least-squares "
+                "solver of lineax as `linear_solver` alone."
+            )
+
+    @property
+    def method(self) -> Method:
+        """How systems are solved, without helpers."""
+        if self.singular == "least_squares":
+            return Method(MinimumNorm(), unique=False)
+        return Method(self.linear_solver)
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the derivative is that of `Implicit()`, solved for in the same way."""
+        given = self.linear_solver, self.preconditioner, self.guess
+        approximate = self.gauss_newton or self.singular != "raise"
+        return not approximate and all(v is None for v in given)
 
     @property
     def corrects_answer(self) -> bool:
@@ -94,8 +154,11 @@ class Implicit(Mode):
 
     def solve(self, task: Task, *, throw: Throw) -> Outcome:
         """Run without a derivative, then attach the implicit one."""
-        end = self.primal(task)
-        x = self.attach(task.problem, end.state.x, task.theta, throw=throw)
+        end, mode = self.primal(task), self
+        if isinstance(self.preconditioner, OfTheRun):
+            helper = self.preconditioner.at(task.algorithm, stop_gradient(end.state))
+            mode = dataclasses.replace(self, preconditioner=helper)
+        x = mode.attach(task.problem, end.state.x, task.theta, throw=throw)
         return Outcome(x, end.steps, end.status)
 
     def attach(self, problem: Problem, x: PyTree, theta: PyTree, *, throw: Throw) -> PyTree:
@@ -113,32 +176,20 @@ class Implicit(Mode):
             Whether a linear solve that fails raises.
         """
         x = jax.lax.stop_gradient(x)
-        problem, dependent = regular_at(problem, x, theta)
-        residual, inputs = explicit(problem, x, theta)
-        structure, solver = problem.structure_at(x, theta), self.linear_solver
+        if self.gauss_newton:
+            problem = without_curvature(problem)
         if self.refine:
-            x = self._refined(residual, x, jax.lax.stop_gradient(inputs), structure)
+            x = self._refined(problem, x, theta)
+        helpers = Helpers(guess=None if self.guess is None else guess_like(self.guess, x))
+        if self.preconditioner is not None:
+            here = stop_gradient((problem, x, theta))
+            helpers = helpers._replace(preconditioner=applied(self.preconditioner, *here))
+        return attached(problem, x, theta, self.method._replace(throw=throw), helpers)
 
-        def rule(x, perturbed):
-            in_primals = lambda y, primals: residual(y, perturbed.rebuild(primals)[0])  # noqa: E731
-            here = (in_primals, x, perturbed.primals, structure)
-            try:
-                at = Sensitivity(*here, solver=solver, throw=throw, factor=False)
-                tangent = at.forward(perturbed.tangents)
-                if dependent is None:
-                    return tangent
-                return refuse_lost(tangent, residual, x, perturbed, throw)
-            except TypeError:
-                if "custom_vjp" not in custom_rules_in(in_primals, x, perturbed.primals):
-                    raise
-            return forward_by_reverse(*here, perturbed.tangents, solver=solver, throw=throw)
-
-        return attach_jvp(x, (inputs, dependent), rule)
-
-    def _refined(
-        self, residual: Residual, x: PyTree, inputs: PyTree, structure: Structure
-    ) -> PyTree:
+    def _refined(self, problem: Problem, x: PyTree, theta: PyTree) -> PyTree:
         """Return `x` after Newton corrections, as long as each reduces the residual."""
+        residual, inputs = explicit(problem, x, theta)
+        structure, inputs = problem.structure_at(x, theta), jax.lax.stop_gradient(inputs)
 
         def unfinished(carry):
             _, count, reduced = carry
@@ -146,9 +197,7 @@ class Implicit(Mode):
 
         def correct(carry):
             x, count, _ = carry
-            at = Sensitivity(
-                residual, x, inputs, structure, solver=self.linear_solver, factor=False
-            )
+            at = Sensitivity(Equation(residual, x, inputs, structure), self.method, factor=False)
             new = tree.sub(x, at.inverse(at.value))
             reduced = tree.norm(residual(new, inputs)) < tree.norm(at.value)  # False for NaN
             return tree.where(reduced, new, x), count + 1, reduced
@@ -157,11 +206,17 @@ class Implicit(Mode):
 
     def answer(self, task: Task, x: PyTree, *, throw: Throw) -> PyTree:
         """Return `x` with its derivative, and without further Newton corrections."""
-        return dataclasses.replace(self, refine=0).attach(task.problem, x, task.theta, throw=throw)
+        mode = dataclasses.replace(self, refine=0, preconditioner=self._without_run())
+        return mode.attach(task.problem, x, task.theta, throw=throw)
+
+    def _without_run(self) -> Preconditioner | None:
+        """Return the preconditioner, unless it is that of a run: no state is at hand."""
+        return None if isinstance(self.preconditioner, OfTheRun) else self.preconditioner
 
     def tangents(self, task: Task, directions: PyTree) -> "ImplicitTangents":
         """Return the tangents ``-A(x_t)^{-1} r_theta(x_t) v``."""
-        return ImplicitTangents(self, task.problem, task.theta, directions)
+        mode = dataclasses.replace(self, preconditioner=self._without_run())
+        return ImplicitTangents(mode, task.problem, task.theta, directions)
 
 
 class ImplicitTangents(Tangents):

@@ -13,6 +13,7 @@ from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import as_array, is_known, is_number
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.problems.constrained import ConstrainedProblem
+from iterdiff.problems.least_squares import LeastSquares
 from iterdiff.problems.linear_system import LinearSystem
 from iterdiff.problems.problem import CompositeMinimization, FixedPoint, Minimization, Problem
 
@@ -182,6 +183,8 @@ def _parts(problem: Problem) -> list[_Part]:
     fail with an error from NumPy that does not name the function.
     """
     match problem:
+        case LeastSquares():
+            return [_Part("residuals", problem.residuals, _check_numbers)]
         case Minimization():  # its gradient is like `x0` by construction
             return [_Part("objective", problem.objective, _check_scalar)]
         case CompositeMinimization():
@@ -295,6 +298,19 @@ def _check_constraint(name: str, result: Any, x0: PyTree) -> None:
                 f"`problem`: {name} must return real floating arrays of the dtype of `x0`, "
                 f"{dtype}, not {leaf!r}; use one precision for `x0`, `theta` and the data."
             )
+
+
+def _check_numbers(name: str, result: Any, x0: PyTree) -> None:
+    """Raise TypeError unless `result` consists of real floating arrays, of one number at least."""
+    del x0
+    leaves = jax.tree.leaves(result, is_leaf=lambda v: v is None)
+    for leaf in leaves:
+        if not tree.is_floating(leaf):
+            raise TypeError(
+                f"`problem`: {name} must be real floating arrays, not {leaf!r}; convert them."
+            )
+    if not tree.size(leaves):
+        raise TypeError(f"`problem`: {name} are empty; return at least one number.")
 
 
 def _check_like_x0(name: str, result: Any, x0: PyTree) -> None:

@@ -51,17 +51,43 @@ def has_room(function: Callable, inputs: int) -> bool:
     It does if its next positional parameter has no default or is called ``args``, or if it takes
     any number of positional arguments.
     """
+    following = _parameter_after(function, inputs)
+    if following is None:
+        return False
+    variadic = following.kind is following.VAR_POSITIONAL
+    return variadic or following.default is following.empty or following.name == DATA_NAME
+
+
+def lacks_data(function: Callable, inputs: int) -> bool:
+    """Whether `function` cannot be called without data after its positional `inputs`."""
+    if isinstance(function, Bound) and function.data:
+        return False
+    following = _parameter_after(function, inputs)
+    if following is None:
+        return False
+    return following.kind is not following.VAR_POSITIONAL and following.default is following.empty
+
+
+def _parameter_after(function: Callable, inputs: int) -> inspect.Parameter | None:
+    """Return the positional parameter after the first `inputs`, or the one that takes any number.
+
+    A function without a signature, for example of a C library, has none.
+    """
     if isinstance(function, Bound):
-        return has_room(function.function, inputs)
+        return _parameter_after(function.function, inputs)
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # a function without a signature, for example of a C library
-        return False
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return True
-    following = positional[inputs : inputs + 1]
-    return any(p.default is p.empty or p.name == DATA_NAME for p in following)
+    except (TypeError, ValueError):
+        return None
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return parameter
+        if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            return None
+        if not inputs:
+            return parameter
+        inputs -= 1
+    return None
 
 
 def bind(function: Callable, inputs: int, data: PyTree) -> Callable:

@@ -10,7 +10,7 @@ from iterdiff.jaxtools.arguments import is_number
 from iterdiff.jaxtools.snapshot import Snapshot
 from iterdiff.problems.active_set import completed
 from iterdiff.problems.checks import check_problem, check_residual, check_theta, check_x0
-from iterdiff.problems.functions import bind, has_room
+from iterdiff.problems.functions import bind, has_room, lacks_data
 from iterdiff.problems.problem import Problem, replaced
 
 
@@ -54,9 +54,10 @@ def with_data(problem: Problem, args: PyTree) -> Problem:
     Raises
     ------
     TypeError
-        If no function has room.
+        If no function has room, or one needs data and `args` is None.
     """
     if args is None:
+        _check_complete(problem)
         return problem
     if not takes_data(problem):
         names = ", ".join(f"`{name}`" for name in problem.functions) or "none"
@@ -77,6 +78,18 @@ def with_data(problem: Problem, args: PyTree) -> Problem:
             if function is not None
         },
     )
+
+
+def _check_complete(problem: Problem) -> None:
+    """Raise TypeError if a function of the problem cannot be called without data."""
+    for name, count in problem.functions.items():
+        function = getattr(problem, name)
+        if function is not None and lacks_data(function, count):
+            raise TypeError(
+                f"`args` is missing: the {name} of {type(problem).__name__} receives {count} "
+                "positional arguments without data, but it needs more. Pass the data as `args`, or "
+                "give the parameter a default."
+            )
 
 
 def takes_data(problem: Problem) -> bool:

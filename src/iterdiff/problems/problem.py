@@ -97,7 +97,7 @@ class Problem(eqx.Module):
         del unknowns, theta
 
     def answer(self, unknowns: PyTree) -> PyTree:
-        """Return what users call `x`, given the unknowns of the residual: by default all."""
+        """Return what users call `x`, given the unknowns of the residual; by default these."""
         return unknowns
 
     @abc.abstractmethod
@@ -144,7 +144,46 @@ class ProblemOfFunctions(Problem):
         return getattr(self, next(iter(self.functions))).aux(x, theta)
 
 
-class Minimization(ProblemOfFunctions):
+class SmoothMinimization(ProblemOfFunctions):
+    r"""Base class of minimisations without constraints, of a twice differentiable objective.
+
+    The residual is the gradient :math:`\nabla_x f(x, \theta)`, and its Jacobian is the Hessian.
+    """
+
+    objective: eqx.AbstractVar[Callable[[PyTree, PyTree], Float[Array, ""]]]
+    residual_is_gradient: ClassVar[bool] = True
+
+    @property
+    def symmetric(self) -> bool:
+        """True, since a Hessian is symmetric."""
+        return True
+
+    @property
+    def positive_definite(self) -> bool:
+        """True, as at every strict minimiser (second-order sufficient condition)."""
+        return True
+
+    def structure_at(self, x: PyTree, theta: PyTree) -> Structure:
+        """Return what is known of the Hessian: of an overridden gradient, nothing for certain.
+
+        A `jax.custom_vjp` rule is taken to override. With a `jax.custom_jvp` rule, which many
+        functions of JAX have, symmetry is a claim that linear solves verify.
+        """
+        rules = custom_rules_in(self.objective, x, theta)
+        if "custom_vjp" in rules:
+            return Structure(False, False)
+        return self.structure._replace(hessian=not rules)
+
+    def value(self, unknowns: PyTree, theta: PyTree) -> Float[Array, ""]:
+        """Return the objective."""
+        return self.objective(unknowns, theta)
+
+    def residual(self, x: PyTree, theta: PyTree) -> PyTree:
+        """Return the gradient of the objective with respect to `x`."""
+        return jax.grad(self.objective)(x, theta)
+
+
+class Minimization(SmoothMinimization):
     r"""Minimise ``objective(x, theta)`` over `x`, without constraints.
 
     The residual is the gradient :math:`\nabla_x f(x, \theta)`, and its Jacobian is the Hessian:
@@ -177,41 +216,11 @@ class Minimization(ProblemOfFunctions):
     """
 
     objective: Callable[[PyTree, PyTree], Float[Array, ""]]
-    residual_is_gradient: ClassVar[bool] = True
     functions: ClassVar[dict[str, int]] = {"objective": 2}
 
     def __check_init__(self):
         """Check that `objective` is callable."""
         check_callable(objective=self.objective)
-
-    @property
-    def symmetric(self) -> bool:
-        """True, since a Hessian is symmetric."""
-        return True
-
-    @property
-    def positive_definite(self) -> bool:
-        """True, as at every strict minimiser (second-order sufficient condition)."""
-        return True
-
-    def structure_at(self, x: PyTree, theta: PyTree) -> Structure:
-        """Return what is known of the Hessian: of an overridden gradient, nothing for certain.
-
-        A `jax.custom_vjp` rule is taken to override. With a `jax.custom_jvp` rule, which many
-        functions of JAX have, symmetry is a claim that linear solves verify.
-        """
-        rules = custom_rules_in(self.objective, x, theta)
-        if "custom_vjp" in rules:
-            return Structure(False, False)
-        return self.structure._replace(hessian=not rules)
-
-    def value(self, unknowns: PyTree, theta: PyTree) -> Float[Array, ""]:
-        """Return the objective."""
-        return self.objective(unknowns, theta)
-
-    def residual(self, x: PyTree, theta: PyTree) -> PyTree:
-        """Return the gradient of the objective with respect to `x`."""
-        return jax.grad(self.objective)(x, theta)
 
 
 class RootFinding(ProblemOfFunctions):

@@ -49,7 +49,7 @@ def make_study(settings: Settings, source: Source, *, axis: str, with_theory: bo
     cases = [
         _case(posed, label, settings, source, modes if with_theory else None)
         for posed in problems
-        for label in settings.algorithms
+        for label in settings.algorithms or [_own_algorithm(posed, source)]
     ]
     return Study(
         name=settings.study,
@@ -59,6 +59,7 @@ def make_study(settings: Settings, source: Source, *, axis: str, with_theory: bo
         axis="algorithm" if len(problems) == 1 else axis,
         probes=settings.probes,
         estimate=settings.estimate,
+        stop=None if settings.stop is None else settings.stop.make(),
         settings=settings.in_words(),
     )
 
@@ -66,10 +67,26 @@ def make_study(settings: Settings, source: Source, *, axis: str, with_theory: bo
 def _posed(settings: Settings, source: Source) -> tuple[PosedProblem, ...]:
     try:
         return settings.problem.pose()
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         if source.file is None:
             raise
         raise ValueError(f"{source.where(['problem'])} is not valid: {error}") from error
+
+
+def _own_algorithm(posed: PosedProblem, source: Source) -> str:
+    """Return the label of the algorithm that comes with a problem.
+
+    Raises
+    ------
+    ValueError
+        If none does.
+    """
+    if posed.algorithm is None:
+        raise ValueError(
+            f"{source.where(['algorithms'])} is missing, and the function of `problem` returns no "
+            "algorithm. Add a table [algorithms.LABEL], or return (problem, algorithm, x0, theta)."
+        )
+    return type(posed.algorithm).__name__
 
 
 def _case(
@@ -80,7 +97,9 @@ def _case(
     modes: Mapping[str, itd.Mode] | None,
 ) -> Case:
     """Return the run of one algorithm on one problem, compared with theory if modes are given."""
-    algorithm = make_algorithm(settings.algorithms[label], posed, label, source)
+    algorithm = posed.algorithm
+    if settings.algorithms or algorithm is None:
+        algorithm = make_algorithm(settings.algorithms[label], posed, label, source)
     compared = posed.theory if modes is not None else None
     # Late starts are measured for the full Jacobian, and need steps that can be differentiated.
     late = settings.probes is None and algorithm.differentiable
@@ -94,6 +113,7 @@ def _case(
         steps=steps,
         every=every,
         reference=posed.reference,
+        args=posed.args,
         curves=compared.curves(posed, algorithm, modes) if compared and modes else {},
         rate=_late_start_rate(compared, posed, algorithm) if compared and late else None,
     )
@@ -116,8 +136,10 @@ def _late_start_rate(
 
 def _counts(settings: Settings, label: str, source: Source) -> tuple[int, int]:
     """Return `steps` and `every` of a run; lower a default `every` until it divides `steps`."""
-    options = settings.algorithms[label]
-    steps, every = options.steps or settings.steps, options.every or settings.every
+    options = settings.algorithms.get(label)
+    steps, every = settings.steps, settings.every
+    if options is not None:
+        steps, every = options.steps or steps, options.every or every
     if source.sets("every") or source.sets("algorithms", label, "every"):
         return steps, every
     return steps, largest_divisor(steps, every)

@@ -1,5 +1,6 @@
 """The built-in studies."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,11 +8,20 @@ from typing import Any
 
 from iterdiff.study.build import make_study
 from iterdiff.study.config import Study
-from iterdiff.study.options import suggestion
+from iterdiff.study.problems.own import own_settings
 from iterdiff.study.problems.physics import Bratu, Diffusion
 from iterdiff.study.problems.quadratics import Quadratic, ScalarQuadratic
 from iterdiff.study.problems.regressions import LogisticRegression, Regression, RidgeRegression
-from iterdiff.study.settings import ProblemOptions, Settings, Source, read_file, validated
+from iterdiff.study.settings import (
+    Override,
+    ProblemOptions,
+    Settings,
+    Source,
+    apply,
+    read_file,
+    validated,
+)
+from iterdiff.study.suggestions import suggestion
 
 GRADIENT_DESCENT = {
     "GD, 1/L": {"type": "GradientDescent", "step_size": "1/L"},
@@ -167,6 +177,12 @@ BUILT_IN: Mapping[str, BuiltIn] = {
 }
 """The built-in studies, by name."""
 
+OWN = BuiltIn("a problem of your own", own_settings(UNROLLED_AND_IMPLICIT))
+"""What a study whose file names a function starts from."""
+
+MODELS = ("ridge", "logistic")
+"""The studies that ``problem.model`` may name, for a table of the user's own."""
+
 
 def find(name: str, where: str | None = None) -> BuiltIn:
     """Return a built-in study.
@@ -217,15 +233,133 @@ def load_study(name: str, **changes: Any) -> Study:
     >>> [(case.label, case.steps) for case in study.cases]
     [('GD', 40)]
     """
+    source = read_source(name, changes)
+    if "grid" in source.content:
+        raise ValueError(
+            f"{source.where(['grid'])} makes this a grid of studies. Load it with "
+            "`iterdiff.study.grid.load_grid`."
+        )
+    return make(source)
+
+
+def read_source(
+    name: str, changes: Mapping[str, Any], overrides: tuple[Override, ...] = ()
+) -> Source:
+    """Return what a file, or the name of a built-in study, and the caller set.
+
+    Raises
+    ------
+    ValueError
+        If there is no such study, or the file cannot be read.
+    """
     if name.endswith(".toml"):
-        source = read_file(Path(name), changes)
-        built_in = find(source.content["study"], source.where(["study"]))
-    else:
-        source, built_in = Source({**changes, "study": name}), find(name)
-    _check_table(built_in, source)
-    content = source.merged(built_in.settings.in_words())
+        return dataclasses.replace(read_file(Path(name), changes), overrides=overrides)
+    find(name)
+    return Source({**changes, "study": name}, overrides)
+
+
+def make(source: Source) -> Study:
+    """Return the study that settings describe.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown or out of range.
+    """
+    built_in, content = resolve(source)
     settings = validated(type(built_in.settings), content, source)
     return make_study(settings, source, axis=built_in.axis, with_theory=built_in.theory)
+
+
+def check(source: Source) -> None:
+    """Raise ValueError if a setting is unknown or out of range; make nothing."""
+    built_in, content = resolve(source)
+    validated(type(built_in.settings), content, source)
+
+
+def resolve(source: Source) -> tuple[BuiltIn, dict[str, Any]]:
+    """Return what a study starts from, and all of its settings in words.
+
+    Defaults < file < overrides < changes. ``problem`` may be the name of a function; with
+    ``problem.model`` and a table it names one of `MODELS`.
+
+    Raises
+    ------
+    ValueError
+        If the settings name neither a built-in study nor a function.
+    """
+    source = _normalised(source)
+    name, problem = _start(source)
+    if "function" in problem:
+        if name is not None:
+            raise ValueError(
+                f"{source.where(['study'])} names a built-in study, but `problem` is a function of "
+                "your own. Leave one of them out."
+            )
+        content = source.merged(OWN.settings.in_words())
+        return OWN, {**content, "study": str(problem["function"]).rpartition(":")[2]}
+    name = _model_of(problem, name, source)
+    if not isinstance(name, str):
+        kind = "is missing" if name is None else "must be a string"
+        raise ValueError(
+            f"{source.where(['study'])} {kind}: it names the built-in study to start from. For a "
+            'problem of your own write problem = "module:function".'
+        )
+    built_in = find(name, source.where(["study"]) if source.file else None)
+    _check_table(built_in, source)
+    content = {**source.merged(built_in.settings.in_words()), "study": name}
+    if isinstance(content["problem"], dict):
+        content["problem"].pop("model", None)
+    return built_in, content
+
+
+def _start(source: Source) -> tuple[Any, Mapping[str, Any]]:
+    """Return the `study` and the `problem` that all layers of settings give together."""
+    start = copy.deepcopy(dict(source.content))
+    for override in source.overrides:
+        if override.keys[0] in ("study", "problem"):
+            apply(override, start)
+    problem = {}
+    for layer in (start, source.changes):
+        given = layer.get("problem")
+        problem |= given if isinstance(given, Mapping) else {}
+    return source.changes.get("study", start.get("study")), problem
+
+
+def _model_of(problem: Mapping[str, Any], name: Any, source: Source) -> Any:
+    """Return the study that ``problem.model`` names; without it, the study that `name` names."""
+    model = problem.get("model")
+    if model is None:
+        return name
+    where = source.where(["problem", "model"])
+    if model not in MODELS:
+        raise ValueError(f"{where} must not be {model!r}. {suggestion(str(model), MODELS)}")
+    if name not in (None, model):
+        raise ValueError(
+            f"{where} = {model!r} contradicts the study {name!r}. Leave one of them out."
+        )
+    return model
+
+
+def _normalised(source: Source) -> Source:
+    """Return the settings with ``problem = "module:function"`` as a table."""
+
+    def with_table(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+        problem = layer.get("problem")
+        return {**layer, "problem": {"function": problem}} if isinstance(problem, str) else layer
+
+    overrides = tuple(
+        override._replace(value={"function": override.value})
+        if override.keys == ("problem",) and isinstance(override.value, str)
+        else override
+        for override in source.overrides
+    )
+    return dataclasses.replace(
+        source,
+        content=with_table(source.content),
+        changes=with_table(source.changes),
+        overrides=overrides,
+    )
 
 
 def _check_table(built_in: BuiltIn, source: Source) -> None:

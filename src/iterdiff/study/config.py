@@ -59,6 +59,10 @@ class PosedProblem:
         The solution, as in `iterdiff.trace`.
     theory : Theory, optional
         What theory predicts about runs on this problem.
+    args : pytree, optional
+        As in `iterdiff.solve`.
+    algorithm : Algorithm, optional
+        The algorithm that comes with the problem, for a study that names none.
     """
 
     problem: itd.Problem
@@ -69,6 +73,8 @@ class PosedProblem:
     coordinate: float | None = None
     reference: Any = None
     theory: Theory | None = None
+    args: PyTree = None
+    algorithm: itd.Algorithm | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +98,8 @@ class Case:
     rate : float, optional
         Theoretical contraction rate per step, NaN if unknown. If given, the study also measures
         every late start and predicts the best one.
+    args : pytree, optional
+        As in `iterdiff.solve`.
     """
 
     label: str | float
@@ -104,6 +112,7 @@ class Case:
     reference: Any = None
     curves: Mapping[str, Curve] = dataclasses.field(default_factory=dict)
     rate: float | None = None
+    args: PyTree = None
 
     def __post_init__(self):
         """Check that the records include the last iterate.
@@ -144,6 +153,8 @@ class Study:
         As in `iterdiff.trace`.
     estimate : bool
         As in `iterdiff.trace`. Figures show the estimates with the measurement.
+    stop : StoppingRule, optional
+        A rule; the study records where it ends the run of each mode.
     settings : mapping
         The settings that the study was made from. They are stored in the dataset.
     """
@@ -155,6 +166,7 @@ class Study:
     axis: str = "algorithm"
     probes: int | None = None
     estimate: bool = False
+    stop: itd.StoppingRule | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -4,7 +4,6 @@ The options of algorithms and modes are the parameters in the signatures of thei
 a new class or parameter can be named in a file without a change here.
 """
 
-import difflib
 import functools
 import inspect
 import operator
@@ -26,6 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 import iterdiff as itd
+from iterdiff.study.suggestions import suggestion
 
 RATIO = re.compile(r"(?P<factor>\d+\.?\d*|\.\d+)/L")
 """A step size in words: a number over the upper bound L of the spectrum."""
@@ -56,21 +56,6 @@ class Options(BaseModel):
 def unknown_key(key: str, text: str) -> PydanticCustomError:
     """Return the error that pydantic reports for a key that is not an option."""
     return PydanticCustomError("unknown_key", "{text}", {"key": key, "text": text})
-
-
-def suggestion(word: str, allowed: Iterable[str]) -> str:
-    """Return advice on a word that is not allowed: the nearest allowed word, or all of them."""
-    allowed = tuple(allowed)
-    if nearest(word, allowed):
-        return f"Did you mean `{nearest(word, allowed)}`?"
-    return "Choose from " + ", ".join(f"`{name}`" for name in allowed) + "."
-
-
-def nearest(word: str, allowed: Iterable[str]) -> str | None:
-    """Return the allowed word that is most similar to `word`; None if none is similar."""
-    by_lower = {name.lower(): name for name in allowed}
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
-    return by_lower[close[0]] if close else None
 
 
 def _number_or_ratio(value: Any) -> float | str:
@@ -110,8 +95,8 @@ class AlgorithmOptions(Options):
         return {k: getattr(self, k) for k in self.model_fields_set if k not in own}
 
 
-class ModeOptions(Options):
-    """The options of a mode: its name in ``iterdiff``, and its parameters.
+class PartOptions(Options):
+    """The options of a mode or a stopping rule: its name in ``iterdiff``, and its parameters.
 
     Attributes
     ----------
@@ -121,19 +106,27 @@ class ModeOptions(Options):
 
     type: str
 
-    def make(self) -> itd.Mode:
-        """Return the mode."""
+    def make(self) -> Any:
+        """Return the mode, or the stopping rule."""
         given = {k: getattr(self, k) for k in self.model_fields_set if k != "type"}
-        parts = {k: v.make() if isinstance(v, ModeOptions) else v for k, v in given.items()}
+        parts = {k: v.make() if isinstance(v, PartOptions) else v for k, v in given.items()}
         return getattr(itd, self.type)(**parts)
 
     @model_validator(mode="after")
-    def _check_values(self) -> "ModeOptions":
+    def _check_values(self) -> "PartOptions":
         try:
             self.make()
         except TypeError as error:
             raise ValueError(str(error)) from error
         return self
+
+
+class ModeOptions(PartOptions):
+    """The options of a mode."""
+
+
+class StopOptions(PartOptions):
+    """The options of a stopping rule."""
 
 
 def algorithm_classes() -> dict[str, type[itd.Algorithm]]:
@@ -187,6 +180,15 @@ def any_mode() -> Any:
     return Annotated[_union(plain + models), Field(discriminator="type")]
 
 
+@functools.cache
+def any_stop() -> Any:
+    """Return the type of the options of any stopping rule, discriminated by ``type``."""
+    public = {name: getattr(itd, name) for name in itd.__all__}
+    rules = {name: v for name, v in public.items() if _is_final(v, itd.StoppingRule)}
+    models = [_from_signature(name, rule, StopOptions) for name, rule in rules.items()]
+    return Annotated[_union(models), Field(discriminator="type")]
+
+
 def _wraps_mode(maker: Callable[..., itd.Mode]) -> bool:
     return any(_is_mode(hint) for hint in _parameters(maker).values())
 
@@ -223,7 +225,7 @@ def _from_signature(
     python_only = set()
     for key, parameter in inspect.signature(target).parameters.items():
         allowed = _in_words(_parameters(target)[key], number, inner)
-        required = parameter.default is parameter.empty and base is ModeOptions
+        required = parameter.default is parameter.empty and base is not AlgorithmOptions
         if allowed is None:
             python_only.add(key)
         else:

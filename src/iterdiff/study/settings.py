@@ -8,18 +8,13 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from iterdiff.study.config import PosedProblem
-from iterdiff.study.options import (
-    Options,
-    any_algorithm,
-    any_mode,
-    nearest,
-    suggestion,
-)
+from iterdiff.study.options import Options, any_algorithm, any_mode, any_stop
+from iterdiff.study.suggestions import nearest, suggestion
 
 Keys = Sequence[str | int]
 """A path into nested tables, such as ``("algorithms", "heavy ball", "momentum")``."""
@@ -42,6 +37,16 @@ class ProblemOptions(Options, abc.ABC):
 Problem = TypeVar("Problem", bound=ProblemOptions)
 Model = TypeVar("Model", bound=BaseModel)
 
+Output = Literal[
+    "iterate_error",
+    "objective_error",
+    "residual_norm",
+    "jacobian_error",
+    "jacobian_error_estimate",
+    "estimate_trusted",
+]
+"""The variables that `outputs` may name."""
+
 EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "a table",
@@ -56,8 +61,9 @@ EXPECTED = {
 if TYPE_CHECKING:
     from iterdiff.study.options import AlgorithmOptions as AnyAlgorithm
     from iterdiff.study.options import ModeOptions as AnyMode
+    from iterdiff.study.options import StopOptions as AnyStop
 else:
-    AnyAlgorithm, AnyMode = any_algorithm(), any_mode()
+    AnyAlgorithm, AnyMode, AnyStop = any_algorithm(), any_mode(), any_stop()
 
 
 class Settings(Options, Generic[Problem]):
@@ -80,6 +86,10 @@ class Settings(Options, Generic[Problem]):
         The options of the problem.
     algorithms, modes : mapping of str to Options
         What runs, and how it is differentiated, by label.
+    stop : StopOptions, optional
+        A stopping rule: where it ends the run of each mode is recorded as well.
+    outputs : list of str, optional
+        The variables that the cells of a grid keep, besides counts and status; by default all.
     """
 
     study: str
@@ -91,10 +101,30 @@ class Settings(Options, Generic[Problem]):
     problem: Problem
     algorithms: dict[str, AnyAlgorithm] = Field(min_length=1)
     modes: dict[str, AnyMode] = Field(min_length=1)
+    stop: AnyStop | None = None
+    outputs: list[Output] | None = None
 
     def in_words(self) -> dict[str, Any]:
         """Return the settings as nested dictionaries of what was given."""
         return self.model_dump(exclude_unset=True) | {"problem": self.problem.model_dump()}
+
+
+class Override(NamedTuple):
+    """One setting that ``--set`` or a grid replaces.
+
+    Attributes
+    ----------
+    keys : tuple of str
+        The path of the setting.
+    value : object
+        Its value, as TOML gives it.
+    where : str
+        The place that messages name.
+    """
+
+    keys: tuple[str, ...]
+    value: Any
+    where: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +134,9 @@ class Source:
     Attributes
     ----------
     changes : mapping
-        What the caller set, as nested dictionaries. It takes precedence over the file.
+        What the caller set, as nested dictionaries. It takes precedence over everything else.
+    overrides : tuple of Override
+        Single settings that take precedence over the file, in this order.
     content : mapping
         The content of the file, as nested dictionaries.
     file : Path, optional
@@ -114,31 +146,51 @@ class Source:
     """
 
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    overrides: tuple[Override, ...] = ()
     content: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     file: Path | None = None
     text: str = ""
 
     def sets(self, *keys: str) -> bool:
-        """Whether the caller or the file sets the value at a path."""
-        return _holds(self.changes, keys) or _holds(self.content, keys)
+        """Whether the caller, an override or the file sets the value at a path."""
+        overridden = any(keys[: len(o.keys)] == o.keys for o in self.overrides)
+        return overridden or _holds(self.changes, keys) or _holds(self.content, keys)
 
     def where(self, keys: Keys) -> str:
         """Return the name of a setting, with the line of the file that sets it."""
-        name = f"`{'.'.join(_quoted(str(key)) for key in keys)}`"
-        if self.file is None or _holds(self.changes, keys):
+        name = f"`{dotted(keys)}`"
+        if _holds(self.changes, keys):
+            return name
+        for override in reversed(self.overrides):
+            if tuple(keys[: len(override.keys)]) == override.keys:
+                same = len(keys) == len(override.keys)
+                return override.where if same else f"{name}, from {override.where}"
+        if self.file is None:
             return name
         line = line_of(self.text, keys)
         return f"{name} in {self.file}" + (f", line {line}," if line else "")
 
     def merged(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the defaults with what the file and then the caller set.
+        """Return the defaults with what the file, the overrides and then the caller set.
 
         Options of the problem are merged one by one; a table of algorithms or modes replaces
         the previous one. `steps` and `every` take precedence over those that a previous layer
         gave to single algorithms.
+
+        Raises
+        ------
+        ValueError
+            If an override is inside a value that is no table, or names an algorithm or a mode that
+            is not there.
         """
         merged = copy.deepcopy(dict(defaults))
-        for layer in (self.content, self.changes):
+        single = {o.keys[0]: o.value for o in self.overrides if len(o.keys) == 1}
+        counts = {key: single[key] for key in ("steps", "every") if key in single}
+        for layer in ({**self.content, **counts}, None, self.changes):
+            if layer is None:
+                for change in self.overrides:
+                    apply(change, merged)
+                continue
             for key in {"steps", "every"} & layer.keys():
                 for options in _tables(merged["algorithms"]):
                     options.pop(key, None)
@@ -147,6 +199,59 @@ class Source:
                 layer = {**layer, "problem": {**merged["problem"], **problem}}
             merged.update(copy.deepcopy(layer))
         return merged
+
+
+LABELLED = ("algorithms", "modes")
+"""Tables whose keys are labels that a study chooses."""
+
+
+def apply(change: Override, content: dict[str, Any]) -> None:
+    """Set one value in nested dictionaries, in place.
+
+    Raises
+    ------
+    ValueError
+        If the path leads into a value that is no table, or through a label that is not there.
+    """
+    here = content
+    for depth, key in enumerate(change.keys[:-1], 1):
+        inside = dotted(change.keys[:depth])
+        if key not in here and depth == 2 and change.keys[0] in LABELLED:
+            raise ValueError(
+                f"{change.where} names no entry of `{change.keys[0]}`. {suggestion(key, here)}"
+            )
+        here = here.setdefault(key, {})
+        if not isinstance(here, dict):
+            raise ValueError(f"{change.where} leads into `{inside}`, which is not a table.")
+    here[change.keys[-1]] = copy.deepcopy(change.value)
+
+
+def dotted(keys: Keys) -> str:
+    """Return a path as TOML writes it."""
+    return ".".join(_quoted(str(key)) for key in keys)
+
+
+def parsed_keys(text: str, where: str) -> tuple[str, ...]:
+    """Return the path that a dotted key of TOML denotes.
+
+    Raises
+    ------
+    ValueError
+        If the text is no dotted key.
+    """
+    try:
+        found, keys = tomllib.loads(f"{text} = 0"), []
+    except tomllib.TOMLDecodeError:
+        found, keys = {}, []
+    while isinstance(found, dict) and len(found) == 1:
+        [(key, found)] = found.items()
+        keys.append(key)
+    if not keys or found != 0 or "\n" in text:
+        raise ValueError(
+            f"{where} is not a dotted key. Quote a label that is more than one word, for example "
+            """'algorithms."heavy ball".step_size'."""
+        )
+    return tuple(keys)
 
 
 def read_file(path: Path, changes: Mapping[str, Any]) -> Source:
@@ -162,26 +267,20 @@ def read_file(path: Path, changes: Mapping[str, Any]) -> Source:
     Returns
     -------
     Source
-        With at least the key ``study``.
+        What the file and the caller set.
 
     Raises
     ------
     ValueError
-        If the file cannot be read or parsed, or does not name a study.
+        If the file cannot be read or parsed.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        source = Source(changes, tomllib.loads(text), path, text)
+        return Source(changes, (), tomllib.loads(text), path, text)
     except OSError as error:
         raise ValueError(f"`{path}` cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"`{path}` is not a TOML file: {error}.") from error
-    if not isinstance(source.content.get("study"), str):
-        problem = "must be a string" if "study" in source.content else "is missing"
-        raise ValueError(
-            f"{source.where(['study'])} {problem}: it names the built-in study to start from."
-        )
-    return source
 
 
 def validated(model: type[Model], content: Mapping[str, Any], source: Source) -> Model:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from iterdiff.jaxtools.extras import import_extra
-from iterdiff.study.options import suggestion
+from iterdiff.study.suggestions import suggestion
 
 if TYPE_CHECKING:
     import pandas

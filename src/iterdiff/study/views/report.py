@@ -84,6 +84,22 @@ def table(data: "xarray.Dataset") -> Any:
     return made
 
 
+def numbers(data: "xarray.Dataset") -> list[dict[str, Any]]:
+    """Return the numbers behind the table and the verdicts, a mapping for each case."""
+    said = {case.label: [str(verdict) for verdict in case.verdicts] for case in verdicts(data)}
+    return [
+        {
+            "case": label,
+            "iterate": iterate_of(case)._asdict(),
+            "modes": {
+                mode: jacobian_of(case, mode)._asdict() for mode in map(str, case["mode"].values)
+            },
+            "verdicts": said[label],
+        }
+        for label, case in cases(data)
+    ]
+
+
 def _cells(found: Convergence) -> tuple[str, ...]:
     peak = factor(found.growth) if found.has_burn_in else "-"
     at = str(found.peak_iteration) if found.has_burn_in else "-"

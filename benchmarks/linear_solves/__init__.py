@@ -1,0 +1,1 @@
+"""Linear solves behind implicit derivatives that users steer."""

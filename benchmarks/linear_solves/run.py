@@ -1,0 +1,151 @@
+"""Large adjoint solves: preconditioned against not, and warm-started against not.
+
+The gradient of a mean over a part of the square, in the parameters of `convection_diffusion`.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+
+import iterdiff as itd
+from benchmarks.harness.measure import Effort
+from benchmarks.harness.results import OURS, Column, Section, Table
+from benchmarks.linear_solves.convection_diffusion import Case
+
+THETA = np.array([1.0, 100.0, 50.0])
+"""The reaction rate, and the strengths of the sources."""
+LARGE = 500
+"""Points in a row: 250,000 unknowns."""
+SEQUENCE_POINTS = 128
+SEQUENCE_LENGTH = 50
+"""Gradients of nearby problems."""
+CHANGE = 0.02
+"""Relative change of the parameters from one problem to the next."""
+FOREIGN_MAX_STEPS = 20_000
+"""Of lineax's solver, which takes two products a step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One gradient.
+
+    Attributes
+    ----------
+    products : int
+        With the matrix or its transpose.
+    seconds : float
+        Of the compiled program.
+    error : float
+        Relative, in Euclidean norm; NaN if the solve failed.
+    """
+
+    products: int
+    seconds: float
+    error: float
+
+
+def variants(case: Case) -> dict[str, itd.Implicit]:
+    """Return the ways to solve, by name."""
+    foreign = lx.BiCGStab(1e-10, 1e-10, max_steps=FOREIGN_MAX_STEPS)
+    return {
+        f"{OURS} GMRES(50), no preconditioner": itd.Implicit(),
+        f"{OURS} GMRES(50), preconditioner='diagonal'": itd.Implicit(preconditioner="diagonal"),
+        f"{OURS} GMRES(50), sine transforms": itd.Implicit(preconditioner=case.fast),
+        "lineax BiCGStab, no preconditioner": itd.Implicit(foreign),
+        "lineax BiCGStab, sine transforms": itd.Implicit(foreign, preconditioner=case.fast),
+    }
+
+
+def once(case: Case, mode: itd.Implicit, u: np.ndarray, exact: np.ndarray) -> Run:
+    """Return what one gradient takes after its program is compiled, and how wrong it is."""
+    given = jnp.asarray(THETA), jnp.asarray(u)
+    program = case.gradient(mode).lower(*given).compile()
+    case.products.take()
+    start = time.perf_counter()
+    found = np.asarray(program(*given))
+    seconds = time.perf_counter() - start
+    error = float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+    return Run(case.products.take(), seconds, error)
+
+
+def preconditioned(n: int) -> Table:
+    """Return the table of single gradients on a grid of n by n points."""
+    case = Case(n)
+    u, _, exact = case.exactly(THETA)
+    rows: list[list[Any]] = []
+    for name, mode in variants(case).items():
+        run = once(case, mode, u, exact)
+        failed = math.isnan(run.error)
+        rows.append([name, run.products, run.seconds, "refused" if failed else f"{run.error:.1e}"])
+    columns = [
+        Column("solver"),
+        Column("products", "count"),
+        Column("time", "s"),
+        Column("relative error of the gradient"),
+    ]
+    note = (
+        f"{n**2:,} unknowns, float64, not symmetric. Products are those with the matrix or its "
+        "transpose, those that find a diagonal included. *Refused*: the solve did not converge, "
+        "and the derivative is NaN or an exception. The true gradient comes from a sparse LU."
+    )
+    return Table("One gradient, preconditioned and not", columns, rows, note)
+
+
+def sequence(n: int, length: int) -> Table:
+    """Return the table of gradients of nearby problems."""
+    case = Case(n)
+    weights, problem = jnp.asarray(case.weights), case.problem()
+
+    def loss(theta, state, u):
+        mode = itd.Implicit(guess=state, preconditioner=case.fast)
+        return jnp.vdot(weights, mode.attach(problem, u, theta, throw=True))
+
+    step = jax.jit(itd.value_and_grad_with_state(loss))
+    path = [THETA * (1 + CHANGE * k) for k in range(length)]
+    solved = [case.exactly(theta) for theta in path]
+    rows: list[list[Any]] = []
+    for name, warm in (("from zero", False), ("from the last adjoint", True)):
+        rows.append([f"{OURS} GMRES(50), {name}", *_along(case, step, path, solved, warm)])
+    columns = [
+        Column("start of each adjoint solve"),
+        Column("products", "count"),
+        Column("time", "s"),
+        Column("largest relative error", "error"),
+    ]
+    note = (
+        f"{length} gradients, {n**2:,} unknowns; the parameters change by {CHANGE:.0%} of their "
+        "first values from one to the next. Preconditioned by sine transforms."
+    )
+    return Table("A sequence of nearby problems", columns, rows, note)
+
+
+def _along(case: Case, step: Callable, path: list, solved: list, warm: bool) -> tuple:
+    """Return products, seconds and the largest error along the path."""
+    begin = itd.AdjointState.start(jnp.zeros((case.n, case.n)))
+    jax.block_until_ready(step(jnp.asarray(path[0]), begin, jnp.asarray(solved[0][0])))
+    case.products.take()
+    state, seconds, errors = begin, 0.0, []
+    for theta, (u, _, exact) in zip(path, solved, strict=True):
+        given = jnp.asarray(theta), state if warm else begin, jnp.asarray(u)
+        start = time.perf_counter()
+        _, gradient, state = jax.block_until_ready(step(*given))
+        seconds += time.perf_counter() - start
+        errors.append(np.linalg.norm(gradient - exact) / np.linalg.norm(exact))
+    return case.products.take(), seconds, float(max(errors))
+
+
+def run(effort: Effort) -> Section:
+    """Run everything; smaller grids with a small effort."""
+    small = effort.toy or effort.rounds < Effort().rounds
+    tables = [
+        preconditioned(LARGE // 10 if small else LARGE),
+        sequence(SEQUENCE_POINTS // 4 if small else SEQUENCE_POINTS, SEQUENCE_LENGTH),
+    ]
+    return Section("Large adjoint solves", tables=tables)

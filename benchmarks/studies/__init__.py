@@ -1,0 +1,1 @@
+"""Grids of studies: what survives which fault, and what a cell costs."""

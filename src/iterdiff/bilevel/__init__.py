@@ -1,0 +1,20 @@
+"""Outer optimisation around an inner solve, with gradients whose error is known.
+
+`hypergradient` solves on until the gradient of an outer loss is accurate; `minimize` uses it, and
+never steps on a doubtful gradient. The optional libraries (optax, xarray, matplotlib, rich) come
+with ``pip install 'iterdiff[bilevel]'``.
+"""
+
+from iterdiff.bilevel.drivers import Minimized as Minimized
+from iterdiff.bilevel.drivers import minimize as minimize
+from iterdiff.bilevel.endings import Budget as Budget
+from iterdiff.bilevel.endings import Ending as Ending
+from iterdiff.bilevel.gradients import Counts as Counts
+from iterdiff.bilevel.gradients import Hypergradient as Hypergradient
+from iterdiff.bilevel.gradients import HypergradientState as HypergradientState
+from iterdiff.bilevel.gradients import hypergradient as hypergradient
+from iterdiff.bilevel.methods import LBFGS as LBFGS
+from iterdiff.bilevel.methods import Backtracking as Backtracking
+from iterdiff.bilevel.methods import Method as Method
+from iterdiff.bilevel.methods import Optax as Optax
+from iterdiff.bilevel.pictures import plot as plot

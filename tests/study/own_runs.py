@@ -1,0 +1,42 @@
+"""A problem of a user's own, with ways to fail: x_t = 2 theta (1 - 2**-t) from Picard's steps."""
+
+import os
+
+import jax.numpy as jnp
+
+import iterdiff as itd
+
+PROBLEM = itd.FixedPoint(lambda x, theta: 0.5 * x + theta)
+NOTHING = 3
+
+
+def run(theta: float = 1.0, fault: str = "none"):
+    """Return the run, or fail in the given way."""
+    if fault == "raises":
+        raise RuntimeError("broken <b>on purpose</b>")
+    if fault == "ends the process":
+        os._exit(9)
+    return PROBLEM, itd.Picard(), jnp.asarray(0.0), jnp.asarray(float(theta))
+
+
+def needs(size):
+    """Need a parameter."""
+    raise NotImplementedError(size)
+
+
+def as_mapping(scale: float = 2.0):
+    """Return data and a spectrum besides."""
+    problem = itd.Minimization(lambda x, theta, scale: scale * (x - theta) ** 2 / 2)
+    return {
+        "problem": problem,
+        "x0": jnp.asarray(0.0),
+        "theta": jnp.asarray(1.0),
+        "args": jnp.asarray(scale),
+        "spectrum": (scale, scale),
+        "title": "a parabola",
+    }
+
+
+def wrong():
+    """Return something else."""
+    return {"problem": PROBLEM, "x_0": 1.0, "theta": 2.0}
