@@ -13,8 +13,7 @@ import matplotlib
 import pytest
 
 # Compiling takes most of the suite's time, and nearly every program runs once. These settings
-# compile in about half the time, and change how machine code is made, not what is computed. (Level
-# 0 would be a sixth faster, but a program of test_closures.py warns there, and at no other level.)
+# compile in about a third of the time, and change how machine code is made, not what is computed.
 # XLA reads them at its first use. What a program costs is measured under `AS_SHIPPED` (helpers.py).
 QUICK_TO_COMPILE = {
     "xla_backend_optimization_level": "0",
