@@ -97,7 +97,7 @@ def by_jaxopt(tol: float) -> Callable:
     from jaxopt import OSQP
 
     def solution(c, program):
-        solver = OSQP(tol=tol, maxiter=20_000, check_primal_dual_infeasability=False)
+        solver = OSQP(tol=tol, maxiter=4000, check_primal_dual_infeasability=False)
         equalities = (program.A, program.b) if len(program.b) else None
         found = solver.run(
             params_obj=(program.Q, c), params_eq=equalities, params_ineq=(program.G, program.h)

@@ -75,7 +75,7 @@ def with_data(problem: Problem, args: PyTree) -> Problem:
         **{
             name: bind(function, problem.functions[name], data)
             for name, function in functions.items()
-            if function is not None
+            if callable(function)
         },
     )
 
@@ -84,7 +84,7 @@ def _check_complete(problem: Problem) -> None:
     """Raise TypeError if a function of the problem cannot be called without data."""
     for name, count in problem.functions.items():
         function = getattr(problem, name)
-        if function is not None and lacks_data(function, count):
+        if callable(function) and lacks_data(function, count):
             raise TypeError(
                 f"`args` is missing: the {name} of {type(problem).__name__} receives {count} "
                 "positional arguments without data, but it needs more. Pass the data as `args`, or "
@@ -95,7 +95,7 @@ def _check_complete(problem: Problem) -> None:
 def takes_data(problem: Problem) -> bool:
     """Whether some function of the problem has room for data after its other inputs."""
     functions = [(getattr(problem, name), count) for name, count in problem.functions.items()]
-    return any(f is not None and has_room(f, count) for f, count in functions)
+    return any(callable(f) and has_room(f, count) for f, count in functions)
 
 
 def with_snapshot(problem: Problem, taken: Snapshot) -> Problem:
