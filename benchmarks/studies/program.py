@@ -48,7 +48,9 @@ def started(folder: Path, *words: str, before: str = "") -> subprocess.Popen:
     """Start the command in a folder; `before` is code that its process runs first."""
     # A process pool imports the main module again, which therefore is a file.
     script = folder / "command.py"
-    lines = [before or "pass", "import sys", "from iterdiff.cli import main"]
+    # A shell that runs this in the background makes its children ignore interrupts.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    lines = [before or "pass", heed, "import sys", "from iterdiff.cli import main"]
     lines = ["if __name__ == '__main__':", *lines, "sys.exit(main(sys.argv[1:]))"]
     script.write_text("\n    ".join(lines) + "\n")
     # Later runs find the programs that earlier ones compiled: a kill is to meet a writer soon.

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import pytest
 
@@ -45,11 +46,14 @@ def test_it_goes_on_and_never_restarts():
 
 
 def test_a_memory_belongs_to_its_theta():
-    """The residual that conjugate gradients carry is that of one theta."""
-    matrix = jnp.diag(jnp.array([1.0, 4.0, 9.0]))
+    """The residual that conjugate gradients carry is that of one theta.
+
+    Nothing is factored: the adjoint solve starts at the last one.
+    """
+    diagonal = jnp.linspace(1.0, 9.0, 5)
     problem = itd.LinearSystem(
-        lambda x, theta: matrix @ x + theta * x,
-        lambda theta: jnp.ones(3),
+        lambda x, theta: diagonal * x + theta * x,
+        lambda theta: jnp.ones(5),
         symmetric=True,
         positive_definite=True,
     )
@@ -59,16 +63,18 @@ def test_a_memory_belongs_to_its_theta():
             lambda x, theta: jnp.sum(x**2),
             problem,
             itd.ConjugateGradient(),
-            jnp.zeros(3),
+            jnp.zeros(5),
             theta,
             rtol=1e-9,
+            mode=itd.Implicit(linear_solver=lx.CG(1e-12, 1e-12)),
             state=state,
         )
 
     moved = at(jnp.array(2.0), at(jnp.array(0.5)).state)
-    x = 1 / (jnp.diag(matrix) + 2.0)
+    x = 1 / (diagonal + 2.0)
     np.testing.assert_allclose(moved.gradient, -2 * jnp.sum(x**3), rtol=1e-8)
     np.testing.assert_allclose(moved.value, jnp.sum(x**2), rtol=1e-10)
+    assert jnp.isnan(moved.counts.products)  # which are not counted then
 
 
 def test_a_batch_shares_theta():
@@ -134,6 +140,8 @@ def test_wrong_arguments_are_named():
         itd.bilevel.hypergradient(lambda x, theta: x, PROBLEM, DESCENT, X0, THETA)
     with pytest.raises(TypeError, match="`mode`"):
         found_at(mode=itd.Unrolled())
+    with pytest.raises(ValueError, match="`mode`"):
+        found_at(mode=itd.Implicit(singular="least_squares"))
     with pytest.raises(ValueError, match="`rtol`"):
         found_at(rtol=-1.0)
     state = found_at().state

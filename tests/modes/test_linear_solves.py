@@ -91,6 +91,15 @@ def test_a_wrong_preconditioner_costs_products_only():
         np.testing.assert_allclose(adjoint, np.linalg.solve(GENERAL.T, WEIGHTS), rtol=1e-6)
 
 
+def test_the_advice_without_preconditioner():
+    solver = lx.GMRES(1e-10, 1e-10, restart=SIZE)
+    nan = itd.Implicit(solver, preconditioner=lambda *_: lambda v: jnp.nan * v)
+    with pytest.raises(RuntimeError, match="Try `preconditioner=None`"):
+        jax.block_until_ready(jax.jit(gradient(system(GENERAL), nan))(jnp.asarray(RHS)))
+    found = jax.jit(gradient(system(GENERAL), itd.Implicit(solver)))(jnp.asarray(RHS))
+    np.testing.assert_allclose(found, np.linalg.solve(GENERAL.T, WEIGHTS), rtol=1e-6)
+
+
 def test_equations_and_unknowns_in_other_units_without_a_preconditioner():
     rows, columns = np.exp(4 * RNG.normal(size=(2, SIZE)))
     matrix = rows[:, None] * (np.eye(SIZE) + 0.01 * RNG.normal(size=(SIZE, SIZE))) * columns
@@ -205,6 +214,21 @@ def test_a_state_is_handed_from_one_derivative_to_the_next():
     expected = np.broadcast_to(np.linalg.solve(GENERAL.T, WEIGHTS), (2, 2, SIZE))
     np.testing.assert_allclose(adjoints, expected, rtol=1e-7)
     np.testing.assert_allclose(gradients, expected, rtol=1e-7)
+
+
+def test_a_check_does_not_take_the_state_for_a_part_of_the_gradient():
+    problem = itd.RootFinding(lambda x, theta: jnp.asarray(GENERAL[:5, :5]) @ x - 1e-6 * theta)
+
+    def loss(theta, state):
+        mode = itd.Checked(itd.Implicit(guess=state), on_failure="nan")
+        x = jnp.linalg.solve(jnp.asarray(GENERAL[:5, :5]), 1e-6 * theta)
+        return jnp.sum(itd.solve(problem, itd.Newton(), x, theta, stop=itd.Steps(1), mode=mode).x)
+
+    step = jax.jit(itd.value_and_grad_with_state(loss))
+    _, gradient, state = step(jnp.ones(5), itd.AdjointState.start(jnp.zeros(5)))
+    adjoint = np.linalg.solve(GENERAL[:5, :5].T, np.ones(5))
+    np.testing.assert_allclose(gradient, 1e-6 * adjoint, rtol=1e-9)
+    np.testing.assert_allclose(state.solution, adjoint, rtol=1e-9)
 
 
 def test_a_state_of_another_problem_is_refused():

@@ -19,6 +19,15 @@ def run(theta: float = 1.0, fault: str = "none"):
     return PROBLEM, itd.Picard(), jnp.asarray(0.0), jnp.asarray(float(theta))
 
 
+SLOPED = itd.FixedPoint(lambda x, theta, slope: slope * x + theta)
+
+
+def sloped(slope: float):
+    """Return a run without a solution for slope 1; otherwise x_t = (1 - slope**t) / (1 - slope)."""
+    run = {"problem": SLOPED, "algorithm": itd.Picard(), "x0": 0.0, "theta": 1.0}
+    return {**run, "args": jnp.asarray(slope)}
+
+
 def needs(size):
     """Need a parameter."""
     raise NotImplementedError(size)

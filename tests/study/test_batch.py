@@ -1,12 +1,14 @@
 """Cells that run as one program have the numbers of cells that run on their own."""
 
+import io
+
 import numpy as np
-import pytest
+import xarray
 
 from iterdiff.study import cell
 from iterdiff.study.catalog import make
 from iterdiff.study.cell import CellTask, compute
-from iterdiff.study.run import run_together
+from iterdiff.study.run import run, run_together
 from iterdiff.study.settings import Source
 
 OWN = "tests.study.own_runs:run"
@@ -17,21 +19,30 @@ def words(theta, steps=4):
     return {"problem": {"function": OWN, "theta": theta}, "steps": steps}
 
 
-def test_a_batch_has_the_closed_form_of_every_run(monkeypatch):
+def test_a_batch_has_the_closed_form_of_every_run_and_one_without_a_solution_fails(monkeypatch):
+    alone = []
     monkeypatch.setattr(cell, "BATCH", 10)
-    monkeypatch.setattr(cell, "run_alone", lambda _: pytest.fail("ran alone"))
-    thetas = np.linspace(-1, 3, 9)  # one batch, filled up to its size
-    tasks = [CellTask(f"c{i}", {"study": "run", **words(v)}) for i, v in enumerate(thetas)]
-    outcomes = compute(tasks)
-    assert all(outcome.content and not outcome.cause for outcome in outcomes)
+    monkeypatch.setattr(cell, "run_alone", lambda study: alone.append(study) or run(study))
+    slopes = [0.1, 0.2, 0.3, 0.4, 1.0, 0.5, 0.6, 0.7, 0.8]  # one batch, filled up to its size
+    problem = {"function": "tests.study.own_runs:sloped"}
+    outcomes = compute(
+        [
+            CellTask(f"c{s}", {"study": "sloped", "steps": 4, "problem": {**problem, "slope": s}})
+            for s in slopes
+        ]
+    )
     t = np.arange(5)
-    studies = [make(Source(words(theta))) for theta in thetas]
-    for theta, data in zip(thetas, run_together([*studies, studies[-1]]), strict=False):
-        run = data.isel(algorithm=0)
-        np.testing.assert_allclose(run.iterate_error, abs(2 * theta) * 0.5**t, atol=1e-14)
-        error = run.jacobian_error.sel(mode="unrolled")
-        np.testing.assert_allclose(error, 2 * 0.5**t, rtol=1e-12)
-        assert run.status.item() == "finite throughout" and run.reference_norm == 2.0
+    for slope, outcome in zip(slopes, outcomes, strict=True):
+        if slope == 1.0:
+            assert outcome.content is None and "`reference`" in outcome.cause
+            continue
+        assert not outcome.cause
+        found = xarray.load_dataset(io.BytesIO(outcome.content), engine="scipy").isel(algorithm=0)
+        np.testing.assert_allclose(found.iterate_error, slope**t / (1 - slope), rtol=1e-10)
+        error = found.jacobian_error.sel(mode="unrolled")
+        np.testing.assert_allclose(error, slope**t / (1 - slope), rtol=1e-10)
+        assert found.status.item() == "finite throughout"
+    assert len(alone) == 1
 
 
 def test_what_does_not_fit_together_runs_alone():

@@ -53,7 +53,7 @@ class Minimized:
     value, value_error : float
         The outer loss, and its error bar. The values of accepted thetas decrease.
     gradient : pytree
-        Like the floating part of theta.
+        Like the floating part of theta: at the inner iterate, before its Newton correction.
     gradient_error : float
         Its estimated error: absolute, in Euclidean norm.
     trusted : bool

@@ -18,15 +18,17 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.accuracy.correction import correct
 from iterdiff.accuracy.estimate import TOO_FAR_MIN_QUOTIENT, compare
 from iterdiff.accuracy.reasons import ONE_SIDED
-from iterdiff.accuracy.sensitivity import Sensitivity
+from iterdiff.accuracy.sensitivity import Helpers, Sensitivity
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.tree import floating_part
+from iterdiff.linalg.solve import Inverse
+from iterdiff.modes.helpers import applied
+from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.problem import Problem
 
 Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
@@ -140,7 +142,7 @@ def examine(
     loss: Loss,
     x: PyTree,
     theta: PyTree,
-    solver: lx.AbstractLinearSolver | None,
+    mode: Implicit,
     guess: PyTree,
 ) -> Examined:
     """Return value and gradient of the outer loss at `x`, and how wrong they are.
@@ -155,17 +157,20 @@ def examine(
         The inner iterate.
     theta : pytree
         The parameters.
-    solver : lineax.AbstractLinearSolver, optional
-        As in `Implicit`.
+    mode : Implicit
+        How the linear systems are solved.
     guess : pytree
         An approximation of the adjoint, from the evaluation before.
     """
     floating, rest = floating_part(theta)
     graded = jax.value_and_grad(lambda x, part: loss(x, eqx.combine(part, rest)), argnums=(0, 1))
-    correction = correct(problem, x, theta, solver)
+    correction = correct(problem, x, theta, mode.linear_solver)
     at, points = correction.at, correction.points
     value, (slope, partial) = graded(x, floating)
-    adjoint = _adjoint(at, slope, guess)
+    helpers = Helpers(guess=guess)
+    if mode.preconditioner is not None:
+        helpers = helpers._replace(preconditioner=applied(mode.preconditioner, problem, x, theta))
+    adjoint = _adjoint(at, slope, helpers)
     gradient = tree.add(partial, at.pulled(adjoint))
     there, (slope_there, partial_there) = graded(points.corrected, floating)
     pulled, loose, terms = correction.reverse(slope_there, adjoint)
@@ -201,14 +206,12 @@ def examine(
     )
 
 
-def _adjoint(at: Sensitivity, slope: PyTree, guess: PyTree) -> PyTree:
-    """Return the solution of the adjoint system.
-
-    The place for a first guess: linear solves do not take one yet, and a solve for the change would
-    take as many products, because tolerances are relative to the right-hand side.
-    """
-    del guess
-    return at.inverse.transposed(slope)
+def _adjoint(at: Sensitivity, slope: PyTree, helpers: Helpers) -> PyTree:
+    """Return the solution of the adjoint system; an iterative solve starts at the guess."""
+    if at.inverse.factors is not None:
+        return at.inverse.transposed(slope)
+    method = at.method._replace(guess=helpers.guess, preconditioner=helpers.preconditioner)
+    return Inverse(at.operator, at.x, at.structure, method).transposed(slope)
 
 
 def _rounding(at: Sensitivity, terms: Float[Array, ""], adjoint: PyTree) -> Float[Array, ""]:

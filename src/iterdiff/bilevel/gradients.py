@@ -282,6 +282,11 @@ def posed_of(
             f"`mode` must be iterdiff.Implicit(...), not {mode!r}: the steps of a run that goes on "
             "from an earlier solution are not all there to be differentiated."
         )
+    if mode.gauss_newton or mode.singular != "raise" or mode.guess is not None:
+        raise ValueError(
+            "`mode` must have the exact, regular derivative here, and finds its own guess: leave "
+            "out `gauss_newton`, `singular` and `guess`."
+        )
     if not callable(loss):
         raise TypeError(f"`loss` must be a function (x, theta) -> scalar, not {loss!r}.")
     args = None if args is None else jax.tree.map(jnp.asarray, args)

@@ -255,9 +255,8 @@ def _run(
     arrays = jax.tree.map(lambda old, new: jnp.where(same, old, new), arrays, fresh)
 
     def examined(x):
-        solver = posed.mode.linear_solver
         x = _refined(posed.mode, problem, x, theta)
-        return examine(problem, loss, x, theta, solver, state.adjoint)
+        return examine(problem, loss, x, theta, posed.mode, state.adjoint)
 
     def advance(carry: _Carry) -> _Carry:
         def step(memory):

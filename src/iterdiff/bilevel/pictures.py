@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#7F7F7F"
 """Of the palette of Okabe and Ito, which colour-blind readers can tell apart."""
 
+BARS = {
+    "loss": ("value_error", GREY),
+    "gradient at the iterate": ("gradient_error", VERMILION),
+    "gradient, corrected": ("gradient_uncertainty", BLUE),
+}
+"""The error bars that are drawn alone: their columns and colours."""
+
 STYLE = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -56,13 +63,11 @@ def plot(result: Any) -> "Figure":
         work = np.cumsum(rows["gradients"])
         _points(axes[0], work, rows, "value", "value_error")
         axes[0].set_ylabel("outer loss, with bar")
-        _points(axes[1], work, rows, "gradient_norm", "gradient_error")
+        _points(axes[1], work, rows, "gradient_norm", "gradient_uncertainty")
         axes[1].set_yscale("log")
         axes[1].set_ylabel("‖projected gradient‖, with bar")
-        axes[2].plot(work, rows["value_error"], ".-", color=GREY, linewidth=0.8, label="loss")
-        axes[2].plot(
-            work, rows["gradient_error"], ".-", color=BLUE, linewidth=0.8, label="gradient"
-        )
+        for label, (bar, color) in BARS.items():
+            axes[2].plot(work, rows[bar], ".-", color=color, linewidth=0.8, label=label)
         axes[2].set_yscale("log")
         axes[2].set_ylabel("error bars")
         axes[2].set_xlabel("inner residuals evaluated")

@@ -179,7 +179,10 @@ class Checked(Mode):
         tolerances = jax.lax.stop_gradient((jnp.asarray(self.rtol), jnp.asarray(self.atol)))
         report = jnp.zeros(REPORT_SIZE) if self.report is None else self.report
         inputs = (explicit, tolerances, report)
-        place_of_report = len(jax.tree.leaves(inputs)) - 1
+        leaves = jax.tree.leaves(inputs)
+        place_of_report, guesses = len(leaves) - 1, self._guesses()
+        # The cotangent of a first guess is the adjoint itself, no part of the gradient.
+        judged = [not any(leaf is guess for guess in guesses) for leaf in leaves]
         structure = given.problem.structure_at(x, given.theta)
         # The check computes the default implicit derivative at `x` anyway; a mode may refuse it.
         shared = isinstance(self.mode, Implicit) and self.mode.is_default and dependent is None
@@ -198,10 +201,15 @@ class Checked(Mode):
                 lambda estimate, value: self._judge(estimate, value, perturbed.inputs[1], throw),
                 shared,
                 place_of_report in perturbed.places,
+                tuple(judged[place] for place in perturbed.places),
             )
             return derivative.push(perturbed, x)
 
         return attach_jvp(x, inputs, rule)
+
+    def _guesses(self) -> list:
+        """Return the arrays of the wrapped mode's first guess, see `AdjointState`."""
+        return jax.tree.leaves(self.mode.guess) if isinstance(self.mode, Implicit) else []
 
     def _judge(
         self, estimate: ErrorEstimate, derivative: PyTree, tolerances: tuple, throw: Throw
@@ -294,6 +302,8 @@ class _CheckedDerivative(NamedTuple):
         Whether the mode's derivative is that of `at`.
     reports : bool
         Whether the backward pass returns a report.
+    judged : tuple of bool
+        Which parts of the gradient are judged.
     """
 
     parts: Parts
@@ -302,6 +312,7 @@ class _CheckedDerivative(NamedTuple):
     judge: Callable[[ErrorEstimate, PyTree], _Judgement]
     shared: bool
     reports: bool
+    judged: tuple[bool, ...]
 
     def push(self, perturbed: Perturbed, x: PyTree) -> PyTree:
         """Return ``J`` times the tangents, such that JAX transposes and differentiates it."""
@@ -331,7 +342,9 @@ class _CheckedDerivative(NamedTuple):
             here = self.at.pulled(adjoint)
             better, slack, terms = self.correction.reverse(w, adjoint)
             derivative = here if self.shared else jax.vjp(answer, primals)[1](w)[0]
-            estimate = compare(derivative, here, better, points, slack, terms)
+            pairs = zip(derivative, self.judged, strict=True)
+            judged = tuple(part if yes else jnp.zeros_like(part) for part, yes in pairs)
+            estimate = compare(judged, here, better, points, slack, terms)
             derivative, report = self.judge(estimate, derivative)
             if self.reports:
                 derivative = (*derivative[:-1], report.astype(derivative[-1].dtype))
