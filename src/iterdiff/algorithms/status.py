@@ -1,7 +1,6 @@
 """How a run ended."""
 
 import enum
-from typing import Self
 
 RUNNING = -1
 """The status of a run that has not ended."""
@@ -12,7 +11,7 @@ class Advised(enum.IntEnum):
 
     advice: str
 
-    def __new__(cls, code: int, advice: str) -> Self:
+    def __new__(cls, code: int, advice: str) -> "Advised":
         """Attach the advice to the code."""
         member = int.__new__(cls, code)
         member._value_ = code
