@@ -217,7 +217,7 @@ def quadratic_program(dtype: str) -> Case:
         solution=solution,
         jacobian=jacobian,
         algorithms=(
-            Suited(itd.ADMM(penalty=0.3, iterations=2), 100),
+            Suited(itd.ADMM(penalty=0.3, iterations=2), 400),
             Suited(itd.AugmentedLagrangian(itd.Newton()), 25),
         ),
     )
