@@ -110,7 +110,7 @@ def by_jaxopt(tol: float) -> Callable:
 def gradients() -> dict[str, Callable]:
     """Return each library's gradient of ``sum(x**2) / 2`` in `c`."""
     solutions = {
-        OURS: by_iterdiff(1e-3, itd.Implicit(refine=1)),
+        OURS: by_iterdiff(1e-5, itd.Implicit(refine=1)),
         TIGHT: by_iterdiff(1e-9, itd.Implicit()),
         f"{PEER}, tol=1e-4": by_jaxopt(1e-4),
         f"{PEER}, tol=1e-8": by_jaxopt(1e-8),

@@ -118,15 +118,17 @@ def _not_writable(folder: Path) -> list:
     return _outcome(folder, 2, status, said)
 
 
-def _failing(*faults: str, jobs: bool = False) -> Callable[[Path], list]:
+def _failing(fault: str, good: int = 3, jobs: bool = False) -> Callable[[Path], list]:
+    """Return a fault of three cells beside three others; `good` cells are to be there."""
+
     def make(folder: Path) -> list:
-        write_study(folder, 3, ("none", *faults))
+        write_study(folder, 3, ("none", fault))
         words = ["--out", "out", "--quiet", *(["--jobs", "1"] if jobs else [])]
         status, _ = finished(folder, *words)
         causes = set(store.failures(folder / "out").values())
         said = "; ".join(sorted(causes)) or _statuses(folder / "out")
         before, damaged = cells_of(folder / "out")
-        return [str(status), [len(before)] * 2, len(damaged), [len(before), 6], said]
+        return [str(status), [len(before), good], len(damaged), [len(before), 6], said]
 
     return make
 
@@ -181,7 +183,7 @@ FAULTS = {
     "full disk (limit of 6000 bytes a file)": _full_disk,
     "folder that cannot be written": _not_writable,
     "cell that raises": _failing("raises"),
-    "cell that diverges": _failing("diverges"),
+    "cell that diverges": _failing("diverges", good=6),
     "cell that needs more memory than there is": _failing("needs 8 TB"),
     "cell whose process is killed, one process": _failing("ends its process", jobs=True),
     "worker process killed from outside, two processes": _lost_process,

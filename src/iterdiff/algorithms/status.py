@@ -6,14 +6,25 @@ RUNNING = -1
 """The status of a run that has not ended."""
 
 
-class Status(enum.IntEnum):
+class Advised(enum.IntEnum):
+    """Base class of outcomes; each member is a code and a sentence about it and what to do."""
+
+    advice: str
+
+    def __new__(cls, code: int, advice: str) -> "Advised":
+        """Attach the advice to the code."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.advice = advice
+        return member
+
+
+class Status(Advised):
     """How a run ended; ``Status(code).advice`` is a sentence about it and what to do.
 
     `Solution.status` holds the code as an integer array, so that it passes through ``jit`` and
     ``vmap``. Compare it with a member directly: ``solution.status == Status.CONVERGED``.
     """
-
-    advice: str
 
     CONVERGED = 0, "The stopping rule was satisfied."
     STEPS_DONE = (
@@ -56,13 +67,6 @@ class Status(enum.IntEnum):
         "The objective decreases without bound: the iterates hold a feasible direction along which "
         "it does. Add the missing bounds, or a quadratic term.",
     )
-
-    def __new__(cls, code: int, advice: str) -> "Status":
-        """Attach the advice to the code."""
-        member = int.__new__(cls, code)
-        member._value_ = code
-        member.advice = advice
-        return member
 
     @property
     def failed(self) -> bool:

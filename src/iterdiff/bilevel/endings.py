@@ -1,15 +1,13 @@
 """How an outer run ended, and what may be spent on it."""
 
 import dataclasses
-import enum
 
+from iterdiff.algorithms.status import Advised
 from iterdiff.jaxtools.arguments import check_count, check_tolerance
 
 
-class Ending(enum.IntEnum):
+class Ending(Advised):
     """How `minimize` ended; ``ending.advice`` is a sentence about it and what to do."""
-
-    advice: str
 
     STATIONARY = 0, "The projected gradient is below `rtol` times that of the start."
     AT_PRECISION = (
@@ -42,13 +40,6 @@ class Ending(enum.IntEnum):
         "known is zero, or no step along it decreases the loss: a step was refused. "
         "iterdiff.weakly_active shows where; start on either side of the kink to go on.",
     )
-
-    def __new__(cls, code: int, advice: str) -> "Ending":
-        """Attach the advice to the code."""
-        member = int.__new__(cls, code)
-        member._value_ = code
-        member.advice = advice
-        return member
 
     @property
     def failed(self) -> bool:
