@@ -47,6 +47,10 @@ def test_it_resumes_on_the_same_trajectory(method, tmp_path):
     again = minimize(path, method)  # nothing is left to do
     np.testing.assert_array_equal(again.theta, whole.theta)
     assert again.gradients == whole.gradients
+    fine = tmp_path / "fine.npz"  # ends at the precision, in the middle of a decision
+    first, second = (minimize(fine, method, rtol=1e-10) for _ in range(2))
+    assert first.status == itd.bilevel.Ending.AT_PRECISION
+    same(first, second)
 
 
 def test_a_snapshot_of_another_problem_is_refused(tmp_path):

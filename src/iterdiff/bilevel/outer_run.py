@@ -84,12 +84,16 @@ class Outer:
         """Iterate until the run ends; `after` is called after each iteration."""
         self.gradients = progress.gradients
         self.begun = time.perf_counter() - progress.seconds
+        if progress.ended >= 0:
+            return progress, Ending(progress.ended)
         while True:
             self.iteration = progress.iteration
             if progress.iteration and self.budget.spent(self.gradients, self.seconds):
                 return progress, Ending.BUDGET_SPENT
             progress, ending = self._iterate(progress)
             progress = progress._replace(gradients=self.gradients, seconds=self.seconds)
+            if ending not in (None, Ending.MAX_OUTER_REACHED, Ending.BUDGET_SPENT):
+                progress = progress._replace(ended=int(ending))
             after(progress)
             if ending is not None:
                 return progress, ending

@@ -129,6 +129,8 @@ class Progress(NamedTuple):
         Inner residuals evaluated.
     seconds : float
         Time spent.
+    ended : int
+        How the run ended, if nothing is left to do; else negative.
     """
 
     point: Point
@@ -138,6 +140,7 @@ class Progress(NamedTuple):
     iteration: int
     gradients: int
     seconds: float
+    ended: int = -1
 
 
 class Verdict(NamedTuple):
