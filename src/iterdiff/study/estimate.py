@@ -15,7 +15,7 @@ from iterdiff.study.catalog import make
 from iterdiff.study.cell import CellTask, encoded
 from iterdiff.study.config import Case, Study
 from iterdiff.study.grid import Grid
-from iterdiff.study.run import run
+from iterdiff.study.run import run, trace_arguments
 
 TRIAL_RECORDS = 20
 """Records of the trial run of a case; the time of the others follows from these."""
@@ -122,20 +122,8 @@ def _timed_trial(study: Study, words: dict[str, Any]) -> tuple[float, int]:
 
 def _per_record(study: Study, case: Case) -> tuple[float, int]:
     """Return the time of a record, and the memory of the program that makes them."""
-    case = _trial(case)
-    recorder = build_recorder(
-        case.problem,
-        case.algorithm,
-        case.x0,
-        case.theta,
-        steps=case.steps,
-        modes=study.modes,
-        reference=case.reference,
-        probes=study.probes,
-        every=case.every,
-        estimate=study.estimate,
-        args=case.args,
-    )
+    arguments, options = trace_arguments(study, _trial(case))
+    recorder = build_recorder(*arguments, **options)
     carry = begin(recorder)
     best = float("inf")
     for _ in range(REPEATS + 1):  # the first one compiles

@@ -92,22 +92,23 @@ def _shifted(progress: Progress | None, before: int, total: int) -> Progress | N
     return lambda done, _: progress(before + done, total)
 
 
+def trace_arguments(study: Study, case: Case) -> tuple[tuple, dict[str, Any]]:
+    """Return the arguments of `trace` for a case, by position and by name."""
+    return (case.problem, case.algorithm, case.x0, case.theta), {
+        "steps": case.steps,
+        "modes": study.modes,
+        "reference": case.reference,
+        "probes": study.probes,
+        "every": case.every,
+        "estimate": study.estimate,
+        "args": case.args,
+    }
+
+
 def _traced(study: Study, case: Case, progress: Progress | None) -> "xarray.Dataset":
     try:
-        data = itd.trace(
-            case.problem,
-            case.algorithm,
-            case.x0,
-            case.theta,
-            steps=case.steps,
-            modes=study.modes,
-            reference=case.reference,
-            probes=study.probes,
-            every=case.every,
-            estimate=study.estimate,
-            args=case.args,
-            progress=progress,
-        )
+        run, options = trace_arguments(study, case)
+        data = itd.trace(*run, **options, progress=progress)
     except TypeError as error:
         raise TypeError(f"case {case.label!r}: {error}") from error
     except ValueError as error:
