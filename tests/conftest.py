@@ -12,22 +12,12 @@ import jax
 import matplotlib
 import pytest
 
-# Compiling takes most of the suite's time, and nearly every program runs once. These settings
-# compile in about a third of the time, and change how machine code is made, not what is computed.
-# XLA reads them at its first use. What a program costs is measured under `AS_SHIPPED` (helpers.py).
-QUICK_TO_COMPILE = {
-    "xla_backend_optimization_level": "0",
-    "xla_cpu_parallel_codegen_split_count": "1",
-}
-if jax.__version_info__ < (0, 11):  # later ones do not know it, and end the process
-    QUICK_TO_COMPILE["xla_cpu_use_fusion_emitters"] = "false"
+from tests.compiling import FLAGS
+
 # XLA's pool has this many threads. With more, jaxlib 0.10's batched LAPACK calls wait in the pool
 # for work that only the pool can do: as many at once as it has threads wait for ever.
 os.environ["NPROC"] = "1"
-os.environ["XLA_FLAGS"] = " ".join(
-    [f"--{name}={value}" for name, value in QUICK_TO_COMPILE.items()]
-    + os.environ.get("XLA_FLAGS", "").split()
-)
+os.environ["XLA_FLAGS"] = " ".join(FLAGS + os.environ.get("XLA_FLAGS", "").split())
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")

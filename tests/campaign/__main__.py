@@ -15,6 +15,7 @@ import jax
 
 import iterdiff as itd
 from tests.campaign.call import BAD, CRASH, GOOD, HANG, judged
+from tests.compiling import FLAGS
 
 FAMILIES = {
     "transforms": "solves under JAX's transformations",
@@ -28,12 +29,6 @@ FAMILIES = {
     "command_line": "the command line",
 }
 """The families, and what the table calls them."""
-
-QUICK_TO_COMPILE = (
-    "--xla_backend_optimization_level=1",
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
-"""Settings of XLA that halve the time of a call, which is mostly compiling."""
 
 LIMIT_SECONDS = 180
 """A call that takes longer hangs: the slowest compiles for about ten seconds."""
@@ -72,7 +67,7 @@ def collect(family: str, stored: list[dict[str, str]]) -> list[dict[str, str]]:
 def _follow(family: str, numbers: list[int], found: list[dict[str, str]]) -> None:
     """Append the outcomes of a process to `found`: all of them, or as far as it gets."""
     module = importlib.import_module(f"tests.campaign.{family}")
-    flags = " ".join([*QUICK_TO_COMPILE, *getattr(module, "FLAGS", ())])
+    flags = " ".join([*FLAGS, *getattr(module, "FLAGS", ())])
     environment = {**os.environ, "NPROC": "1", "JAX_TRACEBACK_FILTERING": "off", "XLA_FLAGS": flags}
     which = ",".join(map(str, numbers))
     words = [sys.executable, "-m", "tests.campaign", "--work", family, which]
