@@ -18,8 +18,8 @@ AS_SHIPPED = {
     "xla_backend_optimization_level": 3,
     "xla_cpu_parallel_codegen_split_count": 32,
 }
-"""XLA's own settings, which ``conftest.py`` overrides: for tests of what a program costs."""
-if jax.__version_info__ < (0, 11):  # see conftest.py
+"""XLA's own settings, which ``compiling.py`` overrides: for tests of what a program costs."""
+if jax.__version_info__ < (0, 11):  # see compiling.py
     AS_SHIPPED["xla_cpu_use_fusion_emitters"] = True
 
 ALL = ("forward", "reverse", "batched", "reverse_over_reverse", "forward_over_reverse")
