@@ -50,6 +50,8 @@ IN_FLOAT32 = (
     "spd_system",
     "affine_contraction",
     "lasso",
+    "log_regression",
+    "quadratic_program",
 )
 """The cases to test in float32 too: together they have every family and every algorithm."""
 

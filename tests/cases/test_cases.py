@@ -96,6 +96,8 @@ def test_float32_covers_every_family_and_algorithm():
         itd.LinearSystem,
         itd.FixedPoint,
         itd.CompositeMinimization,
+        itd.LeastSquares,
+        itd.QuadraticProgram,
     }
 
 

@@ -14,6 +14,7 @@ import pytest
 import xarray
 
 import iterdiff as itd
+from iterdiff.diagnostics.dataset import installed_version
 from iterdiff.jaxtools import tree
 from tests.cases import build
 from tests.helpers import compiled
@@ -381,5 +382,7 @@ def test_a_second_reference_compiles_nothing():
 
 def test_a_package_that_is_not_installed(monkeypatch):
     assert ridge().iterdiff_version == importlib.metadata.version("iterdiff")
+    installed_version.cache_clear()
     monkeypatch.setattr(importlib.metadata, "distributions", lambda **_: iter(()))
     assert ridge().iterdiff_version == "unknown"
+    installed_version.cache_clear()

@@ -84,12 +84,17 @@ KRYLOV = Limits(0, 0, 0, 0)
 
 def test_a_weak_equation_among_many():
     size = 501
-    weights = jnp.ones(size, jnp.float32).at[0].set(1e-5)
     ones = jnp.ones(size, jnp.float32)
-    matrix = jnp.diag(weights).at[7, 300].set(0.5)
-    for solver in (None, lx.GMRES(rtol=1e-5, atol=1e-5)):
-        found = compiled(lambda b, solver=solver: solve(matrix, b, GENERAL, solver))
+
+    def weakened(weight):
+        return jnp.diag(ones.at[0].set(weight)).at[7, 300].set(0.5)
+
+    # In float32, GMRES finds the known answer no better than to eps times the condition number.
+    for weight, solver in ((1e-5, None), (1e-4, lx.GMRES(rtol=1e-5, atol=1e-5))):
+        matrix = weakened(weight)
+        found = compiled(lambda b, m=matrix, solver=solver: solve(m, b, GENERAL, solver))
         np.testing.assert_allclose(found(matrix @ ones), ones, rtol=1e-2)
+    matrix = weakened(1e-5)
     stops_early = DenseOrKrylov(limits=KRYLOV)
     found = compiled(lambda b: solve(matrix, b, GENERAL, stops_early))
     assert np.all(np.isnan(found(matrix @ ones)))

@@ -11,14 +11,16 @@ from tests.helpers import compiled
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_minimisations_have_an_objective_and_a_hessian(name):
+def test_only_minimisations_have_an_objective(name):
     case = build(name)
     problem, value = case.problem, case.problem.value(case.x0, case.theta)
-    structure = problem.structure
-    smooth = isinstance(problem, itd.Minimization)
+    smooth = isinstance(problem, itd.Minimization | itd.LeastSquares)
     known = isinstance(problem, itd.CompositeMinimization) and problem.penalty is not None
-    assert (value is not None) == (smooth or known)
-    assert structure == (problem.symmetric, problem.positive_definite, smooth)
+    constrained = isinstance(problem, itd.QuadraticProgram)
+    assert (value is not None) == (smooth or known or constrained)
+    # The gradient of the KKT potential is a gradient, too.
+    declared = problem.symmetric, problem.positive_definite, smooth or constrained
+    assert problem.structure == declared
 
 
 def test_the_objective_of_a_composite_problem_includes_the_penalty():

@@ -89,14 +89,14 @@ def _attributes(recorder: Recorder, record: Record, iterations: np.ndarray) -> d
         "parameters": tree.size(floating_part(task.theta)[0]),
         "dtype": str(tree.result_dtype(task.x0)),
         "device": jax.devices()[0].device_kind,
-        "iterdiff_version": _installed_version(),
+        "iterdiff_version": installed_version(),
         "jax_version": jax.__version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
 @functools.cache
-def _installed_version() -> str:
+def installed_version() -> str:
     """Return the version of the installed package; read once, which takes a millisecond."""
     installed = importlib.metadata.distributions(name="iterdiff")
     return next((found.version for found in installed), "unknown")
