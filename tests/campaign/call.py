@@ -81,7 +81,10 @@ def judged(call: Call) -> Outcome:
             value = jax.block_until_ready(call.run())
         except (Exception, SystemExit) as error:
             return Outcome(call.name, *_of_error(call, error))
-    warned = any(issubclass(w.category, itd.DerivativeWarning) for w in caught)
+    warned = any(
+        issubclass(w.category, itd.DerivativeWarning) or "Unrolled or OneStep" in str(w.message)
+        for w in caught
+    )
     return Outcome(call.name, *_of_value(call, value, warned))
 
 
@@ -90,6 +93,9 @@ def _of_error(call: Call, error: BaseException) -> tuple[str, str]:
     shown = f"{type(error).__name__}: {text}"[:SHOWN_CHARACTERS]
     if isinstance(error, itd.SolveError) or "SolveError" in text or "SolverFailed" in text:
         return REFUSED, shown
+    quoted = text.rpartition("Error: ")[2]  # of a callback, whose traceback JAX quotes
+    if isinstance(error, jax.errors.JaxRuntimeError) and PACKAGE in text and "`" in quoted:
+        return REFUSED, f"{type(error).__name__}: {quoted}"[:SHOWN_CHARACTERS]
     if isinstance(error, OwnError) or "OwnError" in text:
         return THEIRS, shown
     frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
@@ -105,7 +111,10 @@ def _of_error(call: Call, error: BaseException) -> tuple[str, str]:
 def _of_value(call: Call, value: Any, warned: bool) -> tuple[str, str]:
     shown = " ".join(str(value).split())[:SHOWN_CHARACTERS]
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(value) if _is_numeric(leaf)]
-    if any(np.isnan(leaf).any() for leaf in leaves if leaf.dtype.kind == "f"):
+    floating = [leaf for leaf in leaves if leaf.dtype.kind == "f"]
+    if call.may_be_nan and any(np.isinf(leaf).any() for leaf in floating):
+        return NOT_A_NUMBER, shown
+    if any(np.isnan(leaf).any() for leaf in floating):
         return (NOT_A_NUMBER if call.may_be_nan or warned else SILENT_NAN), shown
     if call.right is None:
         return RIGHT, shown

@@ -41,6 +41,18 @@ host_cube.defvjp(
 )
 
 
+def test_newton_solves_a_residual_with_a_reverse_rule_only():
+    problem = itd.RootFinding(lambda x, theta: MATRIX @ cube(x) - theta)
+
+    def solution(theta):
+        return itd.solve(problem, itd.Newton(), jnp.ones(2), theta, stop=itd.Steps(12)).x
+
+    x, slope = compiled(lambda theta: (solution(theta), jax.jacrev(solution)(theta)))(RHS)
+    truth = lambda theta: jnp.cbrt(jnp.linalg.solve(MATRIX, theta))  # noqa: E731
+    np.testing.assert_allclose(x, truth(RHS), rtol=1e-12)
+    np.testing.assert_allclose(slope, jax.jacrev(truth)(RHS), rtol=1e-10, atol=1e-15)
+
+
 @pytest.mark.parametrize("function", [cube, host_cube], ids=["jax", "host"])
 def test_reverse_mode_of_a_residual_with_a_reverse_rule_only(function):
     problem = itd.RootFinding(lambda x, theta: MATRIX @ function(x) - theta)

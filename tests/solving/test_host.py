@@ -197,6 +197,14 @@ def test_one_member_of_a_batch_that_is_not_finite():
     assert jnp.isfinite(slopes[0]) and jnp.isnan(slopes[1])
 
 
+def test_an_answer_that_does_not_depend_on_a_batch_keeps_its_shape():
+    answer = itd.implicit(itd.RootFinding(lambda x, theta: x - theta))(lambda x0, theta: x0)
+    several = jnp.array([[0.5, 1.5], [2.0, 3.0], [1.0, 4.0]])
+    x, tangent = jax.jvp(jax.vmap(lambda theta: answer(jnp.ones(2), theta)), (several,), (several,))
+    np.testing.assert_array_equal(x, np.ones((3, 2)))
+    np.testing.assert_allclose(tangent, several)
+
+
 def test_exceptions_of_the_solver_pass_through():
     @itd.implicit(quartic)
     def broken(x0, theta):

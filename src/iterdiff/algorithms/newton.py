@@ -3,12 +3,12 @@
 from typing import ClassVar
 
 import equinox as eqx
-import jax
 import lineax as lx
 from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Iterate, StatelessAlgorithm
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.reverse_only import linearize
 from iterdiff.linalg.any_solver import as_linear_solver
 from iterdiff.linalg.solve import Inverse, Method
 from iterdiff.problems.least_squares import MINIMIZATIONS
@@ -63,7 +63,7 @@ def newton_step(
     linear_solver: lx.AbstractLinearSolver | None = None,
 ) -> PyTree:
     """Return `x` after one Newton step on the residual; NaN if the linear solve fails."""
-    residual, tangent = jax.linearize(lambda y: problem.residual(y, theta), x)
+    residual, tangent = linearize(lambda y: problem.residual(y, theta), x)
     structure = problem.structure_at(x, theta)
     solve = Inverse(tangent, x, structure, Method(linear_solver), unique=False)
     return tree.sub(x, solve(residual))

@@ -142,6 +142,8 @@ def with_jvp(
     no result and recomputes nothing, but keeps the rule alive inside a scan (see
     `JAX_KEEPS_RULES_IN_SCANS`).
     """
+    if not JAX_KEEPS_RULES_IN_SCANS:
+        function = _batched_as_inputs(function)
     call = jax.custom_jvp(function)
 
     def jvp(primals, tangents):
@@ -225,6 +227,29 @@ def zero_tangent(a: PyTree) -> PyTree:
         return manual_axes.varying_as(leaf, np.zeros(jnp.shape(leaf), jax.dtypes.float0))
 
     return jax.tree.map(zero, a)
+
+
+def _batched_as_inputs(function: Callable[[PyTree, PyTree], PyTree]) -> Callable:
+    """Return ``function(inputs, constants)`` such that `vmap` over inputs batches the value, too.
+
+    Before JAX 0.12, a `jax.checkpoint` of a `jax.custom_jvp` function gains a spurious axis under
+    ``vmap`` if the tangent is batched and the value, which may not depend on its inputs, is not.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def tied(value: PyTree, inputs: PyTree) -> PyTree:
+        del inputs
+        return value
+
+    @tied.def_vmap
+    def _(size: int, in_batched: list, value: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+        def spread(leaf, batched):
+            return leaf if batched else jnp.broadcast_to(leaf, (size, *jnp.shape(leaf)))
+
+        value = jax.tree.map(spread, value, in_batched[0])
+        return tied(value, inputs), jax.tree.map(lambda _: True, value)
+
+    return lambda inputs, constants: tied(function(inputs, constants), inputs)
 
 
 def _saving_everything(function: Callable) -> Callable:

@@ -31,6 +31,19 @@ def custom_rules_in(function: Callable, *args: PyTree) -> frozenset[str]:
     return frozenset(name for name, primitive in rules.items() if does(jaxpr, (primitive,)))
 
 
+def linearize(function: Callable[[PyTree], PyTree], x: PyTree) -> tuple[PyTree, Callable]:
+    """Return ``function(x)`` and the product with its Jacobian at `x`, as `jax.linearize` does.
+
+    Where the function has a reverse rule only, the product is the transpose of the one that this
+    rule gives; JAX cannot differentiate it.
+    """
+    if "custom_vjp" not in custom_rules_in(function, x):
+        return jax.linearize(function, x)
+    value, pull = jax.vjp(function, x)
+    push = jax.linear_transpose(lambda w: pull(w)[0], value)
+    return value, lambda v: push(v)[0]
+
+
 def _refuse(*_: Any, message: str) -> NoReturn:
     raise TypeError(message)
 
