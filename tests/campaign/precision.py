@@ -122,7 +122,7 @@ def _function_with_report() -> Any:
 
 
 BEYOND_JAX = {("checks", "Newton", "unrolled", "jit of jacfwd")}
-"""Before JAX 0.12 its own checks fail on a batched `cond` in a checkpointed scan, without us too."""
+"""Before JAX 0.12, its own checks fail on a batched `cond` in a checkpointed scan."""
 
 
 def calls() -> Iterator[Call]:

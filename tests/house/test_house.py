@@ -36,7 +36,7 @@ def test_keys_are_fresh_and_reproducible(getkey):
 
 @pytest.mark.parametrize("variable", [{}, {"ITERDIFF_SEED": "7"}])
 def test_a_failure_prints_its_seed(variable, tmp_path, monkeypatch):
-    for name, value in variable.items():
+    for name, value in {"PYTHONPATH": str(CONFTEST.parents[1]), **variable}.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "conftest.py").write_text(CONFTEST.read_text(encoding="utf-8"), encoding="utf-8")
     (tmp_path / "test_it.py").write_text(

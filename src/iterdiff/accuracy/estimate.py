@@ -37,7 +37,7 @@ from iterdiff.accuracy.reasons import (
 )
 from iterdiff.accuracy.sensitivity import Sensitivity, irregular
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import Tolerance, as_array, check_tolerance
+from iterdiff.jaxtools.arguments import Tolerance, as_array, check_tolerance, is_number
 from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
@@ -228,12 +228,20 @@ def derivative_error(
     whole = isinstance(x, PrimalDual)
     problem, unknowns, theta = check_inputs(problem, x, theta, args, solved=True)
     x = unknowns if whole else problem.answer(unknowns)
-    derivative = jax.tree.map(lambda leaf: as_array("`derivative`", leaf), derivative)
+    derivative = _arrays("derivative", derivative)
+    tangent, cotangent = _arrays("tangent", tangent), _arrays("cotangent", cotangent)
     check_layout(applied(x, theta, tangent, cotangent, loss), x, theta, derivative)
     taken = None if loss is None else snapshot(traced(loss, x, theta)[0])
     form = tangent, cotangent, loss
     given = _Given(problem, unknowns, theta, derivative, form, taken, whole)
     return _derivative_error(given, linear_solver, near)
+
+
+def _arrays(name: str, given: PyTree) -> PyTree:
+    """Return the numbers of an argument as arrays."""
+    return jax.tree.map(
+        lambda leaf: as_array(f"`{name}`", leaf) if is_number(leaf) else leaf, given
+    )
 
 
 class _Given(NamedTuple):

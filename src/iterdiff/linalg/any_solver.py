@@ -157,7 +157,13 @@ class MatvecSolver(lx.AbstractLinearSolver):
     def compute(self, state: Any, vector: PyTree, options: dict[str, Any]) -> Any:
         """Return the function's answer."""
         del options
-        x = self.solve(state.mv, vector)
+        try:
+            x = self.solve(state.mv, vector)
+        except TypeError as error:
+            raise TypeError(
+                f"`linear_solver` must be a function solve(matvec, b), but calling it so fails: "
+                f"{str(error).rstrip('.')}. Correct it, or pass a solver of lineax."
+            ) from error
         if jnp.shape(x) != jnp.shape(vector):
             raise ValueError(
                 f"`linear_solver` must return an array of shape {jnp.shape(vector)}, like `b`, but "
