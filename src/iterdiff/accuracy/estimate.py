@@ -228,7 +228,7 @@ def derivative_error(
     whole = isinstance(x, PrimalDual)
     problem, unknowns, theta = check_inputs(problem, x, theta, args, solved=True)
     x = unknowns if whole else problem.answer(unknowns)
-    derivative = _arrays("derivative", derivative)
+    derivative = jax.tree.map(lambda leaf: as_array("`derivative`", leaf), derivative)
     tangent, cotangent = _arrays("tangent", tangent), _arrays("cotangent", cotangent)
     check_layout(applied(x, theta, tangent, cotangent, loss), x, theta, derivative)
     taken = None if loss is None else snapshot(traced(loss, x, theta)[0])
