@@ -55,6 +55,7 @@ EXAMPLES = (
     "b4_power_iteration.py",
     "b3_sinkhorn.py",
     "b7_late_start.py",
+    "c0_outer_optimisation.py",
     "b6_accelerate_the_pair.py",
     "A1_your_own_study.py",
 )

@@ -28,6 +28,11 @@ def test_code_of_the_pages_runs(code, tmp_path):
     run(code, tmp_path)
 
 
+def test_the_gallery_orders_every_example():
+    configuration = (ROOT / "docs" / "conf.py").read_text(encoding="utf-8")
+    assert [path.name for path in EXAMPLES if f'"{path.name}"' not in configuration] == []
+
+
 def test_the_readme_prints_what_it_shows():
     ((_, code),) = blocks("README.md", "pycon")
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
