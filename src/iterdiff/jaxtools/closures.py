@@ -142,9 +142,7 @@ def with_jvp(
     no result and recomputes nothing, but keeps the rule alive inside a scan (see
     `JAX_KEEPS_RULES_IN_SCANS`).
     """
-    if not JAX_KEEPS_RULES_IN_SCANS:
-        function = _batched_as_inputs(function)
-    call = jax.custom_jvp(function)
+    call = jax.custom_jvp(_batched_as_inputs(function))
 
     def jvp(primals, tangents):
         perturbed = Perturbed.of(primals[0], tangents[0])
@@ -232,7 +230,7 @@ def zero_tangent(a: PyTree) -> PyTree:
 def _batched_as_inputs(function: Callable[[PyTree, PyTree], PyTree]) -> Callable:
     """Return ``function(inputs, constants)`` such that `vmap` over inputs batches the value, too.
 
-    Before JAX 0.12, a `jax.checkpoint` of a `jax.custom_jvp` function gains a spurious axis under
+    JAX gives a `jax.custom_jvp` function inside another transformation a spurious axis under
     ``vmap`` if the tangent is batched and the value, which may not depend on its inputs, is not.
     """
 
