@@ -34,6 +34,7 @@ from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.checks import checked_loss
+from iterdiff.problems.constrained import ConstrainedProblem
 from iterdiff.problems.functions import bind, has_room
 from iterdiff.problems.inputs import check_inputs, takes_data, with_snapshot
 from iterdiff.problems.problem import Problem
@@ -276,6 +277,11 @@ def posed_of(
     """
     check_fits(problem, algorithm)
     check_bool(batched=batched)
+    if isinstance(problem, ConstrainedProblem):
+        raise ValueError(
+            f"`problem` must have no constraints here, but it is a {type(problem).__name__}. Use "
+            "jax.grad through iterdiff.solve in an outer loop of your own."
+        )
     mode = Implicit() if mode is None else mode
     if not isinstance(mode, Implicit):
         raise TypeError(
