@@ -37,7 +37,6 @@ from iterdiff.accuracy.sensitivity import (
     LOOSE_RTOL,
     Equation,
     Sensitivity,
-    irregular,
     random_vector,
     sensitivity,
     unit,
@@ -153,7 +152,7 @@ class Correction:
         better, slack = self._refined(w, adjoint, transpose=True)
         in_theta = lambda theta: self.at.residual(self.points.corrected, theta)  # noqa: E731
         pull = jax.vjp(in_theta, self.at.theta)[1]
-        mixed = jax.tree.map(jnp.multiply, irregular(better), better)
+        mixed = jax.tree.map(jnp.multiply, tree.irregular(better), better)
         both = jax.tree.map(lambda u, v: jnp.stack([u, v]), better, mixed)
         pulled = jax.vmap(lambda adjoint: pull(adjoint)[0])(both)
         of_better, of_mixed = (jax.tree.map(lambda v, k=k: v[k], pulled) for k in (0, 1))

@@ -35,7 +35,7 @@ from iterdiff.accuracy.reasons import (
     SINGULAR,
     TOO_FAR,
 )
-from iterdiff.accuracy.sensitivity import Sensitivity, irregular
+from iterdiff.accuracy.sensitivity import Sensitivity
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import Tolerance, as_array, check_tolerance, is_number
 from iterdiff.jaxtools.closures import attach_jvp
@@ -295,7 +295,7 @@ def _estimate(
     exactly = correction.exactly()
     here, better, terms = implicit(correction.at), implicit(exactly), 0.0
     if apply.transposes:  # the adjoint solve is the same as that of `better`
-        terms = tree.norm(implicit(exactly, irregular(exactly.x)))
+        terms = tree.norm(implicit(exactly, tree.irregular(exactly.x)))
     return compare(derivative, here, better, correction.points, terms=terms)
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
-from iterdiff.accuracy.sensitivity import Sensitivity, irregular
+from iterdiff.accuracy.sensitivity import Sensitivity
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.jaxpr import may_have_kinks
 from iterdiff.problems.problem import Problem
@@ -59,16 +59,16 @@ def at_kink(at: Sensitivity, x: PyTree) -> Bool[Array, ""]:
     traced = jax.make_jaxpr(at.residual)(x, at.theta)
     if not may_have_kinks(traced.jaxpr):
         return jnp.array(False)
-    v = jax.tree.map(_scaled_to, irregular(at.theta), at.theta)
+    v = jax.tree.map(_scaled_to, tree.irregular(at.theta), at.theta)
     pushed = at.pushed(v)
     if at.inverse.factors is None:
-        dx = jax.tree.map(_scaled_to, irregular(x), x)
+        dx = jax.tree.map(_scaled_to, tree.irregular(x), x)
     else:
         dx = tree.scale(-1.0, at.inverse.factored(pushed))
     longer = tree.norm(dx) / jnp.where(tree.norm(x) > 0, tree.norm(x), jnp.inf)
     h = float(jnp.finfo(narrowest((x, at.theta))).eps) ** 0.5 / jnp.maximum(longer, 1.0)
     seconds = _second_differences(at, (x, at.theta), (dx, v), h)
-    mixed = at.operator(jax.tree.map(jnp.multiply, irregular(x), dx))
+    mixed = at.operator(jax.tree.map(jnp.multiply, tree.irregular(x), dx))
     terms = tree.to_vector(jax.tree.map(lambda u, v: jnp.abs(u) + jnp.abs(v), pushed, mixed))
     first, middle, last = seconds / jnp.where(terms > 0, terms, 1.0)[None]
     return (

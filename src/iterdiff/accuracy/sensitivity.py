@@ -18,7 +18,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
@@ -224,20 +223,6 @@ def explicit(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Callable, Any]
 def random_vector(like: PyTree) -> PyTree:
     """Return a random vector, the same at every call."""
     return jax.tree.map(lambda v: v[0], tree.fixed_directions(like, 1))
-
-
-def irregular(like: PyTree) -> PyTree:
-    """Return fixed factors of both signs, of sizes between 1/2 and 1.
-
-    A sum whose terms are multiplied by them is about as large as the terms, even if these cancel.
-    """
-
-    def factors(leaf):
-        waves = np.cos(1.3 * np.arange(leaf.size) + 0.4)
-        sizes = waves / 2 + np.where(waves >= 0, 0.5, -0.5)
-        return jnp.asarray(sizes.reshape(leaf.shape), leaf.dtype)
-
-    return jax.tree.map(factors, like)
 
 
 def unit(a: PyTree) -> PyTree:

@@ -204,6 +204,20 @@ def fixed_directions(a: T, count: int) -> T:
     )
 
 
+def irregular(like: T) -> T:
+    """Return fixed factors of both signs, of sizes between 1/2 and 1.
+
+    A sum whose terms are multiplied by them is about as large as the terms, even if these cancel.
+    """
+
+    def factors(leaf):
+        waves = np.cos(1.3 * np.arange(leaf.size) + 0.4)
+        sizes = waves / 2 + np.where(waves >= 0, 0.5, -0.5)
+        return jnp.asarray(sizes.reshape(leaf.shape), leaf.dtype)
+
+    return jax.tree.map(factors, like)
+
+
 def stack_to_matrix(stacked: PyTree) -> Float[Array, "k n"]:
     """Return k stacked vectors, in the layout of `basis`, as the rows of one matrix."""
     leaves = jax.tree.leaves(stacked)

@@ -20,7 +20,6 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.jaxtools import tree
@@ -203,7 +202,7 @@ def weak_inequalities(
         return None
     largest = jnp.max(jnp.abs(tree.to_vector(x)))
     size = jnp.where(largest > 0, largest, 1.0)
-    direction = jax.tree.map(lambda leaf: size.astype(leaf.dtype) * irregular(leaf), x)
+    direction = jax.tree.map(lambda leaf: size.astype(leaf.dtype) * tree.irregular(leaf), x)
     values, change = jax.jvp(lambda y: inequality(y, theta), (x,), (direction,))
     slope = jax.grad(problem.cost)(x, theta)
     force = tree.to_vector(jax.tree.map(lambda u, v: jnp.abs(u * v), slope, direction)).sum()
@@ -218,13 +217,6 @@ def weak_inequalities(
         return (jnp.abs(g) <= tol.astype(g.dtype) * v) & (jnp.abs(z) * v <= tol * force)
 
     return jax.tree.map(weak, multipliers.inequality, values, change)
-
-
-def irregular(like: Array) -> Array:
-    """Return fixed factors of both signs, of sizes between 1/2 and 1."""
-    waves = np.cos(1.3 * np.arange(like.size) + 0.4)
-    sizes = waves / 2 + np.where(waves >= 0, 0.5, -0.5)
-    return jnp.asarray(sizes.reshape(like.shape), like.dtype)
 
 
 def dependence(
@@ -277,7 +269,7 @@ def _examined(rows: Array, strong: Array, weak: Array, eps: float) -> Dependence
     factor = jax.scipy.linalg.cho_factor(basis @ basis.T + jnp.diag((~chosen).astype(rows.dtype)))
 
     def combination(which):
-        weights = jnp.where(which, irregular(rows[:, 0]), 0)
+        weights = jnp.where(which, tree.irregular(rows[:, 0]), 0)
         for _ in range(2):  # the second time, for the rounding errors of the first
             rest = jax.scipy.linalg.cho_solve(factor, basis @ (rows.T @ weights))
             weights -= jnp.where(chosen, rest, 0)
