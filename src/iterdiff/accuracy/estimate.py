@@ -224,6 +224,8 @@ def derivative_error(
     >>> estimate = itd.derivative_error(problem, x, theta, 1 / (2 * x))
     >>> float(estimate.absolute.round(4)), bool(estimate.trusted)
     (0.0135, True)
+    >>> isinstance(estimate, itd.ErrorEstimate)
+    True
     """
     linear_solver = as_linear_solver(linear_solver)
     check_tolerance("near", near)

@@ -91,6 +91,8 @@ def check_derivative(
     >>> checkup = itd.check_derivative(*run, stop=itd.Steps(20))
     >>> checkup.ok, checkup.culprit.name
     (False, 'residual: derivative in theta = finite difference')
+    >>> isinstance(checkup, itd.Checkup)
+    True
     """
     if isinstance(algorithm, Algorithm) or not callable(algorithm):
         check_fits(problem, algorithm)
