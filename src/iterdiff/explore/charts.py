@@ -21,6 +21,9 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 HEIGHT_PX = 620
 """Height of a figure of two panels."""
 
+LEGEND_GAP_PX = 100
+"""Distance from the lowest axis to the legend: the axis has numbers and a title."""
+
 
 def look(number: int) -> dict[str, Any]:
     """Return colour and line style of the curve with this number."""
@@ -79,14 +82,14 @@ def log_axis(title: str, curves: Iterable[dict], *, from_below: bool = False) ->
     return axis
 
 
-def layout(title: str, **more: Any) -> dict[str, Any]:
-    """Return what all figures have in common."""
+def layout(title: str, height: int = HEIGHT_PX, **more: Any) -> dict[str, Any]:
+    """Return what all figures have in common; the height is in pixels."""
     return {
-        "title": {"text": title, "x": 0, "font": {"size": 16}},
+        "title": {"text": title, "x": 0, "font": {"size": 15}},
         "margin": {"l": 70, "r": 10, "t": 50, "b": 50},
-        "legend": {"orientation": "h", "y": -0.16, "yanchor": "top"},
+        "legend": {"orientation": "h", "y": -LEGEND_GAP_PX / height, "yanchor": "top"},
         "hovermode": "closest",
-        "height": HEIGHT_PX,
+        "height": height,
         **more,
     }
 
