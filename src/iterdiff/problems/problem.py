@@ -22,6 +22,7 @@ from iterdiff.jaxtools.reverse_only import custom_rules_in
 from iterdiff.jaxtools.snapshot import Snapshot
 from iterdiff.linalg.solve import Structure
 from iterdiff.problems.functions import Bound
+from iterdiff.problems.layout import Layout
 
 P = TypeVar("P", bound="Problem")
 
@@ -50,15 +51,21 @@ class Problem(eqx.Module):
     functions : dict of str to int
         The fields that hold functions of the user's, each with its number of inputs. Data come
         after these.
+    like_x : tuple of str, or None
+        The functions among these that return a value like `x`. None: not declared.
     snapshot : Snapshot or None
         What the functions computed when a call of iterdiff checked them. Programs are reused only
         for a problem with an equal snapshot.
+    layout : Layout or None
+        How the unknowns are laid out in the answer; None if they are the answer.
     """
 
     residual_is_gradient: ClassVar[bool] = False
     marks_kinks: ClassVar[bool] = False
     functions: ClassVar[dict[str, int]] = {}
+    like_x: ClassVar[tuple[str, ...] | None] = None
     snapshot: Snapshot | None = eqx.field(kw_only=True, default=None, repr=False)
+    layout: Layout | None = eqx.field(kw_only=True, default=None, repr=False)
 
     @property
     def structure(self) -> Structure:
@@ -99,6 +106,15 @@ class Problem(eqx.Module):
     def answer(self, unknowns: PyTree) -> PyTree:
         """Return what users call `x`, given the unknowns of the residual; by default these."""
         return unknowns
+
+    def restored(self, unknowns: PyTree) -> PyTree:
+        """Return the answer as the caller laid it out."""
+        answer = self.answer(unknowns)
+        return answer if self.layout is None else self.layout.restored(answer)
+
+    def multipliers(self, unknowns: PyTree) -> PyTree:
+        """Return the multipliers among the unknowns of the residual; None without constraints."""
+        del unknowns
 
     @abc.abstractmethod
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
@@ -151,6 +167,7 @@ class SmoothMinimization(ProblemOfFunctions):
     """
 
     objective: eqx.AbstractVar[Callable[[PyTree, PyTree], Float[Array, ""]]]
+    like_x: ClassVar[tuple[str, ...] | None] = ()
     residual_is_gradient: ClassVar[bool] = True
 
     @property
@@ -243,6 +260,7 @@ class RootFinding(ProblemOfFunctions):
 
     function: Callable[[PyTree, PyTree], PyTree]
     functions: ClassVar[dict[str, int]] = {"function": 2}
+    like_x: ClassVar[tuple[str, ...] | None] = ("function",)
 
     def __check_init__(self):
         """Check that `function` is callable."""
@@ -275,6 +293,7 @@ class FixedPoint(ProblemOfFunctions):
 
     update: Callable[[PyTree, PyTree], PyTree]
     functions: ClassVar[dict[str, int]] = {"update": 2}
+    like_x: ClassVar[tuple[str, ...] | None] = ("update",)
 
     def __check_init__(self):
         """Check that `update` is callable."""
@@ -324,6 +343,7 @@ class CompositeMinimization(ProblemOfFunctions):
     residual_step: float = eqx.field(static=True, default=1.0)
     marks_kinks: ClassVar[bool] = True
     functions: ClassVar[dict[str, int]] = {"smooth": 2, "prox": 3, "penalty": 2}
+    like_x: ClassVar[tuple[str, ...] | None] = ("prox",)
 
     def __check_init__(self):
         """Check that the functions are callable and that `residual_step` is positive."""
