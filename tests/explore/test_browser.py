@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from iterdiff.explore.server import ADDRESS, command
+from iterdiff.explore.server import ADDRESS, command, environment
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="`make test-browser` installs Playwright, and runs this"
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
     not BROWSER, reason="no browser: `make test-browser` installs Debian's chromium, and runs this"
 )
 
-WAIT_MS = 60_000
+WAIT_MS = 120_000
 """Longest wait for the page, which compiles programs when it is first opened."""
 
 FOLLOWS_SECONDS = 0.3
@@ -40,7 +40,7 @@ def server():
         probe.bind((ADDRESS, 0))
         port = probe.getsockname()[1]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    program = subprocess.Popen(command(None, port, browser=False), **quiet)
+    program = subprocess.Popen(command(None, port, browser=False), env=environment(), **quiet)
     address = f"http://{ADDRESS}:{port}"
     try:
         for _ in range(600):
