@@ -37,7 +37,7 @@ const Curse = (() => {
   function words(values) {
     const { theta, eta, x0, b } = values;
     const product = eta * theta;
-    const number = (value) => Number(value.toPrecision(3)).toString();
+    const number = (value) => Number(value.toPrecision(3)).toString().replace("-", "−");
     if (product >= 2) {
       return (
         `Beyond stability: ηθ = ${number(product)} is at least 2. Every step multiplies the error by ` +
@@ -54,7 +54,7 @@ const Curse = (() => {
     if (worst === 0) {
       return `No burn-in: the derivative is worst at the start, with an error of ${number(highest)}, and improves from there.`;
     }
-    const ratio = first === 0 ? "It starts at 0" : `That is ${number(highest / first)} times its error at the start`;
+    const ratio = first === 0 ? "At the start it has no error" : `That is ${number(highest / first)} times its error at the start`;
     return (
       `The derivative of the iterate is worst at step ${worst}, with an error of ${number(highest)}. ${ratio}. ` +
       "The iterate improves from the first step."
@@ -144,8 +144,9 @@ if (typeof document !== "undefined") {
         const x = across(worst), y = down(height);
         add("circle", { cx: x, cy: y, r: 5, class: "peak", "clip-path": "url(#curse-frame)" });
         const before = x > (left + right) / 2;
+        const room = y - 16 > top + 12;
         if (y > top && y < bottom && x < right) {
-          add("text", { x: x + (before ? -8 : 8), y: y - 8, "text-anchor": before ? "end" : "start", class: "peak" }, `worst at ${worst}`);
+          add("text", { x: x + (before ? -4 : 4), y: room ? y - 16 : y + 26, "text-anchor": before ? "end" : "start", class: "peak" }, `worst at ${worst}`);
         }
       }
       const said = Curse.words(chosen);

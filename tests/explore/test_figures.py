@@ -8,7 +8,7 @@ import pytest
 
 import iterdiff as itd
 from iterdiff.explore.choices import MODES, SUBJECTS, choice, from_address
-from iterdiff.explore.compute import shown
+from iterdiff.explore.compute import drawn, shown
 from iterdiff.explore.downloads import netcdf, picture, table
 from iterdiff.explore.words import script, words
 from iterdiff.study.catalog import load_study
@@ -19,8 +19,9 @@ ETA, THETA, X0, STEPS = 0.5, 0.05, 0.5, 200
 @pytest.fixture(scope="module")
 def scalar():
     """The default choice, the scalar quadratic with b = 0, and its figures."""
-    found = shown(choice("scalar-quadratic", {}))
-    return found, found.figures
+    chosen = choice("scalar-quadratic", {})
+    found = shown(chosen)
+    return found, dict(drawn(chosen, found))
 
 
 def curve_of(figure, name):
@@ -29,32 +30,32 @@ def curve_of(figure, name):
 
 
 def test_the_errors_have_their_closed_form_and_the_peak_is_marked(scalar):
-    _, drawn = scalar
+    _, charts = scalar
     t, rho = np.arange(1, STEPS + 1), 1 - ETA * THETA
     exact = ETA * t * X0 * rho ** (t - 1)
     for name in ("unrolled", "closed form (unrolled)"):
-        curve = curve_of(drawn["convergence"], name)
+        curve = curve_of(charts["convergence"], name)
         assert curve["x"][0] == 0 and curve["y"][0] is None  # exactly 0: no place on a log axis
         np.testing.assert_allclose(curve["y"][1:], exact, rtol=1e-12)
-    peak = curve_of(drawn["convergence"], "peak of the burn-in (shaded)")
+    peak = curve_of(charts["convergence"], "peak of the burn-in (shaded)")
     assert peak["x"] == [t[np.argmax(exact)]]
     np.testing.assert_allclose(peak["y"], [exact.max()], rtol=1e-12)
-    [shade] = drawn["convergence"]["layout"]["shapes"]
+    [shade] = charts["convergence"]["layout"]["shapes"]
     assert shade["x0"] == 0 and shade["x1"] == t[exact > exact[0] * (1 + 1e-9)][-1]
-    product = curve_of(drawn["explanation"], "product")
+    product = curve_of(charts["explanation"], "product")
     np.testing.assert_allclose(product["y"][1:], exact, rtol=1e-12)
 
 
 def test_the_plane_and_the_polynomials_have_their_closed_form(scalar):
-    _, drawn = scalar
+    _, charts = scalar
     t, rho = np.arange(STEPS + 1), 1 - ETA * THETA
-    path = curve_of(drawn["plane"], "unrolled")
+    path = curve_of(charts["plane"], "unrolled")
     np.testing.assert_allclose(path["x"], X0 * rho**t, rtol=1e-12)
     slopes = -ETA * t * X0 * rho ** (t - 1)
     np.testing.assert_allclose(path["y"], slopes, rtol=1e-12, atol=1e-15)
-    star = drawn["plane"]["data"][-1]
+    star = charts["plane"]["data"][-1]
     assert (star["x"], star["y"]) == ([0.0], [0.0])
-    curves = drawn["polynomials"]["data"]
+    curves = charts["polynomials"]["data"]
     for name, axis, exact in (
         ("t = 5", "y", lambda lam: (1 - ETA * lam) ** 5),
         ("t = 5", "y2", lambda lam: (1 - ETA * lam) ** 4 * (1 - ETA * lam + 5 * ETA * lam)),
@@ -64,7 +65,11 @@ def test_the_plane_and_the_polynomials_have_their_closed_form(scalar):
 
 
 def test_a_new_value_needs_no_new_program(scalar):
-    shown(choice("scalar-quadratic", {"step_size": 0.7, "b": 0.5}))
+    first, second = (
+        choice("scalar-quadratic", {"step_size": step, "b": b, "theta": theta})
+        for step, b, theta in ((0.7, 0.5, 0.2), (0.9, 1.0, 0.1))
+    )
+    list(drawn(first, shown(first)))
     events = []
 
     def listen(name, *_, **__):
@@ -72,7 +77,8 @@ def test_a_new_value_needs_no_new_program(scalar):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        found = shown(choice("scalar-quadratic", {"step_size": 0.9, "b": 1.0, "theta": 0.1}))
+        found = shown(second)
+        list(drawn(second, found))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert events and not any("backend_compile" in name for name in events)
@@ -124,9 +130,10 @@ def test_bad_tables_are_explained(tmp_path):
 
 
 def test_a_step_beyond_stability_is_run_and_explained():
-    found = shown(choice("scalar-quadratic", {"step_size": 41.0}))
+    chosen = choice("scalar-quadratic", {"step_size": 41.0})
+    found = shown(chosen)
     assert "2/L = 40" in found.notes[0]
-    assert curve_of(found.figures["convergence"], "unrolled")["y"][-1] > 1e3
+    assert curve_of(dict(drawn(chosen, found))["convergence"], "unrolled")["y"][-1] > 1e3
 
 
 def test_float32_rounds_earlier():
@@ -150,6 +157,6 @@ def test_the_script_draws_the_same(scalar, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     scope = {}
     exec(script(choice("scalar-quadratic", {})), scope)
-    assert scope["figures"](scope["study"], scope["data"]) == scalar[1]
+    assert dict(scope["figures"](scope["study"], scope["data"])) == scalar[1]
     written = {path.stem for path in tmp_path.glob("*.html")}
     assert written == set(scalar[1]) and "written: plane.html" in capsys.readouterr().out

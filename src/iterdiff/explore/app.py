@@ -7,13 +7,13 @@ import io
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from iterdiff.explore.charts import Figure
 from iterdiff.explore.choices import LATE_START, SUBJECTS, UPLOAD, Choice, choice, from_address
-from iterdiff.explore.compute import shown
+from iterdiff.explore.compute import drawn, shown
 from iterdiff.explore.controls import Control, Flag, Number, Scale, Word, Words
 from iterdiff.explore.downloads import DOWNLOADS, SUFFIXES
 from iterdiff.explore.figures import of_case
@@ -65,12 +65,12 @@ def _live(st: Any) -> None:
         table = _table(st, chosen)
         found = shown(chosen, table)
     except ValueError as error:
-        st.error(literal(str(error)))
+        st.error(literal(_without_folder(str(error))))
         return
     [(_, case)] = cases(found.data)
     said = [*map(str, advice(case)), *(str(v) for v in verdicts(found.data)[0].verdicts)]
     st.caption(literal(found.study.title))
-    _show(st, found.figures, found.notes, said)
+    _show(st, drawn(chosen, found), found.notes, said)
     _downloads(st, found.data)
     with st.expander("Copy the code: a program that draws the same"):
         if chosen.subject.reads_table and chosen["data"] == UPLOAD and table is not None:
@@ -177,25 +177,31 @@ def _table(st: Any, chosen: Choice) -> tuple[str, str] | None:
     return str(path), str(target)
 
 
+def _without_folder(text: str) -> str:
+    """Return a message that names the reader's table as he does: without our folder."""
+    return re.sub(re.escape(_folder().name) + r"[/\\]\w+[/\\]", "", text)
+
+
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory:
     """Return the folder of readers' tables; it goes with the server."""
     return tempfile.TemporaryDirectory(prefix="iterdiff-explore-")
 
 
-def _show(st: Any, drawn: Mapping[str, Figure], notes: Iterable[str], said: Iterable[str]) -> None:
+def _show(
+    st: Any, charts: Iterator[tuple[str, Figure]], notes: Iterable[str], said: Iterable[str]
+) -> None:
     """Show the first figure beside the verdicts, and the others below."""
     left, right = st.columns([3, 2])
-    first, *others = drawn
     with left:
-        _chart(st, first, drawn[first])
+        _chart(st, *next(charts))
     with right:
         st.subheader("In words")
         for note in notes:
             st.warning(literal(note))
-        st.markdown("\n".join(f"- {literal(sentence)}" for sentence in said))
-    for name in others:
-        _chart(st, name, drawn[name])
+        st.markdown("\n".join(f"- {literal(text[:1].upper() + text[1:])}" for text in said))
+    for name, figure in charts:
+        _chart(st, name, figure)
 
 
 def _chart(st: Any, name: str, figure: Figure) -> None:

@@ -21,6 +21,9 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 HEIGHT_PX = 620
 """Height of a figure of two panels."""
 
+LEGEND_GAP_PX = 100
+"""Distance from the lowest axis to the legend: the axis has numbers and a title."""
+
 
 def look(number: int) -> dict[str, Any]:
     """Return colour and line style of the curve with this number."""
@@ -75,18 +78,20 @@ def log_axis(title: str, curves: Iterable[dict], *, from_below: bool = False) ->
         low, high = math.log10(min(values)), math.log10(max(values))
         if from_below:
             high = min(high, low + MAX_DECADES)
-        axis["range"] = [max(low, high - MAX_DECADES) - 0.3, high + 0.3]
+        low = max(low, high - MAX_DECADES)
+        pad = 0.2 + 0.12 * (high - low)  # room for the words at a peak
+        axis["range"] = [low - 0.3, high + pad]
     return axis
 
 
-def layout(title: str, **more: Any) -> dict[str, Any]:
-    """Return what all figures have in common."""
+def layout(title: str, height: int = HEIGHT_PX, **more: Any) -> dict[str, Any]:
+    """Return what all figures have in common; the height is in pixels."""
     return {
-        "title": {"text": title, "x": 0, "font": {"size": 16}},
+        "title": {"text": title, "x": 0, "font": {"size": 15}},
         "margin": {"l": 70, "r": 10, "t": 50, "b": 50},
-        "legend": {"orientation": "h", "y": -0.16, "yanchor": "top"},
+        "legend": {"orientation": "h", "y": -LEGEND_GAP_PX / height, "yanchor": "top"},
         "hovermode": "closest",
-        "height": HEIGHT_PX,
+        "height": height,
         **more,
     }
 

@@ -2,16 +2,16 @@
 
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 
 import iterdiff as itd
 from iterdiff.explore.charts import Figure
-from iterdiff.explore.choices import FLOAT64, Choice
+from iterdiff.explore.choices import FLOAT64, LATE_START, Choice
 from iterdiff.explore.figures import figures
-from iterdiff.explore.words import words
+from iterdiff.explore.words import skipped_steps, words
 from iterdiff.study.catalog import load_study
 from iterdiff.study.config import Study
 from iterdiff.study.run import run
@@ -35,15 +35,12 @@ class Shown(NamedTuple):
         What ran.
     data : xarray.Dataset
         What it gave.
-    figures : mapping of str to Figure
-        What `iterdiff.explore.figures.figures` draws.
     notes : tuple of str
         What the reader should know before he reads the figures.
     """
 
     study: Study
     data: "xarray.Dataset"
-    figures: Mapping[str, Figure]
     notes: tuple[str, ...]
 
 
@@ -73,10 +70,20 @@ def _shown(choice: Choice, table: tuple[str, str] | None) -> Shown:
         try:
             study = load_study(choice.problem, **words(choice, table))
             data = run(study)
-            drawn = figures(study, data)
         except TypeError as error:
             raise ValueError(str(error)) from error
-    return Shown(study, data, drawn, notes(choice, study))
+    return Shown(study, data, notes(choice, study))
+
+
+def drawn(choice: Choice, found: Shown) -> Iterator[tuple[str, Figure]]:
+    """Yield the figures of a choice one by one, in its precision."""
+    figure = figures(found.study, found.data)
+    while True:
+        with _LOCK, jax.enable_x64(choice["precision"] == FLOAT64):
+            named = next(figure, None)
+        if named is None:
+            return
+        yield named
 
 
 def refuse_singular(choice: Choice) -> None:
@@ -112,6 +119,8 @@ def notes(choice: Choice, study: Study) -> tuple[str, ...]:
             )
     if "rate" in choice and choice["algorithm"] == "Picard" and abs(choice["rate"]) > 1:
         found.append("The rate is above 1: every step of Picard's iteration enlarges the error.")
+    if LATE_START in choice["modes"]:
+        found.append(f"Late start: the first K = {skipped_steps(choice)} steps are left out.")
     if choice["precision"] != FLOAT64:
         found.append("In float32 errors stop falling at about 1e-7 of the size of the numbers.")
     return tuple(found)

@@ -1,6 +1,7 @@
 """The explorer's figures: pure functions from a study and its dataset to Plotly's data."""
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,8 +35,8 @@ BOUND_WIDTH = 1.2
 """Width of theory's bounds, in pixels."""
 
 
-def figures(study: Study, data: "xarray.Dataset") -> dict[str, Figure]:
-    """Return all figures of a study of one case, by name.
+def figures(study: Study, data: "xarray.Dataset") -> Iterator[tuple[str, Figure]]:
+    """Yield all figures of a study of one case with their names, the quickest first.
 
     Parameters
     ----------
@@ -45,21 +46,20 @@ def figures(study: Study, data: "xarray.Dataset") -> dict[str, Figure]:
         What `iterdiff.study.run.run` returned.
     """
     [(label, case)] = cases(data)
-    drawn = of_case(label, case)
+    yield from of_case(label, case)
     polynomial = polynomials(study.cases[0])
     if polynomial is not None:
-        drawn["polynomials"] = polynomial
-    return {**drawn, "plane": plane(paths(study))}
+        yield "polynomials", polynomial
+    yield "plane", plane(paths(study))
 
 
-def of_case(label: str, case: "xarray.Dataset") -> dict[str, Figure]:
-    """Return the figures that the dataset of one case allows, by name."""
-    drawn = {"convergence": convergence(label, case)}
+def of_case(label: str, case: "xarray.Dataset") -> Iterator[tuple[str, Figure]]:
+    """Yield the figures that the dataset of one case allows, with their names."""
+    yield "convergence", convergence(label, case)
     if "exponential_factor" in case and np.isfinite(case.exponential_factor.values).all():
-        drawn["explanation"] = explanation(case)
+        yield "explanation", explanation(case)
     if "late_start_error" in case and np.isfinite(case.late_start_error.values).any():
-        drawn["late-start"] = late_start(case)
-    return drawn
+        yield "late-start", late_start(case)
 
 
 def convergence(label: str, case: "xarray.Dataset") -> Figure:
@@ -77,7 +77,7 @@ def convergence(label: str, case: "xarray.Dataset") -> Figure:
         "yaxis": {**log_axis("Jacobian error ‖J − J*‖", above, from_below=away), "domain": top},
         "yaxis2": {**log_axis("suboptimality", below, from_below=away), "domain": bottom},
     }
-    title = f"{escaped(label)}: how the iterate and its derivatives converge (absolute errors)"
+    title = f"{escaped(label)}: absolute errors"
     return {"data": above + marks + below, "layout": layout(title, shapes=shapes, **axes)}
 
 
@@ -155,8 +155,8 @@ def explanation(case: "xarray.Dataset") -> Figure:
         axes[f"xaxis{key}"] = x
         axes[f"yaxis{key}"] = {"title": {"text": name}, "anchor": f"x{key}", "rangemode": "tozero"}
     line = {**upright(peak), "xref": "x3", "yref": "y3 domain"}
-    title = f"Why it gets worse before it gets better: peak at −1/ln(1 − ηθ) = {peak:.1f}"
-    return {"data": drawn, "layout": layout(title, shapes=[line], **{**axes, "height": 360})}
+    title = f"Why it first gets worse: peak at {peak:.1f}"
+    return {"data": drawn, "layout": layout(title, 380, shapes=[line], **axes)}
 
 
 def _green() -> dict[str, Any]:
@@ -177,9 +177,8 @@ def late_start(case: "xarray.Dataset") -> Figure:
     shapes = [upright(predicted)] if predicted <= total else []
     x = {"title": {"text": "K: leading steps not differentiated"}}
     axes = {"xaxis": x, "yaxis": log_axis("Jacobian error after T steps", drawn)}
-    said = "; dotted: predicted by theory" if shapes else ""
-    title = f"Late starts: the error of the last T − K steps{said}"
-    return {"data": drawn, "layout": layout(title, shapes=shapes, **{**axes, "height": 380})}
+    title = "Late starts (dotted: predicted)" if shapes else "Late starts"
+    return {"data": drawn, "layout": layout(title, 380, shapes=shapes, **axes)}
 
 
 def plane(found: Paths) -> Figure:
@@ -201,6 +200,6 @@ def plane(found: Paths) -> Figure:
     if found.single:
         names = "x", "dx/dθ"
     axes = {"xaxis": {"title": {"text": names[0]}}, "yaxis": {"title": {"text": names[1]}}}
-    title = "The plane of the iterate and its derivative, step by step"
+    title = "The iterate and its derivative, step by step"
     drawn.append({**target, "marker": star})
-    return {"data": drawn, "layout": layout(title, **{**axes, "height": 480})}
+    return {"data": drawn, "layout": layout(title, 480, **axes)}

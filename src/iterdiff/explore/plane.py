@@ -56,7 +56,8 @@ def paths(study: Study) -> Paths:
     x, slopes = jax.device_get(_followed(recorder, place, case.steps))
     solution = _flat(recorder.reference.x)[unknown], exact[parameter, unknown]
     ends = float(solution[0]), float(solution[1])
-    return Paths(x, slopes, ends, int(unknown), int(parameter), exact.size == 1)
+    ordered = {name: slopes[name] for name in study.modes}  # JAX sorts the keys
+    return Paths(x, ordered, ends, int(unknown), int(parameter), exact.size == 1)
 
 
 def _flat(x: Any) -> Array:

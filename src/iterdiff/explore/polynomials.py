@@ -57,7 +57,7 @@ def polynomials(case: Case) -> Figure | None:
             **_range(drawn, "y2"),
         },
     }
-    title = "Residual polynomials: what t steps leave of the initial error"
+    title = "What t steps leave of each part of the error"
     return {"data": drawn, "layout": layout(title, shapes=shapes, **axes)}
 
 

@@ -22,6 +22,7 @@ OPTIONS = {
     "server.fileWatcherType": "none",
     "server.maxUploadSize": str(MAX_UPLOAD_MB),
     "client.toolbarMode": "viewer",
+    "runner.magicEnabled": "false",
     "global.developmentMode": "false",
 }
 """What Streamlit is told: no telemetry, no other machine, no question on the terminal."""

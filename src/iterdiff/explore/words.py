@@ -30,7 +30,7 @@ study = load_study(
     **{words},
 )
 data = run(study)
-for name, figure in figures(study, data).items():
+for name, figure in figures(study, data):
     plotly.graph_objects.Figure(figure).write_html(f"{{name}}.html")
     print(f"written: {{name}}.html")
 '''
