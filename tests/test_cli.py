@@ -1,7 +1,6 @@
 """The command line: what it writes, and that wrong input ends in one line."""
 
 import inspect
-import json
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import pytest
 import xarray
 
 import iterdiff as itd
+import iterdiff.study
 from iterdiff.cli import main
 from iterdiff.diagnostics.diagnose import DEFAULT_STEPS
 from iterdiff.study.catalog import BUILT_IN
@@ -172,11 +172,11 @@ def test_diagnose_reads_a_file_and_has_the_defaults_of_python(tmp_path, capsys, 
 def test_study_takes_a_function_as_diagnose_does(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs.py").write_text(f"{RUNS}\ndef make(n=2):\n    return run\n")
-    assert main(["study", "runs.py:make", "--steps", "2", "--set", "problem.n=3", "--json"]) == 0
-    [case] = json.loads(capsys.readouterr().out)
-    assert case["case"] == "Newton" and (tmp_path / "out" / "make" / "make.nc").is_file()
-    assert main(["study", "runs.py:make", "--dry-run", "--set", "grid.steps=[1, 2]"]) == 0
-    assert "steps (2): 1, 2" in capsys.readouterr().out
+    words = ["study", "runs.py:make", "--steps", "2", "--quiet"]
+    assert main([*words, "--set", "grid.problem.n=[2, 3]"]) == 0
+    assert "2 of 2 cells are in out/make" in capsys.readouterr().out.replace("\\", "/")
+    data = iterdiff.study.open(tmp_path / "out" / "make")
+    assert data["algorithm"].values == ["Newton"] and data["problem.n"].values.tolist() == [2, 3]
     assert main(["study", "runs.py:mak"]) == 2
     assert "`make`" in capsys.readouterr().err
 

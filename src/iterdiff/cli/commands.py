@@ -69,7 +69,9 @@ def _names_grid(parsed: argparse.Namespace) -> bool:
 def _one_study(source: Any, parsed: argparse.Namespace) -> None:
     """Run a study and write its files."""
     from iterdiff.study.catalog import make
+    from iterdiff.study.cell import versions
     from iterdiff.study.files import atomic_folder, write_netcdf
+    from iterdiff.study.grid_run import git_commit
     from iterdiff.study.run import run
     from iterdiff.study.views.plots import save_figures
     from iterdiff.study.views.report import numbers, plain, print_report, save_report
@@ -80,6 +82,7 @@ def _one_study(source: Any, parsed: argparse.Namespace) -> None:
     with atomic_folder(out) as folder:
         with progress(console, study.name, parsed.quiet) as report_progress:
             data = run(study, report_progress)
+        data = data.assign_attrs(git_commit=git_commit(), **versions())
         write_netcdf(data, folder / f"{study.name}.nc")
         save_report(data, folder / "report.txt")
         figures = save_figures(data, folder, paper=parsed.paper)

@@ -78,7 +78,9 @@ def log_axis(title: str, curves: Iterable[dict], *, from_below: bool = False) ->
         low, high = math.log10(min(values)), math.log10(max(values))
         if from_below:
             high = min(high, low + MAX_DECADES)
-        axis["range"] = [max(low, high - MAX_DECADES) - 0.3, high + 0.3]
+        low = max(low, high - MAX_DECADES)
+        pad = 0.2 + 0.12 * (high - low)  # room for the words at a peak
+        axis["range"] = [low - 0.3, high + pad]
     return axis
 
 

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from iterdiff.study.run import cases
 from iterdiff.study.views.advice import advice
 from iterdiff.study.views.cells import Cell, cells, grid_axes
 from iterdiff.study.views.palette import CYCLE
-from iterdiff.study.views.provenance import provenance, reproduction
+from iterdiff.study.views.provenance import as_toml, provenance, reproduction, settings
 from iterdiff.study.views.summary import divergence, factor, jacobian_of, reached
 from iterdiff.study.views.verdicts import Verdict, verdicts
 
@@ -133,8 +133,15 @@ def _summary(data: Any, found: Sequence[Cell]) -> str:
     failed = [(cell.label, cell.cause) for cell in found if cell.status == "failed"]
     if failed:
         parts.append(table(("failed cell", "cause"), failed[:MAX_ROWS]))
-    lines = provenance(data, ("problem", "algorithm", "unknowns", "parameters", "dtype", "device"))
-    return "".join([*parts, table(("what was run", ""), lines)])
+    lines = [(key, _in_lines(value)) for key, value in settings(data).items()]
+    return "".join([*parts, table(("setting", "value"), lines)])
+
+
+def _in_lines(value: Any) -> str:
+    """Return a setting as text; the entries of a table below each other."""
+    if not isinstance(value, Mapping):
+        return as_toml(value)
+    return "\n".join(f"{key} = {as_toml(inner)}" for key, inner in value.items())
 
 
 def _paragraphs(shown: Sequence[_Case]) -> str:
@@ -153,15 +160,15 @@ def _paragraphs(shown: Sequence[_Case]) -> str:
 def _curves(case: "xarray.Dataset") -> Iterator[tuple[int, str, str, str, Any]]:
     """Yield panel, name, colour, dashes and values of every curve of a case."""
     if "closed_form" in case:
-        yield 0, "closed form, unrolled", PLAIN, DASHED, case.closed_form
+        yield 0, "closed form, unrolled", PLAIN, DOTTED, case.closed_form
     for i, mode in enumerate(map(str, case["mode"].values)):
         colour = CYCLE[i % len(CYCLE)]
-        yield 0, mode, colour, (SOLID, DOTTED)[i % 2], case.jacobian_error.sel(mode=mode)
+        yield 0, mode, colour, (SOLID, DASHED)[i % 2], case.jacobian_error.sel(mode=mode)
         if "bound" in case and np.isfinite(case.bound.sel(mode=mode)).any():
-            yield 0, f"bound, {mode}", colour, DASHED, case.bound.sel(mode=mode)
+            yield 0, f"bound, {mode}", colour, DOTTED, case.bound.sel(mode=mode)
     yield 1, "iterate", PLAIN, SOLID, case.iterate_error
     if "objective_error" in case:
-        yield 1, "objective", CYCLE[4], DOTTED, case.objective_error
+        yield 1, "objective", CYCLE[4], DASHED, case.objective_error
 
 
 def _drawn(case: _Case, count: int) -> dict[str, Any]:

@@ -21,14 +21,24 @@ def provenance(
     return [(name, str(data.attrs[name])) for name in chosen if name in data.attrs]
 
 
+def settings(data: "xarray.Dataset | xarray.DataTree") -> dict[str, Any]:
+    """Return the settings that the dataset was made from, as a file would give them."""
+    given = json.loads(data.attrs.get("settings", "{}"))
+    if "function" in given.get("problem", {}):  # it gives its name to the study
+        given.pop("study", None)
+    return {key: value for key, value in given.items() if value is not None}
+
+
 def reproduction(data: "xarray.Dataset | xarray.DataTree") -> str:
     """Return the file of settings that gives the dataset again, and the command to run it."""
-    settings = json.loads(data.attrs.get("settings", "{}"))
-    if "function" in settings.get("problem", {}):
-        settings.pop("study", None)
     version = data.attrs.get("iterdiff_version", "")
     lines = [f"# study.toml, for iterdiff {version}; run: iterdiff study study.toml"]
-    lines += [f"{dotted([key])} = {as_toml(v)}" for key, v in settings.items() if v is not None]
+    given = settings(data)
+    tables = {key: value for key, value in given.items() if isinstance(value, Mapping)}
+    lines += [f"{dotted([k])} = {as_toml(v)}" for k, v in given.items() if k not in tables]
+    for key, table in tables.items():
+        inside = [f"{dotted([k])} = {as_toml(v)}" for k, v in table.items() if v is not None]
+        lines += [f"[{dotted([key])}]", *inside]
     together = []
     for axis in json.loads(data.attrs.get("grid", "[]")):
         columns = zip(*axis["values"], strict=True)

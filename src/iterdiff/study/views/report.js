@@ -81,23 +81,26 @@ function draw(panel) {
   if (panel === 0 && one.burn && !hidden.has("unrolled"))
     node("circle", {cx: X(one.burn[1]), cy: Y(one.burn[2]), r: 5, fill: "#D55E00",
       stroke: "var(--back)"}, inside);
-  plot.onpointermove = event => hover(event, plot, wide, curves, X, Y);
+  const guide = node("line", {x1: -9, x2: -9, y1: box.t, y2: box.b, stroke: "currentColor",
+    "stroke-dasharray": "2 3"}, plot);
+  plot.onpointermove = event => hover(event, plot, wide, curves, X, guide);
   plot.onpointerleave = () => { get("hover").textContent = ""; };
 }
 
-function hover(event, plot, wide, curves, X, Y) {
-  const place = plot.getBoundingClientRect(), zoom = wide / place.width;
-  const at = [(event.clientX - place.left) * zoom, (event.clientY - place.top) * zoom];
-  let best = null, least = 30 ** 2;
-  for (const c of curves) for (const p of c.points) {
-    const far = (X(p[0]) - at[0]) ** 2 + (Y(p[1]) - at[1]) ** 2;
-    if (far < least) [best, least] = [[c, p], far];
-  }
+// Show the values of all curves at the recorded iteration that is nearest to the pointer.
+function hover(event, plot, wide, curves, X, guide) {
+  const place = plot.getBoundingClientRect();
+  const at = (event.clientX - place.left) * wide / place.width;
+  const near = curves.filter(c => c.points.length).map(c => [c, c.points.reduce((a, b) =>
+    Math.abs(X(b[0]) - at) < Math.abs(X(a[0]) - at) ? b : a)]);
+  if (!near.length) return;
+  const t = near.reduce((a, b) => Math.abs(X(b[1][0]) - at) < Math.abs(X(a[1][0]) - at) ? b : a)[1][0];
   const box = get("hover");
-  box.textContent = best ? `${best[0].name}, iteration ${best[1][0]}: ` +
-    (10 ** best[1][1]).toExponential(2) : "";
-  box.style.left = `${Math.min(event.clientX + 14, innerWidth - 200)}px`;
-  box.style.top = `${event.clientY + 14}px`;
+  box.textContent = [`iteration ${t}`, ...near.filter(([, p]) => p[0] === t)
+    .map(([c, p]) => `${c.name}: ${(10 ** p[1]).toExponential(2)}`)].join("\n");
+  for (const end of ["x1", "x2"]) guide.setAttribute(end, X(t));
+  box.style.left = `${Math.max(0, Math.min(event.clientX + 14, innerWidth - 240))}px`;
+  box.style.top = `${Math.min(event.clientY + 14, innerHeight - 24 * (near.length + 1))}px`;
 }
 
 function keys() {
