@@ -56,6 +56,7 @@ EXAMPLES = (
     "b3_sinkhorn.py",
     "b7_late_start.py",
     "c0_outer_optimisation.py",
+    "d1_derivatives_of_sgd.py",
     "b6_accelerate_the_pair.py",
     "A1_your_own_study.py",
 )
