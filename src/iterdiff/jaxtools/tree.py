@@ -50,6 +50,14 @@ def zeros_like(a: T) -> T:
     return jax.tree.map(jnp.zeros_like, a)
 
 
+def zero_rows(a: T, count: int) -> T:
+    """Return zeros of the shapes of `a`, stacked `count` times along a new first axis.
+
+    They are spread over devices as `a` is.
+    """
+    return jax.tree.map(lambda v: jnp.broadcast_to(jnp.zeros_like(v), (count, *v.shape)), a)
+
+
 def full_like(a: T, value: float) -> T:
     """Return `value` in the shapes and dtypes of `a`."""
     return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), a)
@@ -185,7 +193,7 @@ def random_directions(key: Array, a: T, count: int) -> T:
     leaves, structure = jax.tree.flatten(a)
     keys = jax.random.split(key, len(leaves))
     drawn = [
-        jax.random.normal(k, (count, *leaf.shape), leaf.dtype)
+        jnp.zeros_like(leaf)[None] + jax.random.normal(k, (count, *leaf.shape), leaf.dtype)
         for k, leaf in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, drawn)
@@ -199,20 +207,27 @@ def fixed_directions(a: T, count: int) -> T:
     if count * size(a) > MAX_CONSTANT_SIZE:
         return random_directions(jax.random.key(0), a, count)
     random = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(random.standard_normal((count, *leaf.shape)), leaf.dtype), a
-    )
+
+    def drawn(leaf):
+        numbers = random.standard_normal((count, *leaf.shape)).astype(leaf.dtype)
+        return jnp.zeros_like(leaf)[None] + numbers  # spread over devices as the leaf is
+
+    return jax.tree.map(drawn, a)
 
 
 def irregular(like: T) -> T:
     """Return fixed factors of both signs, of sizes between 1/2 and 1.
 
     A sum whose terms are multiplied by them is about as large as the terms, even if these cancel.
+    Few numbers are constants of the program, as in `fixed_directions`.
     """
 
     def factors(leaf):
-        waves = np.cos(1.3 * np.arange(leaf.size) + 0.4)
-        sizes = waves / 2 + np.where(waves >= 0, 0.5, -0.5)
+        few = leaf.size <= MAX_CONSTANT_SIZE
+        numbers = np.arange(leaf.size) if few else jnp.arange(leaf.size, dtype=leaf.dtype)
+        library: Any = np if few else jnp
+        waves = library.cos(1.3 * numbers + 0.4)
+        sizes = waves / 2 + library.where(waves >= 0, 0.5, -0.5)
         return jnp.asarray(sizes.reshape(leaf.shape), leaf.dtype)
 
     return jax.tree.map(factors, like)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import placement, tree
 from iterdiff.jaxtools.arguments import as_array, is_known, is_number
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.problems.constrained import ConstrainedProblem
@@ -99,7 +99,7 @@ def _unknown(where: str, leaf: Any) -> Array:
             f"{where} has dtype {dtype}, in which linear systems cannot be solved; pass it in "
             "float32, for example x0.astype('float32'), and convert the answer."
         )
-    if is_known(array) and not np.all(np.isfinite(np.asarray(array))):
+    if is_known(array) and not placement.all_finite(array):
         raise ValueError(f"{where} contains NaN or infinity; pass finite numbers.")
     return array
 
@@ -153,7 +153,7 @@ def _parameter(where: str, leaf: Any, weak: np.dtype | None) -> Any:
             "If it is data, pass it in `args`."
         )
     floating = jnp.issubdtype(array.dtype, jnp.floating)
-    if floating and is_known(array) and np.any(np.isnan(np.asarray(array))):
+    if floating and is_known(array) and placement.has_nan(array):
         raise ValueError(f"{where} contains NaN; pass numbers.")
     return array
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from iterdiff.jaxtools.arguments import is_number
+from iterdiff.jaxtools.placement import is_spread
 from iterdiff.jaxtools.snapshot import Snapshot
 from iterdiff.problems.active_set import completed
 from iterdiff.problems.checks import check_problem, check_residual, check_theta, check_x0
@@ -42,6 +43,7 @@ def check_inputs(
     theta = check_theta(theta, x)
     problem = with_data(problem, args)
     problem = with_snapshot(problem, check_residual(problem, x, theta))
+    problem = replaced(problem, spread=is_spread(x))
     unknowns = completed(problem, x, theta) if solved else problem.start(x, theta)
     return problem, unknowns, theta
 

@@ -53,17 +53,21 @@ class Problem(eqx.Module):
     snapshot : Snapshot or None
         What the functions computed when a call of iterdiff checked them. Programs are reused only
         for a problem with an equal snapshot.
+    spread : bool
+        Whether a call of iterdiff found the unknowns spread over several devices.
     """
 
     residual_is_gradient: ClassVar[bool] = False
     marks_kinks: ClassVar[bool] = False
     functions: ClassVar[dict[str, int]] = {}
     snapshot: Snapshot | None = eqx.field(kw_only=True, default=None, repr=False)
+    spread: bool = eqx.field(kw_only=True, default=False, repr=False, static=True)
 
     @property
     def structure(self) -> Structure:
         """What the problem declares about ``d residual / dx``."""
-        return Structure(self.symmetric, self.positive_definite, self.residual_is_gradient)
+        claims = self.symmetric, self.positive_definite, self.residual_is_gradient
+        return Structure(*claims, self.spread)
 
     def structure_at(self, x: PyTree, theta: PyTree) -> Structure:
         """Return what is known about ``d residual / dx`` at a point: what is declared."""
@@ -171,7 +175,7 @@ class SmoothMinimization(ProblemOfFunctions):
         """
         rules = custom_rules_in(self.objective, x, theta)
         if "custom_vjp" in rules:
-            return Structure(False, False)
+            return self.structure.without_claims()
         return self.structure._replace(hessian=not rules)
 
     def value(self, unknowns: PyTree, theta: PyTree) -> Float[Array, ""]:
