@@ -30,11 +30,12 @@ FLOORS = (
     ("extend",),
     ("bilevel",),
     ("study",),
+    ("explore",),
     ("cli",),
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 # Rooms that look public names up as a user does, by `import iterdiff`.
-IMPORTS_PUBLIC_NAMES = {"study", "cli"}
+IMPORTS_PUBLIC_NAMES = {"study", "explore", "cli"}
 # Modules that only give a room's file a public address.
 ALIASES = {"prox"}
 
@@ -42,7 +43,10 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_ARGUMENTS = 7
 # A signature that is a promise to users, all of it keywords with defaults, may be longer.
-MAX_ARGUMENTS_OF = {"iterdiff.bilevel.drivers.minimize": 14}
+MAX_ARGUMENTS_OF = {
+    "iterdiff.bilevel.drivers.minimize": 15,
+    "iterdiff.bilevel.stochastic.minimize_stochastic": 14,
+}
 
 # Parts of JAX and Equinox that a release may change: `jaxtools` alone touches them.
 UNSTABLE = ("equinox.internal", "eqx.internal", "jax.extend", "jax.core", "jax.interpreters")
@@ -54,6 +58,8 @@ NOT_LOADED_BY_IMPORT = (
     "pandas",
     "pydantic",
     "rich",
+    "streamlit",
+    "plotly",
     "distributed",
     "sklearn",
     "optax",

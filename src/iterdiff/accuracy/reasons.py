@@ -26,6 +26,9 @@ REASONS = (
     "mode=Checked(mode, report=report) in the loss.",
     "The iteration moves away from the closest root of the residual. It will end elsewhere, with "
     "another derivative: run more steps, or start elsewhere.",
+    "Differences of nudged inner problems do not shrink with the nudge as those of a smooth "
+    "problem do: the solver's errors dominate them, or the loss or the inner problem is not "
+    "smooth.",
 )
 OK, SINGULAR, TOO_FAR, FLOOR, SADDLE, AWAY, DISAGREES, ONE_SIDED, NOT_FINITE = range(9)
-NOT_REPORTED, REPELLED = 9, 10
+NOT_REPORTED, REPELLED, NOT_SECOND_ORDER = 9, 10, 11

@@ -146,6 +146,8 @@ def value_and_grad_with_report(
     >>> value, gradient, report = itd.value_and_grad_with_report(loss)(jnp.ones(2))
     >>> bool(report.flagged), bool(report.trusted)
     (True, True)
+    >>> isinstance(report, itd.DerivativeReport)
+    True
     """
     check_callable(loss=loss)
 

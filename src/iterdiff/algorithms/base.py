@@ -160,7 +160,7 @@ def check_fits(problem: Problem, algorithm: Algorithm) -> None:
 
 
 @contextlib.contextmanager
-def traceable_step(algorithm: Algorithm) -> Iterator[None]:
+def traceable_step(algorithm: Any) -> Iterator[None]:
     """Add advice to the error that JAX raises if it cannot trace a step.
 
     Call `check_residual` first: it traces the problem's own functions, so that an error in this

@@ -13,14 +13,16 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.accuracy.reasons import REASONS
-from iterdiff.algorithms.base import Algorithm, traceable_step
-from iterdiff.bilevel.endings import Budget, Ending
-from iterdiff.bilevel.gradients import HypergradientState, posed_of
+from iterdiff.algorithms.base import traceable_step
+from iterdiff.bilevel.endings import Ending, checked_budget
+from iterdiff.bilevel.gradients import HypergradientState
 from iterdiff.bilevel.history import Log, to_dataset
-from iterdiff.bilevel.inner_run import ENDED_ACCURATE, InnerState, start_compiled
+from iterdiff.bilevel.inner_run import ENDED_ACCURATE
 from iterdiff.bilevel.methods import Backtracking, Method
+from iterdiff.bilevel.nudged import RunState
 from iterdiff.bilevel.outer_run import FIRST_ACCURACY, Outer
 from iterdiff.bilevel.outer_state import Point, Progress
+from iterdiff.bilevel.posing import How, posed_of
 from iterdiff.bilevel.regions import Vector, region_of
 from iterdiff.bilevel.snapshots import fingerprint, read, write
 from iterdiff.jaxtools.arguments import (
@@ -108,7 +110,7 @@ class Minimized:
 def minimize(
     loss: Callable[..., Float[Array, ""]],
     problem: Problem,
-    algorithm: Algorithm,
+    algorithm: Any,
     x0: PyTree,
     theta0: PyTree,
     *,
@@ -124,6 +126,7 @@ def minimize(
     mode: Mode | None = None,
     max_steps: int = 10_000,
     batched: bool = False,
+    hessian_free: str | None = None,
     args: PyTree = None,
 ) -> Minimized:
     r"""Minimise :math:`L(x^*(\theta), \theta)` over theta, never stepping on a doubtful gradient.
@@ -159,7 +162,7 @@ def minimize(
         that was killed at any moment continues on the same trajectory.
     progress : bool
         Whether to show a progress bar.
-    mode, max_steps, batched, args
+    mode, max_steps, batched, hessian_free, args
         As in `hypergradient`; `max_steps` for one evaluation.
 
     Returns
@@ -204,7 +207,8 @@ def minimize(
     >>> result.theta.round(2).tolist()  # arcsinh(1) + 1
     [1.88, 1.88]
     """
-    posed, x0, theta0 = posed_of(loss, problem, algorithm, x0, theta0, mode, args, batched)
+    how = How(mode, batched, hessian_free)
+    posed, x0, theta0 = posed_of(loss, problem, algorithm, x0, theta0, args, how)
     check_untraced("iterdiff.bilevel.minimize", posed.problem, (algorithm, args), x0, theta0)
     outer = Outer(
         posed,
@@ -212,7 +216,7 @@ def minimize(
         _checked_method(method),
         _checked_rtol(rtol),
         check_count("max_steps", max_steps),
-        _checked_budget(budget),
+        checked_budget(budget),
         check_count("max_outer", max_outer, least=0),
         Log(),
     )
@@ -225,7 +229,7 @@ def minimize(
 def _run(
     outer: Outer, x0: PyTree, theta0: PyTree, path: Path | None, show: Callable[[Progress], None]
 ) -> Minimized:
-    inner = start_compiled(outer.posed, x0, theta0)
+    inner = outer.posed.start(x0, theta0)
     layout = outer.region.layout
     start = outer.region.project(layout.vector(layout.floating))
     memory = outer.method.init(start, outer.region)
@@ -250,7 +254,7 @@ def _run(
     return _result(outer, *outer.run(begin, after))
 
 
-def _blank(vector: Vector, inner: InnerState) -> Point:
+def _blank(vector: Vector, inner: RunState) -> Point:
     """Return a point without numbers, as a template of a snapshot."""
     x = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), inner.adjoint)
     nan = float("nan")
@@ -308,17 +312,6 @@ def _checked_method(method: Any) -> Method:
 def _checked_rtol(rtol: Any) -> float:
     check_tolerance("rtol", rtol)
     return float(rtol)
-
-
-def _checked_budget(budget: Any) -> Budget:
-    if isinstance(budget, Budget):
-        return budget
-    if budget is None:
-        return Budget()
-    try:
-        return Budget(gradients=check_count("budget", budget))
-    except TypeError as error:
-        raise TypeError(f"`budget` must be a Budget or an int, not {budget!r}.") from error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """How an outer run ended, and what may be spent on it."""
 
 import dataclasses
+from typing import Any
 
 from iterdiff.algorithms.status import Advised
 from iterdiff.jaxtools.arguments import check_count, check_tolerance
@@ -79,3 +80,21 @@ class Budget:
         return (self.gradients is not None and gradients >= self.gradients) or (
             self.seconds is not None and seconds >= self.seconds
         )
+
+
+def checked_budget(budget: Any) -> Budget:
+    """Return what may be spent; None means no limit.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no budget; the message names it.
+    """
+    if isinstance(budget, Budget):
+        return budget
+    if budget is None:
+        return Budget()
+    try:
+        return Budget(gradients=check_count("budget", budget))
+    except TypeError as error:
+        raise TypeError(f"`budget` must be a Budget or an int, not {budget!r}.") from error

@@ -10,33 +10,25 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.accuracy.reasons import REASONS
-from iterdiff.algorithms.base import Algorithm, check_fits, traceable_step
+from iterdiff.algorithms.base import traceable_step
 from iterdiff.algorithms.status import Status
 from iterdiff.bilevel.inner_run import (
     ENDED_ACCURATE,
     ENDED_FAILED,
     Accuracy,
     Found,
-    InnerState,
     Posed,
-    go_on_compiled,
-    start_compiled,
 )
+from iterdiff.bilevel.nudged import Nudged, RunState
+from iterdiff.bilevel.posing import How, posed_of
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import (
     Tolerance,
-    check_bool,
     check_count,
     check_tolerance,
 )
-from iterdiff.jaxtools.snapshot import snapshot, traced
-from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.base import Mode
-from iterdiff.modes.implicit import Implicit
-from iterdiff.problems.checks import checked_loss
-from iterdiff.problems.constrained import ConstrainedProblem
-from iterdiff.problems.functions import bind, has_room
-from iterdiff.problems.inputs import check_inputs, takes_data, with_snapshot
+from iterdiff.problems.checks import check_untraced
 from iterdiff.problems.problem import Problem
 
 
@@ -71,13 +63,13 @@ class HypergradientState(eqx.Module):
     theta, args : pytree
         Where. At another theta, or with other data, the next call goes on from the solution, with a
         new memory of the algorithm.
-    inner : InnerState
+    inner : InnerState or NudgedState
         The algorithm's state, the adjoint, and the schedule of the checks.
     """
 
     theta: PyTree
     args: PyTree
-    inner: InnerState
+    inner: RunState
 
 
 class Hypergradient(eqx.Module):
@@ -150,7 +142,7 @@ class Hypergradient(eqx.Module):
 def hypergradient(
     loss: Callable[..., Float[Array, ""]],
     problem: Problem,
-    algorithm: Algorithm,
+    algorithm: Any,
     x0: PyTree,
     theta: PyTree,
     *,
@@ -159,6 +151,7 @@ def hypergradient(
     state: HypergradientState | None = None,
     max_steps: int = 10_000,
     batched: bool = False,
+    hessian_free: str | None = None,
     args: PyTree = None,
 ) -> Hypergradient:
     r"""Return value and gradient of :math:`L(x^*(\theta), \theta)`, solved on until accurate.
@@ -188,6 +181,10 @@ def hypergradient(
         Whether every array in `args` has a leading axis, with one inner problem for each entry,
         such as the folds of a cross-validation. The loss is their mean, theta is shared, and each
         run stops when its own gradient is accurate. `x0` is the start of each.
+    hessian_free : "penalty", optional
+        Use first derivatives only, by differences of inner problems that the loss nudges; see the
+        notes. `algorithm` may then be a black box, ``solver(fun, x0, tol)``: it returns the
+        minimiser of ``fun(x)``, which returns value and gradient as NumPy does, or a SciPy result.
     args : pytree, optional
         Data for the problem's functions and the loss.
 
@@ -211,6 +208,18 @@ def hypergradient(
     The modes that differentiate steps have no place here: a run that goes on from the last solution
     would be differentiated through its last steps only.
 
+    With ``hessian_free="penalty"`` seven inner problems are solved, with the objective
+    :math:`G + \beta F` for small nudges :math:`\beta` of both signs. The difference quotient of
+    :math:`\partial_\theta (G + \beta F)` is the gradient up to :math:`O(\beta^2)`; three nudges
+    show that error and extrapolate it away, and solving on shows what the solver leaves. Nudges
+    and tolerances shrink until `rtol` is reached. It does not work under ``jit``.
+
+    References
+    ----------
+    J. Kwon, D. Kwon, S. Wright and R. Nowak, *A fully first-order method for stochastic bilevel
+    optimization*, ICML 2023; B. Scellier and Y. Bengio, *Equilibrium propagation*, Front. Comput.
+    Neurosci. 2017, on nudged problems.
+
     Examples
     --------
     >>> import jax.numpy as jnp
@@ -226,16 +235,20 @@ def hypergradient(
     ...     loss, problem, descent, jnp.zeros(2), theta, rtol=1e-8, state=found.state
     ... )  # goes on where the first call stopped
     """
-    posed, x0, theta = posed_of(loss, problem, algorithm, x0, theta, mode, args, batched)
+    posed, x0, theta = posed_of(
+        loss, problem, algorithm, x0, theta, args, How(mode, batched, hessian_free)
+    )
+    if hessian_free is not None:
+        check_untraced("hessian_free", posed.problem, args, x0, theta)
     check_tolerance("rtol", rtol)
     check_count("max_steps", max_steps)
     with traceable_step(algorithm):
         if state is None:
-            inner, same = start_compiled(posed, x0, theta), jnp.array(False)
+            inner, same = posed.start(x0, theta), jnp.array(False)
         else:
             _check_state(state, posed, x0, theta)
             inner, same = state.inner, _all_equal((state.theta, state.args), (theta, args))
-        found = go_on_compiled(posed, theta, inner, same, accuracy_of(x0, rtol, max_steps))
+        found = posed.go_on(theta, inner, same, accuracy_of(x0, rtol, max_steps))
     return _result(found, HypergradientState(theta, args, found.state))
 
 
@@ -258,80 +271,10 @@ def accuracy_of(
     )
 
 
-def posed_of(
-    loss: Any,
-    problem: Problem,
-    algorithm: Algorithm,
-    x0: PyTree,
-    theta: PyTree,
-    mode: Mode | None,
-    args: PyTree,
-    batched: bool,
-) -> tuple[Posed, PyTree, PyTree]:
-    """Return what is solved, after all checks, with `x0` and `theta` as arrays.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is wrong; the message names it.
-    """
-    check_fits(problem, algorithm)
-    check_bool(batched=batched)
-    if isinstance(problem, ConstrainedProblem):
-        raise ValueError(
-            f"`problem` must have no constraints here, but it is a {type(problem).__name__}. Use "
-            "jax.grad through iterdiff.solve in an outer loop of your own."
-        )
-    mode = Implicit() if mode is None else mode
-    if not isinstance(mode, Implicit):
-        raise TypeError(
-            f"`mode` must be iterdiff.Implicit(...), not {mode!r}: the steps of a run that goes on "
-            "from an earlier solution are not all there to be differentiated."
-        )
-    if mode.gauss_newton or mode.singular != "raise" or mode.guess is not None:
-        raise ValueError(
-            "`mode` must have the exact, regular derivative here, and finds its own guess: leave "
-            "out `gauss_newton`, `singular` and `guess`."
-        )
-    if not callable(loss):
-        raise TypeError(f"`loss` must be a function (x, theta) -> scalar, not {loss!r}.")
-    args = None if args is None else jax.tree.map(jnp.asarray, args)
-    if batched:
-        check_batch(args)
-    one = jax.tree.map(lambda v: v[0], args) if batched else args
-    if args is not None and not takes_data(problem) and has_room(loss, 2):
-        bound, x0, theta = check_inputs(problem, x0, theta)
-    else:
-        bound, x0, theta = check_inputs(problem, x0, theta, one)
-    x0, theta = stop_gradient((x0, theta))
-    with_one = loss if args is None else bind(loss, 2, one)
-    taken = snapshot(traced(checked_loss(with_one, x0, theta), x0, theta)[0])
-    assert bound.snapshot is not None
-    problem = with_snapshot(problem, bound.snapshot)
-    return Posed(problem, algorithm, loss, args, mode, taken, batched), x0, theta
-
-
-def check_batch(args: PyTree) -> None:
-    """Raise ValueError unless all arrays of `args` have a leading axis of one length.
-
-    Raises
-    ------
-    ValueError
-        The message names `args`.
-    """
-    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(args)}
-    if len(lengths) != 1 or lengths == {()}:
-        raise ValueError(
-            "`args` must have one leading axis of the same length in every array with "
-            f"`batched=True`, one entry for each inner problem, but the lengths are "
-            f"{sorted(lengths)}."
-        )
-
-
-def _check_state(state: Any, posed: Posed, x0: PyTree, theta: PyTree) -> None:
+def _check_state(state: Any, posed: Posed | Nudged, x0: PyTree, theta: PyTree) -> None:
     if not isinstance(state, HypergradientState):
         raise TypeError(f"`state` must be the state of an earlier result, not {state!r}.")
-    wanted = jax.eval_shape(lambda: start_compiled(posed, x0, theta))
+    wanted = jax.eval_shape(lambda: posed.start(x0, theta))
     given = jax.eval_shape(lambda: state.inner)
     if not eqx.tree_equal(wanted, given):
         raise ValueError(

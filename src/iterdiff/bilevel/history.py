@@ -34,6 +34,24 @@ COLUMNS: dict[str, tuple[type, str]] = {
 }
 """Type and meaning of each column."""
 
+STOCHASTIC_COLUMNS: dict[str, tuple[type, str]] = {
+    "iteration": (int, "round"),
+    "verdict": (str, "what came of the round"),
+    "accepted": (bool, "whether loss and gradient are finite"),
+    "value": (float, "outer loss"),
+    "value_half_width": (float, "half of its confidence interval"),
+    "gradient_norm": (float, "‖projected gradient‖"),
+    "radius": (float, "‖half widths of the intervals of the gradient‖"),
+    "settled": (bool, "whether the chains had forgotten their start"),
+    "batch": (int, "samples in a minibatch"),
+    "samples": (int, "inner gradients of single samples, all chains"),
+    "seconds": (float, "seconds since the start"),
+}
+"""The same of a stochastic run."""
+
+VECTORS = "theta", "gradient", "half_width"
+"""Columns with one number for each parameter, where they are recorded."""
+
 
 class Log:
     """The rows of a run.
@@ -41,11 +59,18 @@ class Log:
     Attributes
     ----------
     rows : list of dict
-        One for each inner run, by the names of `COLUMNS`.
+        One for each inner run, by the names of `columns`.
+    columns : dict
+        Type and meaning of each column.
     """
 
-    def __init__(self, rows: list[dict[str, Any]] | None = None):
+    def __init__(
+        self,
+        rows: list[dict[str, Any]] | None = None,
+        columns: dict[str, tuple[type, str]] = COLUMNS,
+    ):
         self.rows: list[dict[str, Any]] = [] if rows is None else rows
+        self.columns = columns
 
     def add(self, **row: Any) -> None:
         """Append a row; its verdict comes later."""
@@ -59,9 +84,9 @@ class Log:
         """Return the columns as arrays."""
         found = {
             name: np.array([row[name] for row in self.rows], kind)
-            for name, (kind, _) in COLUMNS.items()
+            for name, (kind, _) in self.columns.items()
         }
-        for name in ("theta", "gradient"):
+        for name in VECTORS:
             if self.rows and name in self.rows[0]:
                 found[name] = np.stack([row[name] for row in self.rows])
         return found
@@ -96,8 +121,8 @@ def to_dataset(log: Log, attributes: dict[str, Any]) -> "xarray.Dataset":
     variables = {}
     for name, values in arrays.items():
         dimensions = ("evaluation", "parameter")[: values.ndim]
-        if name in COLUMNS:
-            variables[name] = (dimensions, values, {"long_name": COLUMNS[name][1]})
+        if name in log.columns:
+            variables[name] = (dimensions, values, {"long_name": log.columns[name][1]})
         else:
             variables[name] = (dimensions, values)
     installed = importlib.metadata.distributions(name="iterdiff")

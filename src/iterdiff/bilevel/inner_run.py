@@ -75,6 +75,20 @@ class Posed(eqx.Module):
     taken: Snapshot
     batched: bool = eqx.field(static=True)
 
+    def start(self, x0: PyTree, theta: PyTree) -> "InnerState":
+        """Return the state of a run that has not begun."""
+        return start_compiled(self, x0, theta)
+
+    def go_on(
+        self, theta: PyTree, state: "InnerState", same: Bool[Array, ""], accuracy: "Accuracy"
+    ) -> "Found":
+        """Return what the run finds when it goes on, see `gone_on`."""
+        return go_on_compiled(self, theta, state, same, accuracy)
+
+    def first(self) -> "Posed":
+        """Return what is posed for the first member of a batch."""
+        return _member(self, jax.tree.map(lambda v: v[0], self.args)) if self.batched else self
+
     def bound(self) -> tuple[Problem, Callable]:
         """Return the problem and the loss with their data."""
         if self.args is None:

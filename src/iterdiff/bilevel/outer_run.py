@@ -20,11 +20,10 @@ from iterdiff.bilevel.history import MAX_RECORDED_PARAMETERS, Log
 from iterdiff.bilevel.inner_run import (
     ENDED_EXHAUSTED,
     ENDED_STANDSTILL,
-    InnerState,
     Posed,
-    go_on_compiled,
 )
 from iterdiff.bilevel.methods import Lesson, Method
+from iterdiff.bilevel.nudged import Nudged, RunState
 from iterdiff.bilevel.outer_state import Point, Progress, Verdict
 from iterdiff.bilevel.regions import Region, Vector
 
@@ -68,7 +67,7 @@ class Outer:
     log : Log
     """
 
-    posed: Posed
+    posed: Posed | Nudged
     region: Region
     method: Method
     rtol: float
@@ -106,7 +105,7 @@ class Outer:
     def evaluate(
         self,
         vector: Vector,
-        inner: InnerState,
+        inner: RunState,
         accuracy: float,
         *,
         same: bool = False,
@@ -124,7 +123,7 @@ class Outer:
             reject_above=reject_above,
         )
         theta = self.region.layout.theta(vector)
-        found = go_on_compiled(self.posed, theta, inner, jnp.array(same), asked)
+        found = self.posed.go_on(theta, inner, jnp.array(same), asked)
         point = Point.of(found, vector, accuracy, self.region.layout)
         gradients = int(np.sum(np.asarray(found.gradients)))
         self.gradients += gradients

@@ -11,8 +11,8 @@ from iterdiff.bilevel.inner_run import (
     ENDED_FAILED,
     ENDED_STANDSTILL,
     Found,
-    InnerState,
 )
+from iterdiff.bilevel.nudged import RunState
 from iterdiff.bilevel.regions import Layout, Vector
 
 BAR_FACTOR = 2.0
@@ -59,7 +59,7 @@ class Point(NamedTuple):
     ended: int
     accuracy: float
     x: PyTree
-    inner: InnerState
+    inner: RunState
 
     @classmethod
     def of(cls, found: Found, vector: Vector, accuracy: float, layout: Layout) -> "Point":

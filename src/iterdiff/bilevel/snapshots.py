@@ -16,26 +16,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from iterdiff.bilevel.inner_run import Posed, _member
+from iterdiff.algorithms.base import Algorithm
+from iterdiff.bilevel.inner_run import Posed
+from iterdiff.bilevel.nudged import Nudged
 from iterdiff.jaxtools.snapshot import traced
 
 LEAF, COLUMN, FINGERPRINT = "leaf_", "column_", "fingerprint"
 
 
-def fingerprint(posed: Posed, x0: PyTree, theta0: PyTree, settings: PyTree) -> str:
+def fingerprint(posed: Posed | Nudged, x0: PyTree, theta0: PyTree, settings: PyTree) -> str:
     """Return a digest of what an outer run depends on, the same in every process.
 
     It covers what the functions compute (equations and constants), the data, the starts, and
     `settings`. The functions behind a callback or a custom derivative rule are not compared.
     """
     digest = hashlib.blake2b(digest_size=20)
-    one = jax.tree.map(lambda v: v[0], posed.args) if posed.batched else posed.args
-    problem, loss = _member(posed, one).bound()
+    problem, loss = posed.first().bound()
 
     def step(x, theta):
         return posed.algorithm.step(problem, posed.algorithm.init(problem, x, theta), theta)
 
-    for function in (problem.residual, loss, step):
+    stepped = (step,) if isinstance(posed.algorithm, Algorithm) else ()
+    for function in (problem.residual, loss, *stepped):
         jaxpr, _ = traced(function, x0, theta0)
         digest.update(_without_addresses(str(jaxpr)))
         for constant in jaxpr.consts:

@@ -76,7 +76,8 @@ def find_reference(
     ValueError
         If the solution or its derivative cannot be computed, or `given` does not fit.
     """
-    if callable(given):
+    # A network may be a solution, and is callable, too.
+    if callable(given) and jax.tree.structure(given) != jax.tree.structure(guess):
         taken = snapshot(traced(given, theta)[0])
         x, tangents = _from_formula(given, taken, theta, directions)
         if isinstance(problem, ConstrainedProblem):  # without multipliers, which are not compared

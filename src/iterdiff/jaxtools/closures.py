@@ -13,6 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, PyTree
 
 from iterdiff.jaxtools import manual_axes, tree
+from iterdiff.jaxtools.complex_pairs import is_real_primitive, joined_parts, real_parts
 
 JAX_KEEPS_RULES_IN_SCANS = jax.__version_info__ >= (0, 12)
 """Earlier versions drop the rule of a `jax.custom_jvp` function inside a scan that is
@@ -148,8 +149,8 @@ def with_jvp(
 
     Notes
     -----
-    Before JAX 0.12, the function is wrapped in a `jax.checkpoint` that saves everything: it changes
-    no result and recomputes nothing, but keeps the rule alive inside a scan (see
+    Before JAX 0.12, the function is wrapped in a `jax.checkpoint` that saves everything real: it
+    changes no result and recomputes nothing real, but keeps the rule alive inside a scan (see
     `JAX_KEEPS_RULES_IN_SCANS`).
     """
     call = jax.custom_jvp(_batched_as_inputs(function))
@@ -230,7 +231,7 @@ def zero_tangent(a: PyTree) -> PyTree:
     """Return zeros in the tangent space of `a`."""
 
     def zero(leaf):
-        if tree.is_floating(leaf):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             return jnp.zeros_like(leaf)
         return manual_axes.varying_as(leaf, np.zeros(jnp.shape(leaf), jax.dtypes.float0))
 
@@ -261,5 +262,14 @@ def _batched_as_inputs(function: Callable[[PyTree, PyTree], PyTree]) -> Callable
 
 
 def _saving_everything(function: Callable) -> Callable:
-    policy = jax.checkpoint_policies.everything_saveable
-    return jax.checkpoint(function, policy=policy, prevent_cse=False)
+    def of_parts(parts, structure):
+        return function(*jax.tree.unflatten(structure, joined_parts(parts)))
+
+    options = {"policy": is_real_primitive, "prevent_cse": False}
+    call = jax.checkpoint(of_parts, static_argnums=1, **options)
+
+    def shielded(*inputs):
+        leaves, structure = jax.tree.flatten(inputs)
+        return call(real_parts(leaves), structure)
+
+    return shielded

@@ -22,20 +22,14 @@ from iterdiff.jaxtools import manual_axes, tree
 
 def is_spread(a: PyTree) -> bool:
     """Return whether JAX knows that some array of `a` is spread over several devices."""
-    return any(_is_spread(leaf) or _typed_as_spread(leaf) for leaf in jax.tree.leaves(a))
+    leaves = jax.tree.leaves(a)
+    return any(_is_spread(leaf) or tree.axes_of(leaf) is not None for leaf in leaves)
 
 
 def _is_spread(leaf: Any) -> bool:
     if not isinstance(leaf, jax.Array) or tree.is_traced(leaf):
         return False
     return on_several_devices(leaf) and not leaf.is_fully_replicated
-
-
-def _typed_as_spread(leaf: Any) -> bool:
-    kind: Any = jax.typeof(leaf) if isinstance(leaf, jax.Array) else leaf
-    sharding = getattr(kind, "sharding", None)
-    axes = () if sharding is None else sharding.spec
-    return any(axis not in (None, PartitionSpec.UNCONSTRAINED) for axis in axes)
 
 
 def on_several_devices(array: Array) -> bool:
@@ -104,7 +98,7 @@ def _count_devices(context: Any) -> int:
 
 def each_product(rows: Float[Array, "m n"], v: Float[Array, " n"]) -> Float[Array, " m"]:
     """Return ``rows @ v``, on every device, where both are spread along n."""
-    everywhere = PartitionSpec(None) if _typed_as_spread(v) else None
+    everywhere = None if tree.axes_of(v) is None else PartitionSpec(None)
     return jnp.matmul(rows, v, out_sharding=everywhere)
 
 

@@ -89,7 +89,7 @@ def completed(problem: Problem, x: PyTree, theta: PyTree) -> PyTree:
 def _least_squares_multipliers(
     problem: ConstrainedProblem, x: PyTree, theta: PyTree
 ) -> Multipliers:
-    problem, x, theta = _still(problem), _still(x), _still(theta)
+    problem, x, theta = still(problem), still(x), still(theta)
     values = problem.constraints(x, theta)
     like = problem.start(x, theta).multipliers
     count = tree.size(like)
@@ -155,12 +155,12 @@ def regular_at(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Problem, Dep
     """
     if not isinstance(problem, ConstrainedProblem):
         return problem, None
-    still, x, theta = _still(problem), _still(x), _still(theta)
+    fixed, x, theta = still(problem), still(x), still(theta)
     tol = jnp.asarray(default_distance(x), tree.result_dtype(x))
     if tree.size(x.multipliers) == 0:
         return problem, None
-    weak = weak_inequalities(still, x, theta, tol)
-    found = dependence(still, x, theta, weak)
+    weak = weak_inequalities(fixed, x, theta, tol)
+    found = dependence(fixed, x, theta, weak)
     held = _with_equalities(weak, x.multipliers)
     if found is not None:
         found = jax.tree.map(jax.lax.stop_gradient, found)
@@ -337,6 +337,6 @@ def apart(pull: Callable[[Array], PyTree], weights: Array, which: Array) -> Bool
     return tree.norm(pull(weights)) > tol * (one + other)
 
 
-def _still(a: PyTree) -> PyTree:
+def still(a: PyTree) -> PyTree:
     """Return `a` without derivatives."""
     return jax.tree.map(lambda v: jax.lax.stop_gradient(v) if tree.is_floating(v) else v, a)

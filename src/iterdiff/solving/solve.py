@@ -20,9 +20,8 @@ from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Task
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
-from iterdiff.problems.constrained import PrimalDual
 from iterdiff.problems.inputs import check_inputs
-from iterdiff.problems.problem import Problem
+from iterdiff.problems.problem import CompositeMinimization, Problem
 from iterdiff.problems.prox import weakly_active
 from iterdiff.solving.failures import with_failures
 from iterdiff.solving.solution import Solution
@@ -64,11 +63,14 @@ def solve(
     algorithm : Algorithm
         How to solve it. Its hyper-parameters (step sizes and the like) may be traced; `Unrolled`
         differentiates with respect to them, `Implicit` gives zero.
-    x0 : pytree of real floating arrays
-        Start of the iteration; determines structure, shapes and dtypes of the answer.
+    x0 : pytree
+        Start of the iteration; determines structure, shapes and dtypes of the answer. The floating
+        leaves, real or complex, are the unknowns. Booleans, integer arrays, PRNG keys and objects
+        that are no numbers reach the problem unchanged, and come back in the answer. Leaves of
+        less than 32 bits are solved for in float32, and converted back.
     theta : pytree
-        Parameters. Derivatives are taken with respect to the floating leaves. Integer leaves are
-        data, and leaves that are not numbers reach the problem unchanged.
+        Parameters. Derivatives are taken with respect to the floating leaves, real or complex.
+        Integer leaves are data, and leaves that are not numbers reach the problem unchanged.
     stop : StoppingRule
         When to stop: `Steps`, `ResidualBelow` or `DerivativeErrorBelow`.
     mode : Mode, optional
@@ -136,7 +138,18 @@ def solve(
 
     with traceable_step(algorithm):
         task = task.with_snapshot()
-        return with_failures(run, task, task.problem, throw)
+        return _as_given(problem, with_failures(run, task, task.problem, throw))
+
+
+def _as_given(problem: Problem, solution: Solution) -> Solution:
+    """Return the solution with `x`, and what is like `x`, laid out as the caller's `x0`."""
+    if problem.layout is None:
+        return solution
+    flags = solution.weakly_active
+    if isinstance(problem, CompositeMinimization):
+        flags = problem.layout.flags(flags)
+    x = problem.layout.restored(solution.x)
+    return dataclasses.replace(solution, x=x, weakly_active=flags)
 
 
 def check_kinds(stop: StoppingRule, mode: Mode) -> None:
@@ -176,8 +189,7 @@ def _solve(task: Task, mode: Mode, throw: Throw) -> Solution:
         kinks = weakly_active(task.problem, x, task.theta)
     aux = task.problem.aux(x, task.theta)
     ended = outcome.steps, status.astype(jnp.int32), residual_norm, kinks, aux
-    multipliers = x.multipliers if isinstance(x, PrimalDual) else None
-    return Solution(task.problem.answer(x), *ended, multipliers)
+    return Solution(task.problem.answer(x), *ended, task.problem.multipliers(x))
 
 
 def _raise_on_failure(solution: Solution, throw: Throw) -> Solution:
