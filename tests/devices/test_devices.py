@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.harness.results import load
 from tests.compiling import FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,3 +34,12 @@ def test_two_processes_over_the_loopback_address():
     both = [start(2, "tests.devices.two", address, str(number)) for number in (0, 1)]
     errors = [one.communicate(timeout=PATIENCE_S)[1] for one in both]
     assert [one.returncode for one in both] == [0, 0], errors[0][-2000:] + errors[1][-2000:]
+
+
+def test_stored_programs_gather_nothing_and_share_the_memory():
+    results = load(ROOT / "benchmarks" / "results" / "devices.json")
+    (table,) = results.tables
+    for kind in ("all-gather", "all-to-all"):
+        assert not any(table.column(kind))
+    assert max(table.column("relative error")) < 1e-8
+    assert results.measurements and all(one.met for one in results.measurements)
