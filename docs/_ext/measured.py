@@ -37,7 +37,9 @@ class Measured(SphinxDirective):
         found = nodes.container()
         lines = StringList(printed.splitlines(), source=self.get_source_info()[0])
         self.state.nested_parse(lines, self.content_offset, found)
-        return [found, *(self.picture(figure) for figure in figures)]
+        pictures = [self.picture(figure) for figure in figures]
+        plt.close("all")
+        return [found, *pictures]
 
     def execute(self, names: dict) -> str:
         """Run the content with these names and those of the page, and return what it prints."""
