@@ -1,71 +1,20 @@
-"""Drivers that choose the inner accuracy in advance, and random search.
+"""Drivers that choose the inner accuracy in advance, and searches without gradients.
 
-All use our inner solves and implicit gradients, warm starts and the same outer method, so that the
-inner accuracy is the only difference. Counts: one gradient for an inner step, one for the residual
-at the end; n Hessian products for the matrix of an adjoint system of n unknowns.
+All use warm starts, and those with gradients the same outer method, so that the inner accuracy is
+the only difference.
 """
 
-from typing import NamedTuple
+import importlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-import iterdiff as itd
-from benchmarks.bilevel.problems import Case
+from benchmarks.bilevel.engines import Engine, Visit
 from iterdiff.bilevel.methods import LBFGS, Lesson
-from iterdiff.bilevel.regions import region_of
 
 ARMIJO = 1e-4
-MAX_INNER = 100_000
-
-
-class Visit(NamedTuple):
-    """An accepted theta, and what had been spent when it was."""
-
-    theta: np.ndarray
-    gradients: int
-    products: int
-
-
-class Engine:
-    """Inner solves to a given residual, warm-started, with counts."""
-
-    def __init__(self, case: Case):
-        self.case, self.gradients, self.products = case, 0, 0
-        self.region = region_of(case.theta0, *case.bounds, None)
-        residual = jax.tree.leaves(case.problem.residual(case.x0, case.theta0))
-        self.scale = float(np.sqrt(sum(float(jnp.sum(v**2)) for v in residual)))
-
-        def solved(theta, x, atol):
-            stop = itd.ResidualBelow(rtol=0.0, atol=atol, max_steps=MAX_INNER)
-            found = itd.solve(case.problem, case.algorithm, x, theta, stop=stop, throw=False)
-            return case.loss(found.x, theta), found
-
-        self._value = jax.jit(solved)
-        self._gradient = jax.jit(jax.value_and_grad(solved, has_aux=True))
-
-    def anew(self) -> "Engine":
-        """Return the engine with its counts at zero, and the compiled programs kept."""
-        self.gradients = self.products = 0
-        return self
-
-    def value(self, theta, x, tolerance):
-        """Return the loss, and the inner solution."""
-        value, found = self._value(theta, x, tolerance * self.scale)
-        self.gradients += int(found.steps) + 1
-        return float(value), found.x
-
-    def graded(self, theta, x, tolerance):
-        """Return the loss, the inner solution and the gradient."""
-        (value, found), gradient = self._gradient(theta, x, tolerance * self.scale)
-        self.gradients += int(found.steps) + 1
-        self.products += self.case.unknowns
-        return float(value), found.x, gradient
-
-    def visit(self, theta) -> Visit:
-        """Return where the run stands."""
-        return Visit(np.asarray(theta), self.gradients, self.products)
+SEARCH_TOLERANCE = 1e-4
+"""Inner tolerance of the searches without gradients."""
 
 
 def fixed(engine: Engine, tolerance: float, max_outer: int, max_gradients: int) -> list[Visit]:
@@ -131,16 +80,39 @@ def scheduled(engine: Engine, max_outer: int, max_gradients: int) -> list[Visit]
 
 
 def random(engine: Engine, seed: int, max_outer: int, max_gradients: int) -> list[Visit]:
-    """Return the best thetas of a uniform random search in the bounds, each solved to 1e-4."""
+    """Return the best thetas of a uniform random search, each solved to `SEARCH_TOLERANCE`."""
     case, rng = engine.case, np.random.default_rng(seed)
-    best, x = engine.value(case.theta0, case.x0, 1e-4)
+    best, x = engine.value(case.theta0, case.x0, SEARCH_TOLERANCE)
     visits = [engine.visit(case.theta0)]
     for _ in range(max_outer):
-        draw = rng.uniform(*case.bounds, jnp.shape(case.theta0))
-        value, x = engine.value(jnp.asarray(draw), x, 1e-4)
+        draw = rng.uniform(*case.family.bounds, jnp.shape(case.theta0))
+        value, x = engine.value(jnp.asarray(draw), x, SEARCH_TOLERANCE)
         if value < best:
             best = value
             visits.append(engine.visit(draw))
+        if engine.gradients > max_gradients:
+            break
+    return visits
+
+
+def optuna(engine: Engine, seed: int, max_outer: int, max_gradients: int) -> list[Visit]:
+    """Return the best thetas of Optuna's default sampler, each solved to `SEARCH_TOLERANCE`."""
+    library = importlib.import_module("optuna")
+    library.logging.set_verbosity(library.logging.WARNING)
+    study = library.create_study(sampler=library.samplers.TPESampler(seed=seed))
+    case = engine.case
+    best, x = engine.value(case.theta0, case.x0, SEARCH_TOLERANCE)
+    visits = [engine.visit(case.theta0)]
+    for _ in range(max_outer):
+        trial = study.ask()
+        size = int(np.size(case.theta0))
+        numbers = [trial.suggest_float(f"theta{k}", *case.family.bounds) for k in range(size)]
+        theta = np.reshape(numbers, jnp.shape(case.theta0))
+        value, x = engine.value(jnp.asarray(theta), x, SEARCH_TOLERANCE)
+        study.tell(trial, value)
+        if value < best:
+            best = value
+            visits.append(engine.visit(theta))
         if engine.gradients > max_gradients:
             break
     return visits

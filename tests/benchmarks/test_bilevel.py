@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bilevel.rivals import Visit
+from benchmarks.bilevel.engines import Visit
 from benchmarks.bilevel.run import TARGET, judged, reached
 
 VISITS = [Visit(np.array([float(k)]), 10 * k, 3 * k) for k in range(4)]
@@ -14,14 +14,11 @@ VISITS = [Visit(np.array([float(k)]), 10 * k, 3 * k) for k in range(4)]
 
 def test_the_target_is_relative_to_the_start():
     values = np.array([2.0, 1.5, 1.0 + TARGET / 2, 1.0])
-    assert reached(VISITS, values, 2.0, 1.0) == [20.0, 6.0]
-    assert reached(VISITS, values + 1.0, 2.0, 1.0) == [math.inf, math.inf]
+    assert reached(VISITS, values, 2.0, 1.0) == [20.0, 6.0, 0.0]
+    assert reached(VISITS, values + 1.0, 2.0, 1.0) == [math.inf] * 3
 
 
 def test_bars_are_compared_with_the_truth():
-    class Of:
-        theta0 = np.zeros(1)
-
     theta = np.array([[2.0], [1.0], [0.5]])
     rows = {
         "theta": theta,
@@ -32,11 +29,11 @@ def test_bars_are_compared_with_the_truth():
         "trusted": np.array([True, True, True]),
         "accepted": np.array([True, True, True]),
     }
-    bars = judged(Of(), lambda theta: (theta[0] ** 2, 2 * theta), rows)
+    bars = judged(lambda theta: (theta[0] ** 2, 2 * theta), rows)
     assert (bars.trusted, bars.gradient_right, bars.value_held) == (3, 2, 2)
     assert (bars.accepted, bars.uphill) == (2, 0)
     rising = rows | {"theta": theta[::-1], "gradient": 2 * theta[::-1] + 0.1}
-    assert judged(Of(), lambda theta: (theta[0] ** 2, 2 * theta), rising).uphill == 2
+    assert judged(lambda theta: (theta[0] ** 2, 2 * theta), rising).uphill == 2
 
 
 def test_the_page_tells_stored_numbers():

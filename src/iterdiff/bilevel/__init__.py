@@ -27,6 +27,8 @@ from iterdiff.bilevel.stochastic import minimize_stochastic as minimize_stochast
 from iterdiff.bilevel.stochastic_methods import SABA as SABA
 from iterdiff.bilevel.stochastic_methods import SOBA as SOBA
 from iterdiff.bilevel.stochastic_methods import AmIGO as AmIGO
+from iterdiff.bilevel.unrolled_sgd import UnrolledSGD as UnrolledSGD
+from iterdiff.bilevel.unrolled_sgd import unrolled_sgd as unrolled_sgd
 
 
 def __getattr__(name: str) -> ModuleType:

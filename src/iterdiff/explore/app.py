@@ -256,7 +256,8 @@ def _place(side: Any, name: str, labels: tuple[str, ...]) -> int:
     places = range(len(labels))
     if len(labels) < 2:
         return 0
-    return side.select_slider(name, places, format_func=lambda i: labels[i], key=f"axis {name}")
+    values = [label.removeprefix(f"{name} = ") for label in labels]
+    return side.select_slider(name, places, format_func=values.__getitem__, key=f"axis {name}")
 
 
 if __name__ == "__main__":

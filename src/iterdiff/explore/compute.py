@@ -120,7 +120,11 @@ def notes(choice: Choice, study: Study) -> tuple[str, ...]:
     if "rate" in choice and choice["algorithm"] == "Picard" and abs(choice["rate"]) > 1:
         found.append("The rate is above 1: every step of Picard's iteration enlarges the error.")
     if LATE_START in choice["modes"]:
-        found.append(f"Late start: the first K = {skipped_steps(choice)} steps are left out.")
+        skipped = skipped_steps(choice)
+        found.append(
+            f"Late start: the derivative of the last {choice['steps'] - skipped} steps. At the end "
+            f"the first K = {skipped} are left out."
+        )
     if choice["precision"] != FLOAT64:
         found.append("In float32 errors stop falling at about 1e-7 of the size of the numbers.")
     return tuple(found)

@@ -28,8 +28,14 @@ from iterdiff.study.views.summary import best_start, decay, divergence, factor, 
 if TYPE_CHECKING:
     import xarray
 
+PANELS_PX, ENTRY_PX = 500, 20
+"""Height of the two panels of errors, and of a line of the legend below them."""
+
 THICK = {"color": "rgba(127,127,127,0.45)", "width": 7}
 """The closed form, which lies under the measurement."""
+
+ESTIMATES = "estimated without the solution"
+"""The name of the errors that `derivative_error` estimates; hidden until they are asked for."""
 
 BOUND_WIDTH = 1.2
 """Width of theory's bounds, in pixels."""
@@ -77,8 +83,10 @@ def convergence(label: str, case: "xarray.Dataset") -> Figure:
         "yaxis": {**log_axis("Jacobian error ‖J − J*‖", above, from_below=away), "domain": top},
         "yaxis2": {**log_axis("suboptimality", below, from_below=away), "domain": bottom},
     }
-    title = f"{escaped(label)}: absolute errors"
-    return {"data": above + marks + below, "layout": layout(title, shapes=shapes, **axes)}
+    title, drawn = f"{escaped(label)}: absolute errors", above + marks + below
+    entries = sum(c.get("showlegend", True) for c in drawn)
+    height = PANELS_PX + ENTRY_PX * entries
+    return {"data": drawn, "layout": layout(title, height, shapes=shapes, **axes)}
 
 
 def _plain(dash: str) -> dict[str, Any]:
@@ -103,9 +111,9 @@ def _jacobians(case: "xarray.Dataset", t: np.ndarray) -> list[dict]:
                 "mode": "markers",
                 "marker": {"color": line["color"], "size": 4, "opacity": 0.5},
             }
-            name = f"estimated without the solution, {mode}"
-            hidden = {"visible": "legendonly"}
-            drawn.append(error_curve(name, t, estimate, line, **dots, **hidden))
+            first = not any(c.get("legendgroup") == ESTIMATES for c in drawn)
+            hidden = {"visible": "legendonly", "legendgroup": ESTIMATES, "showlegend": first}
+            drawn.append(error_curve(ESTIMATES, t, estimate, line, **dots, **hidden))
     return drawn
 
 

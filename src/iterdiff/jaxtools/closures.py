@@ -1,5 +1,6 @@
 """Functions with every input explicit, and rules for their derivatives."""
 
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_jaxpr
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, PyTree
 
@@ -21,14 +23,22 @@ differentiated twice, if the function's inputs depend on the loop: they differen
 def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, PyTree]:
     """Return ``g, c`` such that ``g(c, *args) = function(*args)``.
 
-    The pytree `c` holds the arrays that `function` closes over. A rule for derivatives runs in
+    The list `c` holds the arrays that `function` closes over. A rule for derivatives runs in
     another trace than the one that made the closure, so that traced values have to reach it as
     arguments.
     """
-    closed_over, static = eqx.partition(
-        eqx.filter_closure_convert(function, *examples), eqx.is_array
-    )
-    return (lambda c, *args: eqx.combine(c, static)(*args)), closed_over
+    if isinstance(function, types.FunctionType) and function.__closure__ is None:
+        return (lambda _, *args: function(*args)), []
+    jaxpr, shapes, static = eqx.filter_make_jaxpr(function)(*examples)
+    structure, count = jax.tree.structure(shapes), len(jaxpr.in_avals)
+
+    def converted(closed_over: list, *args: PyTree) -> PyTree:
+        arrays = jax.tree.leaves(eqx.filter(args, eqx.is_array))
+        assert len(arrays) == count
+        found = eval_jaxpr(jaxpr.jaxpr, closed_over, *arrays)
+        return eqx.combine(jax.tree.unflatten(structure, found), static)
+
+    return converted, list(jaxpr.consts)
 
 
 def detach(function: Callable, *examples: PyTree, seen: dict | None = None) -> Callable:

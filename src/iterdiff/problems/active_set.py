@@ -237,7 +237,8 @@ def dependence(
     if count == 0 or count * size > MAX_JACOBIAN_NUMBERS:
         return None
     rows = constraint_gradients(problem, unknowns.x, theta)
-    rows = rows / safe_length(rows)[:, None]
+    lengths = safe_length(rows)
+    rows = rows / lengths[:, None]
     active = problem.active(unknowns, theta)
     weak, active = _with_equalities(weak, unknowns.multipliers), _flags(active)
     strong = active & ~weak
@@ -248,11 +249,16 @@ def dependence(
     suspect = ~(jnp.min(pivots) > eps**SUSPECT_MAX_EXPONENT)
     zero = jnp.zeros(count, rows.dtype)
     nothing = Dependence(strong & False, strong & False, zero, zero)
-    return only_if(suspect, lambda: _examined(considered, strong, weak, eps), nothing)
+    found = only_if(suspect, lambda: _examined(considered, strong, weak, eps), nothing)
+    of_pinned, of_implied = found.of_pinned / lengths, found.of_implied / lengths
+    return found._replace(of_pinned=of_pinned, of_implied=of_implied)
 
 
 def _examined(rows: Array, strong: Array, weak: Array, eps: float) -> Dependence:
-    """Return the dependence of unit rows, by Gram-Schmidt over the strongly active ones."""
+    """Return the dependence of unit rows, by Gram-Schmidt over the strongly active ones.
+
+    The combinations are those of unit rows.
+    """
     tol = eps**DEPENDENT_MAX_EXPONENT
 
     def project(i, carry):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import placement, tree
 from iterdiff.jaxtools.arguments import as_array, is_known, is_number
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.problems.constrained import ConstrainedProblem
@@ -92,7 +92,7 @@ def _unknown(where: str, leaf: Any) -> Any:
     if not is_number(leaf):
         return _no_array(where, leaf)
     array = as_array(where, leaf)
-    if is_unknown(array) and is_known(array) and not np.all(np.isfinite(np.asarray(array))):
+    if is_unknown(array) and is_known(array) and not placement.all_finite(array):
         raise ValueError(f"{where} contains NaN or infinity; pass finite numbers.")
     return array
 
@@ -151,7 +151,7 @@ def _parameter(where: str, leaf: Any, weak: np.dtype | None) -> Any:
     if not is_number(leaf):
         return _no_array(where, leaf)
     array = as_array(where, leaf, weak)
-    if is_unknown(array) and is_known(array) and np.any(np.isnan(np.asarray(array))):
+    if is_unknown(array) and is_known(array) and placement.has_nan(array):
         raise ValueError(f"{where} contains NaN; pass numbers.")
     return array
 

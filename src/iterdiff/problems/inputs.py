@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from iterdiff.jaxtools.arguments import is_number
+from iterdiff.jaxtools.placement import is_spread
 from iterdiff.jaxtools.snapshot import Snapshot
 from iterdiff.problems.active_set import completed
 from iterdiff.problems.checks import check_problem, check_residual, check_theta, check_x0
@@ -51,6 +52,7 @@ def check_inputs(
     if layout is not None:
         x, theta = plain(layout, x), paired(theta)
     problem = with_snapshot(problem, check_residual(problem, x, theta))
+    problem = replaced(problem, spread=is_spread(x))
     unknowns = completed(problem, x, theta) if solved else problem.start(x, theta)
     return problem, unknowns, theta
 

@@ -44,8 +44,7 @@ class Problem(eqx.Module):
         Whether the residual is the gradient of a scalar function, so that ``d residual / dx`` is
         a Hessian, and its transpose need not be formed.
     marks_kinks : bool
-        Whether `weakly_active` looks for kinks where this kind of problem has them, so that `solve`
-        calls it.
+        Whether `weakly_active`, which `solve` then calls, looks for the kinks of such problems.
     structure : Structure
         The three declarations about ``d residual / dx``, for linear solves.
     functions : dict of str to int
@@ -54,8 +53,9 @@ class Problem(eqx.Module):
     like_x : tuple of str, or None
         The functions among these that return a value like `x`. None: not declared.
     snapshot : Snapshot or None
-        What the functions computed when a call of iterdiff checked them. Programs are reused only
-        for a problem with an equal snapshot.
+        What the functions computed when they were checked: programs are reused only if it is equal.
+    spread : bool
+        Whether a call of iterdiff found the unknowns spread over several devices.
     layout : Layout or None
         How the unknowns are laid out in the answer; None if they are the answer.
     """
@@ -65,12 +65,14 @@ class Problem(eqx.Module):
     functions: ClassVar[dict[str, int]] = {}
     like_x: ClassVar[tuple[str, ...] | None] = None
     snapshot: Snapshot | None = eqx.field(kw_only=True, default=None, repr=False)
+    spread: bool = eqx.field(kw_only=True, default=False, repr=False, static=True)
     layout: Layout | None = eqx.field(kw_only=True, default=None, repr=False)
 
     @property
     def structure(self) -> Structure:
         """What the problem declares about ``d residual / dx``."""
-        return Structure(self.symmetric, self.positive_definite, self.residual_is_gradient)
+        claims = self.symmetric, self.positive_definite, self.residual_is_gradient
+        return Structure(*claims, self.spread)
 
     def structure_at(self, x: PyTree, theta: PyTree) -> Structure:
         """Return what is known about ``d residual / dx`` at a point: what is declared."""
@@ -188,7 +190,7 @@ class SmoothMinimization(ProblemOfFunctions):
         """
         rules = custom_rules_in(self.objective, x, theta)
         if "custom_vjp" in rules:
-            return Structure(False, False)
+            return self.structure.without_claims()
         return self.structure._replace(hessian=not rules)
 
     def value(self, unknowns: PyTree, theta: PyTree) -> Float[Array, ""]:

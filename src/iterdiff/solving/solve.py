@@ -14,6 +14,7 @@ from iterdiff.jaxtools.closures import nan_derivative_where
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.raise_if import Throw, raise_if
 from iterdiff.jaxtools.tree import floating_part
+from iterdiff.loop.reporting import Reporting, reporting
 from iterdiff.loop.run import stop_gradient
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Task
@@ -36,6 +37,7 @@ def solve(
     mode: Mode | None = None,
     args: PyTree = None,
     throw: bool = True,
+    verbose: bool | int = False,
 ) -> Solution:
     """Solve `problem` with `algorithm`, and let JAX differentiate the answer with respect to theta.
 
@@ -84,6 +86,10 @@ def solve(
         its `Status`. The derivative is NaN if its linear solve failed or the run could not start
         (`Status.NOT_FINITE_AT_START`), or the problem has no solution (`Status.INFEASIBLE`,
         `Status.UNBOUNDED`).
+    verbose : bool or int
+        Whether to print a line every 100 steps, or every so many: the step, the residual's norm,
+        and the estimated factor by which a step changes it. A counted run then is differentiated as
+        one with a stopping rule.
 
     Returns
     -------
@@ -124,7 +130,7 @@ def solve(
     check_bool(throw=throw)
     problem, x0, theta = check_inputs(problem, x0, theta, args)
     mode.check(stop)
-    task = Task(problem, algorithm, x0, theta, stop)
+    task = Task(problem, algorithm, x0, theta, reporting(stop, verbose))
 
     def run(task: Task, throw: Throw) -> Solution:
         solution = _solve(task, mode, throw)
@@ -173,6 +179,8 @@ def _solve(task: Task, mode: Mode, throw: Throw) -> Solution:
     residual_norm = tree.norm(jax.lax.stop_gradient(residual))
     not_started = (outcome.steps == 0) & ~jnp.isfinite(residual_norm)
     status = jnp.where(not_started, Status.NOT_FINITE_AT_START, outcome.status)
+    if isinstance(task.stop, Reporting) and not task.stop.rule.checks:
+        status = jnp.where(status == Status.CONVERGED, Status.STEPS_DONE, status)
     if not throw:
         unsolvable = (status == Status.INFEASIBLE) | (status == Status.UNBOUNDED)
         x = nan_derivative_where(not_started | unsolvable, x, floating_part(task.theta)[0])
