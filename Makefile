@@ -23,11 +23,11 @@ VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/iterdiff/__init__.
 # The lower bound in pyproject.toml, as the first release of its series.
 OLDEST_JAX = $(shell sed -n 's/^ *"jax>=\([0-9.]*\)",/\1.0/p' pyproject.toml)
 # The core tests are all but those of other libraries' solvers, studies, pages and benchmarks.
-NOT_CORE := adapter benchmark cli contributing docs external solver_table study wrong_derivatives
+NOT_CORE := adapter benchmark cli contributing docs explore external solver_table study wrong_derivatives
 CORE := $(foreach word,$(NOT_CORE),--ignore-glob='*/*$(word)*')
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-matrix lint docs bench campaign explore release clean
+.PHONY: help study test test-browser test-matrix lint docs bench campaign explore release clean
 .PRECIOUS: $(STAMP)-%
 
 help:
@@ -63,8 +63,13 @@ bench: $(STAMP)-bench  ## measure against other libraries and hand-written code
 campaign: $(STAMP)-test  ## make thousands of hostile calls, and judge what comes out
 	$(BIN)/python -m tests.campaign --out $(OUT)/campaign
 
-explore: $(STAMP)-explore  ## write an interactive page of a study
+explore: $(STAMP)-explore  ## play with problems, algorithms and modes in the browser
 	$(BIN)/iterdiff explore
+
+test-browser: $(STAMP)-test,browser  ## test the explorer in a browser; installs one on Debian
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } \
+		|| { echo "No chromium: install it, then run make test-browser again." >&2; exit 1; }
+	$(BIN)/python -m pytest tests/explore/test_browser.py $(ARGS)
 
 release: $(STAMP)-release  ## build and check the sdist and the wheel; uploads nothing
 	@test -z "$$(git status --porcelain)" || { \

@@ -17,7 +17,7 @@ SPEED = (
     "first_gradient",
     "growth",
 )
-WRONG, SOLVES, BILEVEL = "wrong_derivatives", "linear_solves", "bilevel"
+WRONG, SOLVES, BILEVEL, DEVICES = "wrong_derivatives", "linear_solves", "bilevel", "devices"
 PROGRAMS = "quadratic_programs"
 REPORTS = {
     "speed": ("Speed against targets, other libraries and hand-written JAX", SPEED),
@@ -25,10 +25,11 @@ REPORTS = {
     "constraints": ("Problems with constraints beside other libraries", (PROGRAMS,)),
     SOLVES: ("Large adjoint solves", (SOLVES,)),
     BILEVEL: ("Outer optimisation", (BILEVEL,)),
+    DEVICES: ("Several devices", (DEVICES,)),
 }
 """Title and benchmarks of each report, by the name of its files."""
 MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED}
-MODULES |= {name: f"benchmarks.{name}.run" for name in (WRONG, SOLVES, BILEVEL)}
+MODULES |= {name: f"benchmarks.{name}.run" for name in (WRONG, SOLVES, BILEVEL, DEVICES)}
 MODULES[PROGRAMS] = f"benchmarks.constraints.{PROGRAMS}"
 
 

@@ -5,8 +5,6 @@ import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-from sphinx_gallery.sorting import FunctionSortKey
-
 os.environ.setdefault("MPLBACKEND", "Agg")
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
@@ -45,22 +43,6 @@ napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-# The order of the gallery: common needs first.
-EXAMPLES = (
-    "A0_quickstart.py",
-    "a0_burn_in.py",
-    "b2_scipy_brentq.py",
-    "b1_scipy_sparse_solve.py",
-    "b0_scipy_minimize.py",
-    "b4_power_iteration.py",
-    "b3_sinkhorn.py",
-    "b7_late_start.py",
-    "c0_outer_optimisation.py",
-    "d1_derivatives_of_sgd.py",
-    "b6_accelerate_the_pair.py",
-    "A1_your_own_study.py",
-)
-
 sphinx_gallery_conf = {
     "examples_dirs": ["../examples"],
     "gallery_dirs": ["generated/examples"],
@@ -72,5 +54,5 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "remove_config_comments": True,
     "write_computation_times": False,
-    "within_subsection_order": FunctionSortKey(EXAMPLES.index),
+    "within_subsection_order": "FileNameSortKey",
 }

@@ -9,6 +9,7 @@ import pytest
 import xarray
 
 import iterdiff as itd
+import iterdiff.study
 from iterdiff.cli import main
 from iterdiff.diagnostics.diagnose import DEFAULT_STEPS
 from iterdiff.study.catalog import BUILT_IN
@@ -42,11 +43,14 @@ def test_study_writes_everything(written):
     assert "[/b] $5_{ @DATA" in report and "[red]<img src=x>" in report
 
 
-def test_page_of_a_dataset(written, tmp_path):
-    words = ["explore", str(written / "scalar-quadratic.nc"), "--out", str(tmp_path)]
-    assert main(words) == 0
-    page = (tmp_path / "explore.html").read_text(encoding="utf-8")
+def test_report_of_a_dataset(written, tmp_path, capsys):
+    out = tmp_path / "new folder" / "r.html"
+    assert main(["report", str(written / "scalar-quadratic.nc"), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"Written: {out}\n"
+    page = out.read_text(encoding="utf-8")
     assert "<h1>[/b] $5_{ @DATA</h1>" in page and "<img" not in page
+    assert main(["report", str(written), "--out", str(tmp_path)]) == 2
+    assert "`--out`" in capsys.readouterr().err
 
 
 def test_list_has_a_line_a_study(capsys):
@@ -102,12 +106,11 @@ BAD = {
     "negative steps": (["study", "ridge", "--steps", "-1"], "--steps"),
     "word for steps": (["study", "ridge", "--steps", "many"], "--steps"),
     "last iterate lost": (["study", "s.toml", "--steps", "100", "--every", "30"], "`every`"),
-    "dataset is missing": (["explore", "none.nc"], "none.nc"),
-    "dataset is none": (["explore", "t.csv"], "t.csv"),
-    "no steps on the page": (["explore", "--steps", "0"], "--steps"),
-    "steps of a dataset": (["explore", "t.nc", "--steps", "5"], "`--steps`"),
-    "page of a table": (["explore", "t.csv"], "iterdiff study ridge --data t.csv"),
-    "page of settings": (["explore", "s.toml"], "iterdiff study s.toml"),
+    "dataset is missing": (["report", "none.nc"], "none.nc"),
+    "dataset is none": (["explore", "t.csv"], "iterdiff study ridge --data t.csv"),
+    "report of settings": (["report", "s.toml"], "iterdiff study s.toml"),
+    "report of a folder": (["report", "."], "no grid"),
+    "no such port": (["explore", "--port", "0"], "--port"),
     "no module": (["diagnose", "nothing_like_it:run"], "nothing_like_it"),
     "no module file": (["diagnose", "nothing.py:run"], "nothing.py"),
     "no name": (["diagnose", "runs.py:nothing"], "`nothing`"),
@@ -142,7 +145,7 @@ def test_wrong_input_ends_in_one_line(name, tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.py").write_text("def (:\n")
     before = sorted(path.name for path in tmp_path.iterdir())
     words, expected = BAD[name]
-    out = ["--out", "out"] if words and words[0] != "diagnose" else []
+    out = ["--out", "out"] if words and words[0] not in ("diagnose", "explore") else []
     assert main([*words, *out]) == 2
     captured = capsys.readouterr()
     assert expected in captured.err and captured.err.count("\n") == 1
@@ -164,6 +167,18 @@ def test_diagnose_reads_a_file_and_has_the_defaults_of_python(tmp_path, capsys, 
     shown = " ".join(capsys.readouterr().out.split())
     assert f"default: {inspect.signature(itd.diagnose).parameters['rtol'].default:g}" in shown
     assert f"default: {DEFAULT_STEPS}" in shown
+
+
+def test_study_takes_a_function_as_diagnose_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs.py").write_text(f"{RUNS}\ndef make(n=2):\n    return run\n")
+    words = ["study", "runs.py:make", "--steps", "2", "--quiet"]
+    assert main([*words, "--set", "grid.problem.n=[2, 3]"]) == 0
+    assert "2 of 2 cells are in out/make" in capsys.readouterr().out.replace("\\", "/")
+    data = iterdiff.study.open(tmp_path / "out" / "make")
+    assert data["algorithm"].values == ["Newton"] and data["problem.n"].values.tolist() == [2, 3]
+    assert main(["study", "runs.py:mak"]) == 2
+    assert "`make`" in capsys.readouterr().err
 
 
 def test_a_folder_with_the_name_of_a_file_is_an_error_that_writes_nothing(tmp_path, capsys):

@@ -4,33 +4,70 @@ import doctest
 import importlib
 import re
 import runpy
+import sys
+from inspect import isfunction
 from operator import attrgetter
 from types import ModuleType
 
+import jax
 import matplotlib.pyplot as plt
 import pytest
 
 import iterdiff as itd
 from tests.test_contributing import ROOT, blocks, run
 
-PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-# The blocks of a page form one program, as its reader types it.
-PROGRAMS = [
-    pytest.param("\n".join(code for _, code in blocks(page)), id=page)
-    for page in PAGES
-    if blocks(page)
-]
+DOCS = ROOT / "docs"
+PAGES = ["README.md"] + sorted(
+    str(path.relative_to(ROOT))
+    for path in DOCS.rglob("*.md")
+    if not path.is_relative_to(DOCS / "generated")
+)
+CODE = re.compile(
+    r"^```(?:python|\{cell\})\n((?::alt:[^\n]*\n)?\n?)(.*?)^```$", re.MULTILINE | re.DOTALL
+)
+
+
+def program(page: str) -> str:
+    """Return the blocks and cells of a page as one program, as its reader types it."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return "\n".join(match.group(2) for match in CODE.finditer(text))
+
+
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-@pytest.mark.parametrize("code", PROGRAMS)
-def test_code_of_the_pages_runs(code, tmp_path):
-    run(code, tmp_path)
+@pytest.fixture
+def default_promotion():
+    """Promote ranks and dtypes as JAX does for its users; the house itself is stricter."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
 
 
-def test_the_gallery_orders_every_example():
-    configuration = (ROOT / "docs" / "conf.py").read_text(encoding="utf-8")
-    assert [path.name for path in EXAMPLES if f'"{path.name}"' not in configuration] == []
+# The build executes the others as well: tutorials and the reference take longest.
+RUN_HERE = [
+    page for page in PAGES if not page.startswith("docs/tutorials/") and page != "docs/api.md"
+]
+
+
+@pytest.mark.parametrize("page", [page for page in RUN_HERE if program(page)])
+def test_code_of_the_pages_runs(page, tmp_path, default_promotion):
+    run(program(page), tmp_path)
+    plt.close("all")
+
+
+def test_every_page_is_in_the_table_of_contents():
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    listed = re.findall(
+        r"^[\w/-]+$", "".join(re.findall(r"```{toctree}(.*?)```", index, re.DOTALL)), re.M
+    )
+    pages = [page.removeprefix("docs/").removesuffix(".md") for page in PAGES[1:]]
+    assert sorted(listed) == sorted({*pages, "generated/examples/index"} - {"index"})
+
+
+def test_examples_are_numbered_and_short():
+    assert [path.name[:3] for path in EXAMPLES] == [f"{n:02}_" for n in range(1, len(EXAMPLES) + 1)]
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in EXAMPLES}
+    assert {name: count for name, count in lines.items() if count > 150} == {}
 
 
 def test_the_readme_prints_what_it_shows():
@@ -93,20 +130,28 @@ def test_the_picture_and_the_table_of_the_readme_agree_with_a_run():
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_examples_run(path, monkeypatch):
+def test_examples_run(path, monkeypatch, default_promotion):
+    if "import diffrax" in path.read_text(encoding="utf-8"):
+        pytest.importorskip("diffrax", reason="this example needs the extra `docs`")
     monkeypatch.setattr(plt, "show", lambda: None)
+    monkeypatch.setattr(sys, "argv", [str(path), "1000"])  # of a million orbits
     runpy.run_path(str(path))
     assert plt.get_fignums(), "every example draws a picture"
     plt.close("all")
 
 
-def test_the_reference_lists_every_public_name():
-    public = {
+def public_names() -> set[str]:
+    """Return the public names that are no modules."""
+    return {
         name
         for name in itd.__all__
         if not name.startswith("_") and not isinstance(getattr(itd, name), ModuleType)
     }
-    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+def test_the_reference_lists_every_public_name():
+    public = public_names()
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\.\. auto(?:class|function|exception):: (\w+)$", text, re.MULTILINE)
     assert len(listed) == len(set(listed))
     text_of_extend = (ROOT / "src" / "iterdiff" / "extend.py").read_text(encoding="utf-8")
@@ -114,6 +159,29 @@ def test_the_reference_lists_every_public_name():
     assert public - of_extend <= set(listed)
     assert of_extend - set(listed) <= {"Scalar", "Tolerance", "tree"}  # aliases, and a module
     assert set(listed) <= public | of_extend
+
+
+def test_the_reference_shows_every_public_name_in_use():
+    docstrings = "".join(getattr(itd, name).__doc__ or "" for name in public_names())
+    examples = "".join(re.findall(r"^ *(?:>>>|\.\.\.) .*\n", docstrings, re.MULTILINE))
+    shown = re.findall(r"\bitd\.(\w+)", program("docs/api.md") + examples)
+    missing = sorted(public_names() - set(shown))
+    assert missing == [], "use it in a cell of docs/api.md, or in an example of a docstring"
+
+
+@pytest.mark.parametrize("module", [itd.adapters, itd.prox, itd.theory], ids=lambda m: m.__name__)
+def test_the_pages_show_every_function_in_use(module):
+    every = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    shown = {
+        name
+        for block in re.findall(r"```.*?```", every, re.DOTALL)
+        for name in re.findall(r"\w+", block)
+    }
+    functions = {
+        name: value for name, value in vars(module).items() if isfunction(value) and name[0] != "_"
+    }
+    without = [n for n, f in functions.items() if n not in shown and ">>>" not in f.__doc__]
+    assert functions and without == []
 
 
 def test_every_promise_names_tests_that_exist():
@@ -128,7 +196,7 @@ def test_relative_links_lead_somewhere():
     for page in [*PAGES, "CONTRIBUTING.md"]:
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-            made_by_the_build = target.startswith("generated/")
+            made_by_the_build = target.removeprefix("../").startswith("generated/")
             assert made_by_the_build or ((ROOT / page).parent / target).exists(), (page, target)
 
 

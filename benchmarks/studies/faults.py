@@ -18,6 +18,27 @@ from iterdiff.study import store
 CELLS = 300
 """Cells of the grid whose runs are killed: more than one run computes before it is killed."""
 
+OBEDIENT = """import ctypes
+    libc, head, held = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()
+    libc.capget(head, held)
+    held[0] &= ~6
+    libc.capset(head, held)"""
+"""Gives up the superuser's right to write and read whatever the modes of files say (Linux)."""
+
+MEMORY_BYTES = 4 * 10**9
+"""Limit of the private memory of a process that fills it; JAX itself takes less than half."""
+
+LIMITED = f"import resource; resource.setrlimit(resource.RLIMIT_DATA, ({MEMORY_BYTES},) * 2)"
+
+JUMPING = """import datetime, itertools, time, types
+    from iterdiff.study import store
+    true, jumps = time.time, itertools.cycle([0.0, -3e8, 3e8])
+    time.time = lambda: true() + next(jumps)
+    now = lambda zone: datetime.datetime.fromtimestamp(time.time(), zone)
+    times = types.SimpleNamespace(now=now)
+    store.datetime = types.SimpleNamespace(UTC=datetime.UTC, datetime=times)"""
+"""Makes the clock jump by ten years, back and forth."""
+
 LATEST_KILL_SECONDS = 1.0
 """Latest moment of a kill, after the run's first cell."""
 
@@ -118,13 +139,37 @@ def _not_writable(folder: Path) -> list:
     return _outcome(folder, 2, status, said)
 
 
-def _failing(fault: str, good: int = 3, jobs: bool = False) -> Callable[[Path], list]:
+def _read_only(folder: Path) -> list:
+    """Run where the mode of the folder of results forbids to write."""
+    write_study(folder, 2)
+    (folder / "out").mkdir()
+    (folder / "out").chmod(0o555)
+    status, said = finished(folder, "--out", "out", "--quiet", before=OBEDIENT)
+    (folder / "out").chmod(0o755)
+    return _outcome(folder, 2, status, said)
+
+
+def _jumping_clock(folder: Path) -> list:
+    """Run with a clock that jumps by ten years; then give the files times of past and future."""
+    write_study(folder, 60)
+    status, _ = finished(folder, "--out", "out", "--quiet", before=JUMPING)
+    for number, path in enumerate((folder / "out" / store.CELLS).glob("*.nc")):
+        os.utime(path, (number % 2 * 4e9, number % 2 * 4e9))
+    before, damaged = cells_of(folder / "out")
+    _, said = finished(folder, "--out", "out", "--quiet")
+    kept = cells_of(folder / "out")[0]
+    return [str(status), [len(before & kept), 60], len(damaged), [len(kept), 60], said]
+
+
+def _failing(
+    fault: str, good: int = 3, jobs: bool = False, limit: str = ""
+) -> Callable[[Path], list]:
     """Return a fault of three cells beside three others; `good` cells are to be there."""
 
     def make(folder: Path) -> list:
         write_study(folder, 3, ("none", fault))
         words = ["--out", "out", "--quiet", *(["--jobs", "1"] if jobs else [])]
-        status, _ = finished(folder, *words)
+        status, _ = finished(folder, *words, before=limit)
         causes = set(store.failures(folder / "out").values())
         said = "; ".join(sorted(causes)) or _statuses(folder / "out")
         before, damaged = cells_of(folder / "out")
@@ -181,10 +226,16 @@ def _odd_names(folder: Path) -> list:
 
 FAULTS = {
     "full disk (limit of 6000 bytes a file)": _full_disk,
-    "folder that cannot be written": _not_writable,
+    "folder that cannot be made": _not_writable,
+    "read-only folder": _read_only,
+    "clock that jumps by ten years": _jumping_clock,
     "cell that raises": _failing("raises"),
     "cell that diverges": _failing("diverges", good=6),
-    "cell that needs more memory than there is": _failing("needs 8 TB"),
+    "cell that needs 8 TB": _failing("needs 8 TB"),
+    "cell that fills the memory (limit of 4 GB), NumPy": _failing(
+        "fills the memory", limit=LIMITED
+    ),
+    "the same, JAX, `--jobs 1`": _failing("fills JAX's memory", jobs=True, limit=LIMITED),
     "cell whose process is killed, one process": _failing("ends its process", jobs=True),
     "worker process killed from outside, two processes": _lost_process,
     "second run on the same folder": _two_at_once,

@@ -23,6 +23,10 @@ def run(theta=1.0, fault="none"):
         raise RuntimeError("on purpose")
     if fault == "needs 8 TB":
         np.ones(10**12)
+    if fault == "fills the memory":
+        kept = [np.ones(2**24) for _ in range(10**4)]
+    if fault == "fills JAX's memory":
+        kept = [jnp.ones(2**24).block_until_ready() for _ in range(10**4)]
     if fault == "ends its process":
         os.kill(os.getpid(), signal.SIGKILL)
     problem = AWAY if fault == "diverges" else PROBLEM

@@ -72,7 +72,8 @@ class Group:
     peer : str
         The kind of solver of other libraries that also runs the cases: see `peers`.
     foreign : bool
-        Whether the algorithm is a user's own; only `Checked` tests whether it solves `problem`.
+        Whether `Checked` judges, rather than `derivative_error`: only it tests whether a user's own
+        algorithm solves `problem`, and only it knows the multipliers that an algorithm has found.
     """
 
     family: str

@@ -13,8 +13,15 @@ import numpy as np
 from benchmarks.harness.measure import Effort
 from benchmarks.harness.results import OURS, Column, Measurement, Section, Table
 from benchmarks.harness.targets import against
+from benchmarks.wrong_derivatives import (
+    constrained_cases,
+    hard_cases,
+    noisy_cases,
+    peers,
+    slow_cases,
+    stops,
+)
 from benchmarks.wrong_derivatives import group as cases_of
-from benchmarks.wrong_derivatives import hard_cases, noisy_cases, peers, slow_cases, stops
 from benchmarks.wrong_derivatives.group import RTOL, Group
 from benchmarks.wrong_derivatives.stops import EVERY, Stop
 from iterdiff.accuracy.estimate import NEGLIGIBLE_MAX_ROUNDINGS
@@ -97,7 +104,8 @@ class Case:
 
 def groups() -> list[Group]:
     """Return all groups."""
-    return slow_cases.groups() + hard_cases.groups() + noisy_cases.groups()
+    modules = slow_cases, hard_cases, noisy_cases, constrained_cases
+    return [group for module in modules for group in module.groups()]
 
 
 def judged(group: Group) -> list[Case]:

@@ -1,8 +1,9 @@
 """Numbers and figures that the build of the pages measures: nothing is copied by hand.
 
 ``{measured}`` runs its content; the blocks of a page share one namespace. Its output is parsed as
-Markdown, and the figures that it passes to ``show`` become images. ``{example-output}`` shows the
-output and the figure of an example.
+Markdown, and the figures that it passes to ``show`` become images. ``{cell}`` is a cell as in a
+notebook: it shows its content, what it prints, and the figures that it leaves open.
+``{example-output}`` shows the output and the figure of an example.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import re
 import textwrap
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
@@ -30,20 +32,29 @@ class Measured(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return a container of the parsed output, and the images."""
+        figures = []
+        printed = self.execute({"show": figures.append})
+        found = nodes.container()
+        lines = StringList(printed.splitlines(), source=self.get_source_info()[0])
+        self.state.nested_parse(lines, self.content_offset, found)
+        pictures = [self.picture(figure) for figure in figures]
+        plt.close("all")
+        return [found, *pictures]
+
+    def execute(self, names: dict) -> str:
+        """Run the content with these names and those of the page, and return what it prints."""
         source, line = self.get_source_info()
-        printed, figures = io.StringIO(), []
         known = self.env.temp_data.setdefault("measured", {})
-        known["show"] = figures.append
+        known.update(names)
         # Empty lines before the code make its line numbers those of the page.
         code = compile("\n" * line + "\n".join(self.content), source, "exec")
+        printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(code, known)
-        found = nodes.container()
-        lines = StringList(printed.getvalue().splitlines(), source=source)
-        self.state.nested_parse(lines, self.content_offset, found)
-        return [found, *(self._picture(figure) for figure in figures)]
+        return printed.getvalue()
 
-    def _picture(self, figure: Figure) -> nodes.Node:
+    def picture(self, figure: Figure) -> nodes.Node:
+        """Store a figure, and return the image."""
         count = self.env.temp_data.get("pictures", 0) + 1
         self.env.temp_data["pictures"] = count
         file = f"{FOLDER}/{self.env.docname.replace('/', '-')}-{count}.svg"
@@ -51,6 +62,21 @@ class Measured(SphinxDirective):
         path.parent.mkdir(exist_ok=True)
         figure.savefig(path, metadata={"Date": None})
         return nodes.image(uri=f"/{file}", alt=self.options.get("alt", "a figure"))
+
+
+class Cell(Measured):
+    """Show the content, what it prints, and the figures that it leaves open."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the code, the output and the images."""
+        code = "\n".join(self.content)
+        printed = self.execute({}).rstrip()
+        shown = [nodes.literal_block(code, code, language="python")]
+        if printed:
+            shown.append(nodes.literal_block(printed, printed, language="none", classes=["output"]))
+        shown.extend(self.picture(plt.figure(number)) for number in plt.get_fignums())
+        plt.close("all")
+        return shown
 
 
 class ExampleOutput(SphinxDirective):
@@ -80,5 +106,6 @@ class ExampleOutput(SphinxDirective):
 def setup(app):
     """Register the directives with Sphinx."""
     app.add_directive("measured", Measured)
+    app.add_directive("cell", Cell)
     app.add_directive("example-output", ExampleOutput)
     return {"parallel_read_safe": False, "parallel_write_safe": True}

@@ -125,16 +125,20 @@ def _of_value(call: Call, value: Any, warned: bool) -> tuple[str, str]:
     return (NOT_A_NUMBER if warned else WRONG), shown
 
 
+def _longest(a: Any) -> np.ndarray:
+    return np.asarray(a, np.clongdouble if np.iscomplexobj(a) else np.longdouble)
+
+
 def gap(a: Any, b: Any) -> float:
     """Return ``|a - b| / |b|``, with leaves scaled such that nothing overflows."""
     pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-    pairs = [(np.asarray(u, np.longdouble), np.asarray(v, np.longdouble)) for u, v in pairs]
+    pairs = [(_longest(u), _longest(v)) for u, v in pairs if _is_numeric(u)]
     if any(u.shape != v.shape for u, v in pairs):
         return np.inf
     size = max((np.abs(v).max(initial=0.0) for _, v in pairs), default=0.0)
     size = size if size > 0 else 1.0
-    above = sum(float(np.sum(((u - v) / size) ** 2)) for u, v in pairs)
-    below = sum(float(np.sum((v / size) ** 2)) for _, v in pairs)
+    above = sum(float(np.sum(np.abs((u - v) / size) ** 2)) for u, v in pairs)
+    below = sum(float(np.sum(np.abs(v / size) ** 2)) for _, v in pairs)
     return (above / (below if below > 0 else 1.0)) ** 0.5
 
 

@@ -98,12 +98,16 @@ def _sum(tree: Any) -> Any:
     """Return the sum of all numbers of a tree of parameters, as float64."""
     numbers = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array_like(leaf)]
     numbers = [leaf for leaf in numbers if not _is_key(leaf)]
-    return sum(jnp.sum(_converted(leaf).astype(float)) for leaf in numbers)
+    return sum(jnp.sum(_wide(_converted(leaf))) for leaf in numbers)
+
+
+def _wide(leaf: Any) -> Any:
+    return leaf if jnp.iscomplexobj(leaf) else leaf.astype(float)
 
 
 def _converted(leaf: Any) -> Any:
     known = isinstance(leaf, np.ndarray | np.generic)
-    return jnp.asarray(np.asarray(leaf, float) if known else leaf)
+    return jnp.asarray(np.asarray(leaf, float) if known and leaf.dtype.kind != "c" else leaf)
 
 
 def _is_key(leaf: Any) -> bool:
@@ -114,7 +118,10 @@ def _is_key(leaf: Any) -> bool:
 def _problem() -> itd.Problem:
     """Return a minimisation whose solution is x = s, the sum of theta, in every entry."""
     return itd.Minimization(
-        lambda x, t: sum(jnp.sum((leaf - _sum(t)) ** 2) for leaf in jax.tree.leaves(x))
+        lambda x, t: sum(
+            jnp.sum(jnp.real((leaf - _sum(t)) * jnp.conj(leaf - _sum(t))))
+            for leaf in jax.tree.leaves(eqx.filter(x, eqx.is_inexact_array))
+        )
     )
 
 
@@ -133,7 +140,7 @@ def _graded(mode: Any) -> Callable[[Any, Any], Any]:
         def total(numbers: Any) -> Any:
             given = eqx.combine(numbers, rest)
             x = itd.solve(_problem(), DESCENT, x0, given, stop=RULE, mode=mode).x
-            return _sum(x)
+            return jnp.real(_sum(x))
 
         return jax.grad(total)(numbers)
 
@@ -142,7 +149,7 @@ def _graded(mode: Any) -> Callable[[Any, Any], Any]:
 
 def _decorated(x0: Any, theta: Any) -> Any:
     solver = itd.implicit(_problem())(
-        lambda x0, t: jax.tree.map(lambda leaf: jnp.full_like(leaf, _sum(t)), x0)
+        lambda x0, t: jax.tree.map(lambda leaf: _filled(leaf, complex(_sum(t))), x0)
     )
     return solver(x0, theta)
 
@@ -161,15 +168,22 @@ ENTRIES: dict[str, Callable[[Any, Any], Any]] = {
 
 def _right(entry: str, x0: Any, theta: Any) -> Any:
     """Return the right value of an entry point for arguments that it accepts."""
-    floats = [leaf for leaf in jax.tree.leaves(x0)]
-    total = float(_sum(theta))
+    total = complex(_sum(theta))
     if entry in ("solve", "implicit"):
-        return jax.tree.map(lambda leaf: np.full(np.shape(leaf), total), x0)
+        return jax.tree.map(lambda leaf: _filled(leaf, total), x0)
     if entry.startswith("grad"):
-        count = sum(np.size(leaf) for leaf in floats)
+        unknowns = jax.tree.leaves(eqx.filter(x0, eqx.is_inexact_array_like))
+        count = sum(np.size(leaf) for leaf in unknowns)
         numbers = eqx.filter(theta, eqx.is_inexact_array_like)
         return jax.tree.map(lambda leaf: np.full(np.shape(leaf), float(count)), numbers)
     return None
+
+
+def _filled(leaf: Any, total: complex) -> Any:
+    """Return what becomes of a leaf of `x0`: only floating ones are unknowns."""
+    if not eqx.is_inexact_array_like(leaf):
+        return leaf
+    return np.full(np.shape(leaf), total if jnp.iscomplexobj(leaf) else total.real)
 
 
 def _call(entry: str, kind: str, as_x0: bool) -> Call:

@@ -30,11 +30,12 @@ FLOORS = (
     ("extend",),
     ("bilevel",),
     ("study",),
+    ("explore",),
     ("cli",),
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 # Rooms that look public names up as a user does, by `import iterdiff`.
-IMPORTS_PUBLIC_NAMES = {"study", "cli"}
+IMPORTS_PUBLIC_NAMES = {"study", "explore", "cli"}
 # Modules that only give a room's file a public address.
 ALIASES = {"prox"}
 
@@ -57,6 +58,8 @@ NOT_LOADED_BY_IMPORT = (
     "pandas",
     "pydantic",
     "rich",
+    "streamlit",
+    "plotly",
     "distributed",
     "sklearn",
     "optax",

@@ -59,20 +59,18 @@ def check_message(message, argument):
 NAN = np.array([1.0, np.nan])
 WRONG = {  # arguments of solve, the exception, what its message names
     # x0
-    "x0 integer": (dict(x0=jnp.zeros(2, int)), TypeError, "`x0`"),
+    "x0 integer": (dict(x0=jnp.zeros(2, int)), ValueError, "`x0`"),
     "x0 Python int": (dict(x0=3), TypeError, "`x0`"),
-    "x0 complex": (dict(x0=jnp.zeros(2, complex)), TypeError, "`x0`"),
-    "x0 boolean": (dict(x0=jnp.zeros(2, bool)), TypeError, "`x0`"),
+    "x0 boolean": (dict(x0=jnp.zeros(2, bool)), ValueError, "`x0`"),
     "x0 empty tree": (dict(x0={}), ValueError, "`x0`"),
     "x0 None": (dict(x0=None), ValueError, "`x0`"),
     "x0 empty array": (dict(x0=jnp.zeros(0)), ValueError, "`x0`"),
-    "x0 string": (dict(x0="start"), TypeError, "`x0`"),
+    "x0 string": (dict(x0="start"), ValueError, "`x0`"),
     "x0 NaN": (dict(x0=jnp.asarray(NAN)), ValueError, "`x0`"),
     "x0 NaN leaf": (dict(x0={"a": X0, "b": NAN}), ValueError, "`x0`['b']"),
     "x0 infinite": (dict(x0=jnp.array([1.0, jnp.inf])), ValueError, "`x0`"),
     "x0 one wrong leaf": (dict(x0={"a": X0, "b": 1}), TypeError, "`x0`['b']"),
     # theta
-    "theta complex": (dict(theta=jnp.ones(2, complex)), TypeError, "`theta`"),
     "theta integer": (dict(theta=jnp.ones(2, int)), ValueError, "`theta`"),
     "theta None": (dict(theta=None), ValueError, "`theta`"),
     "theta NaN": (dict(theta=jnp.asarray(NAN)), ValueError, "`theta`"),
@@ -357,7 +355,7 @@ def test_the_decorator_checks_its_arguments():
     def solver(x0, theta):
         return theta
 
-    with pytest.raises(TypeError, match="`x0`"):
+    with pytest.raises(ValueError, match="`x0`"):
         solver(jnp.zeros(2, int), THETA)
     with pytest.raises(ValueError, match="`theta`"):
         solver(X0, jnp.ones(2, int))

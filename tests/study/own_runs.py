@@ -1,8 +1,11 @@
 """A problem of a user's own, with ways to fail: x_t = 2 theta (1 - 2**-t) from Picard's steps."""
 
 import os
+import resource
+from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 
 import iterdiff as itd
 
@@ -16,7 +19,20 @@ def run(theta: float = 1.0, fault: str = "none"):
         raise RuntimeError("broken <b>on purpose</b>")
     if fault == "ends the process":
         os._exit(9)
+    if fault == "fills the memory":
+        fill_memory()
     return PROBLEM, itd.Picard(), jnp.asarray(0.0), jnp.asarray(float(theta))
+
+
+def fill_memory(spare: int = 2**28):
+    """Take memory until the operating system refuses more, `spare` bytes above what is in use."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + spare, before[1]))
+    try:
+        return [np.ones(2**22) for _ in range(1000)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 SLOPED = itd.FixedPoint(lambda x, theta, slope: slope * x + theta)

@@ -1,6 +1,7 @@
 """Runs of grids: they go on where they ended, and every failure has a name and a cause."""
 
 import json
+import os
 from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
 
@@ -162,6 +163,18 @@ def test_a_name_depends_on_settings_code_and_version(finished, tmp_path, monkeyp
     assert len({*before, *after_edit, *names()}) == 6
 
 
+def test_a_clock_that_jumps_changes_nothing(finished, grid, tmp_path, monkeypatch):
+    times = iter(["2030-01-01", "1970-01-01", "2099-12-31"] * 9)
+    monkeypatch.setattr(store, "now", lambda: next(times))
+    canned = Canned(finished[1], [None, None, RuntimeError("once"), None, KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(grid, tmp_path, pool=canned.pool)
+    for number, path in enumerate((tmp_path / store.CELLS).glob("*.nc")):
+        os.utime(path, (number * 2e9, number * 2e9))
+    result = run_grid(grid, tmp_path, pool=Canned(finished[1]).pool)
+    assert (result.found, result.computed, store.failures(tmp_path)) == (3, 2, {})
+
+
 def test_an_interrupt_keeps_finished_cells(finished, grid, tmp_path):
     canned = Canned(finished[1], [None, None, KeyboardInterrupt()])
     with pytest.raises(KeyboardInterrupt):
@@ -217,14 +230,16 @@ def test_too_many_cells_are_refused_before_anything_is_written(tmp_path):
 
 def test_real_processes_of_which_one_ends(tmp_path):
     (tmp_path / "g.toml").write_text(
-        f"{OWN}steps = 2\n[grid]\nproblem.fault = ['none', 'ends the process', 'raises']\n"
+        f"{OWN}steps = 2\n[grid]\nproblem.fault = "
+        "['none', 'ends the process', 'raises', 'fills the memory']\n"
     )
     out = tmp_path / "out"
     assert main(["study", str(tmp_path / "g.toml"), "--out", str(out), "--jobs", "1"]) == 1
     data = iterdiff.study.open(out)
-    assert data.cell_status.values.tolist() == ["done", "failed", "failed"]
+    assert data.cell_status.values.tolist() == ["done", "failed", "failed", "failed"]
     causes = store.failures(out).values()
-    assert any(execute.LOST in cause for cause in causes) and len(causes) == 2
+    assert any(execute.LOST in cause for cause in causes) and len(causes) == 3
+    assert any("MemoryError" in cause for cause in causes)
     with pytest.raises(ValueError, match="`jobs`"):
         processes(0)
 

@@ -1,5 +1,6 @@
 """Views of a dataset: numbers of a curve, report, figures, and the page."""
 
+import html
 import io
 import json
 import re
@@ -11,7 +12,7 @@ import xarray
 from rich.console import Console
 
 from iterdiff.study.views.curves import MARKERS, curve, line
-from iterdiff.study.views.explorer import page, step_sizes
+from iterdiff.study.views.page import report
 from iterdiff.study.views.plots import figures, save_figures
 from iterdiff.study.views.report import print_report, save_report
 from iterdiff.study.views.summary import converged
@@ -196,27 +197,9 @@ def test_texts_of_a_user_are_shown_literally(made_up, text, tmp_path):
     assert file.getvalue().count(text) >= 4  # title, axis, mode, verdicts
     figure = figures(made_up)["convergence"]
     figure.savefig(tmp_path / "a.svg")  # raises for a formula that cannot be read
-    shown = page(made_up)
+    shown = report(made_up)
     (content,) = re.findall(r'<script type="application/json" id="data">(.*)</script>', shown)
     assert not set("<>&") & set(content)
     assert json.loads(content)["cases"][0]["label"] == text
     assert shown.count("</script>") == 2 and shown.count("<script") == 2
-
-
-def test_page_holds_every_curve_and_loads_nothing(made_up):
-    text = page(made_up)
-    assert not re.search(r"https?:|src=|@import|url\((?!#)", text)
-    content = json.loads(re.search(r'id="data">(.*)</script>', text)[1])
-    assert [case["label"] for case in content["cases"]] == ["good", "bad"]
-    assert content["cases"][1]["words"] == [str(v) for v in verdicts(made_up)[1].verdicts]
-    unrolled = content["cases"][0]["curves"][0]
-    assert unrolled["name"] == "Jacobian, unrolled" and len(unrolled["points"]) == 41
-    assert unrolled["points"][2] == [2, round(np.log10(3 * 0.64), 4)]
-    # Values that are not finite or zero are left out: the bad case's error is infinite from 30 on.
-    assert len(content["cases"][1]["curves"][0]["points"]) == 30
-
-
-def test_slider_runs_along_step_sizes():
-    study = step_sizes(count=3, steps=5)
-    assert study.axis == "step_size" and [c.label for c in study.cases] == [0.1, 1.045, 1.99]
-    assert [float(c.algorithm.step_size) for c in study.cases] == [0.1, 1.045, 1.99]
+    assert shown.count("<h1>") == 1 and html.escape(text) in shown

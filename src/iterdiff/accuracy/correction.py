@@ -16,6 +16,7 @@ factorisation (see `iterdiff.linalg.solve`) a Krylov method solves for the chang
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -33,17 +34,17 @@ from iterdiff.accuracy.points import (
     violation,
 )
 from iterdiff.accuracy.sensitivity import (
-    LOOSE,
     LOOSE_RTOL,
     Equation,
     Sensitivity,
+    loose,
     random_vector,
     sensitivity,
     unit,
 )
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.lax import only_if
-from iterdiff.linalg.solve import Inverse
+from iterdiff.linalg.solve import DEFAULT_METHOD, Inverse
 from iterdiff.problems.problem import Problem
 
 MAX_REFINEMENTS = 10
@@ -167,8 +168,14 @@ class Correction:
             back = jax.linear_transpose(operator, at.x)
             operator = lambda w: back(w)[0]  # noqa: E731
         if at.inverse.factors is None:
-            loose = Inverse(operator, at.x, at.structure, LOOSE, unique=False)
-            change = loose(tree.sub(b, operator(start)))
+            method = loose(at.method) or loose(DEFAULT_METHOD)
+            assert method is not None
+            helper = method.preconditioner
+            if transpose and helper is not None and not at.structure.hessian:
+                back_helper = partial(manual_axes.linear_transpose, helper)
+                method = method._replace(preconditioner=back_helper)
+            solve = Inverse(operator, at.x, at.structure, method, unique=False)
+            change = solve(tree.sub(b, operator(start)))
             return tree.add(start, change), jnp.asarray(LOOSE_RTOL, tree.result_dtype(start))
 
         def correction(y):

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.accuracy.correction import Correction, correct
 from iterdiff.accuracy.estimate_jvp import sizes, with_derivative
-from iterdiff.accuracy.forms import Apply, applied, check_layout
+from iterdiff.accuracy.forms import Apply, Form, applied, as_caller_has_it, check_layout
 from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.accuracy.reasons import (
     AWAY,
@@ -37,7 +37,7 @@ from iterdiff.accuracy.reasons import (
 )
 from iterdiff.accuracy.sensitivity import Sensitivity
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import Tolerance, as_array, check_tolerance, is_number
+from iterdiff.jaxtools.arguments import Tolerance, check_tolerance
 from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
@@ -152,14 +152,16 @@ def derivative_error(
     ----------
     problem : Problem
         Owns the residual, which has to be twice differentiable near the solution.
-    x : pytree of real floating arrays
-        The point where the solver stopped. With constraints, pass a `PrimalDual` for the derivative
-        of the multipliers, too; without multipliers they are found by least squares.
+    x : pytree
+        The point where the solver stopped, like `x0` of `solve`. With constraints, pass a
+        `PrimalDual` for the derivative of the multipliers, too; without multipliers they are found
+        by least squares.
     theta : pytree
         The parameters.
     derivative : pytree
         The Jacobian, as ``jax.jacobian`` lays it out: a tree like `x` of trees like the floating
-        part of `theta` of arrays of shape ``x.shape + theta.shape``.
+        part of `theta` of arrays of shape ``x.shape + theta.shape``. If any of them is complex,
+        use one of the keywords, with JAX's conventions for tangents and gradients.
     tangent : pytree, optional
         Like theta: `derivative` is :math:`J v`, like `x`.
     cotangent : pytree, optional
@@ -222,26 +224,23 @@ def derivative_error(
     >>> estimate = itd.derivative_error(problem, x, theta, 1 / (2 * x))
     >>> float(estimate.absolute.round(4)), bool(estimate.trusted)
     (0.0135, True)
+    >>> isinstance(estimate, itd.ErrorEstimate)
+    True
     """
     linear_solver = as_linear_solver(linear_solver)
     check_tolerance("near", near)
     whole = isinstance(x, PrimalDual)
     problem, unknowns, theta = check_inputs(problem, x, theta, args, solved=True)
     x = unknowns if whole else problem.answer(unknowns)
-    derivative = jax.tree.map(lambda leaf: as_array("`derivative`", leaf), derivative)
-    tangent, cotangent = _arrays("tangent", tangent), _arrays("cotangent", cotangent)
-    check_layout(applied(x, theta, tangent, cotangent, loss), x, theta, derivative)
-    taken = None if loss is None else snapshot(traced(loss, x, theta)[0])
-    form = tangent, cotangent, loss
-    given = _Given(problem, unknowns, theta, derivative, form, taken, whole)
-    return _derivative_error(given, linear_solver, near)
-
-
-def _arrays(name: str, given: PyTree) -> PyTree:
-    """Return the numbers of an argument as arrays."""
-    return jax.tree.map(
-        lambda leaf: as_array(f"`{name}`", leaf) if is_number(leaf) else leaf, given
-    )
+    seen = Form(derivative, tangent, cotangent, loss)
+    seen = (seen if problem.layout is None else seen.seen(problem.layout)).arrays()
+    form = seen.tangent, seen.cotangent, seen.loss
+    check_layout(applied(x, theta, *form), x, theta, seen.derivative)
+    taken = None if seen.loss is None else snapshot(traced(seen.loss, x, theta)[0])
+    given = _Given(problem, unknowns, theta, seen.derivative, form, taken, whole)
+    found = _derivative_error(given, linear_solver, near)
+    back = as_caller_has_it(problem.layout, found.corrected, cotangent, loss)
+    return dataclasses.replace(found, corrected=back)
 
 
 class _Given(NamedTuple):

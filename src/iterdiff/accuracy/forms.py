@@ -9,8 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import as_array, is_number
+from iterdiff.jaxtools.complex_pairs import from_pairs
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.problems.checks import checked_loss
+from iterdiff.problems.layout import Layout, Seen, conjugated, is_unknown, paired
 
 
 class Apply(NamedTuple):
@@ -38,6 +41,62 @@ class Apply(NamedTuple):
     def __call__(self, solution: Callable[[PyTree], PyTree], theta: PyTree) -> PyTree:
         """Return the derivative of `solution` at `theta`."""
         return self.of(solution, theta)
+
+
+class Form(NamedTuple):
+    """A derivative as the caller has it, with what tells of which form it is."""
+
+    derivative: PyTree
+    tangent: PyTree
+    cotangent: PyTree
+    loss: Callable | None
+
+    def arrays(self) -> "Form":
+        """Return the form with its numbers as arrays."""
+
+        def numbers(name: str, given: PyTree) -> PyTree:
+            return jax.tree.map(
+                lambda leaf: as_array(f"`{name}`", leaf) if is_number(leaf) else leaf, given
+            )
+
+        return Form(
+            jax.tree.map(lambda leaf: as_array("`derivative`", leaf), self.derivative),
+            numbers("tangent", self.tangent),
+            numbers("cotangent", self.cotangent),
+            self.loss,
+        )
+
+    def seen(self, layout: Layout) -> "Form":
+        """Return the form for the unknowns and parameters that we compute with.
+
+        Raises
+        ------
+        ValueError
+            If the derivative is a complex Jacobian: its layout is not unique.
+        """
+        if self.tangent is None and self.cotangent is None and self.loss is None:
+            if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(self.derivative)):
+                raise ValueError(
+                    "`derivative` is a complex Jacobian, which has several layouts; pass its "
+                    "product with a `tangent` or a `cotangent`, or the gradient of a `loss`."
+                )
+        tangent, cotangent = _plain(self.tangent), _plain(conjugated(self.cotangent))
+        reverse = self.cotangent is not None or self.loss is not None
+        derivative = _plain(conjugated(self.derivative) if reverse else self.derivative)
+        loss = Seen(self.loss, layout) if callable(self.loss) else self.loss
+        return Form(derivative, tangent, cotangent, loss)
+
+
+def _plain(given: PyTree) -> PyTree:
+    return paired(eqx.filter(given, is_unknown))
+
+
+def as_caller_has_it(layout: Layout | None, derivative: PyTree, cotangent, loss) -> PyTree:
+    """Return a derivative as the caller has it: complex where theta, or `x`, is."""
+    if layout is None:
+        return derivative
+    derivative = from_pairs(derivative)
+    return derivative if cotangent is None and loss is None else conjugated(derivative)
 
 
 def applied(x: PyTree, theta: PyTree, tangent, cotangent, loss) -> Apply:

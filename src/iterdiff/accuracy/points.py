@@ -35,7 +35,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.accuracy.sensitivity import Sensitivity, random_vector
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 
 NOISE_FACTOR = 10
 """A Newton step is rounding noise below this many times eps, the condition number and ``|x|``."""
@@ -57,6 +57,9 @@ the correction before was."""
 SMALLER_UNKNOWNS = 3
 """A third of the unknowns may be smaller than what counts as the size of an unknown: among many
 of one size, some are close to zero by chance."""
+
+RANK_BISECTIONS = 21
+"""Halvings of an interval of at most 2,200 binary exponents: the last is about 0.001 wide."""
 
 NOISE_MAX_RATIO = 1e4
 """A second correction up to this many times the measured noise may be noise: one sample of noise,
@@ -214,8 +217,25 @@ def _sizes(first: PyTree, x: PyTree, noise: Float[Array, ""]) -> Float[Array, " 
     first, x = (jnp.abs(tree.to_vector(v)) for v in (first, x))
     least = jnp.maximum(MIN_UNKNOWN_SHARE * x, noise / CONVERGES_MAX_QUOTIENT)
     sizes = jnp.maximum(first, least)
-    sizes = jnp.maximum(sizes, jnp.sort(sizes)[(sizes.size - 1) // SMALLER_UNKNOWNS])
+    sizes = jnp.maximum(sizes, _ranked(sizes, (sizes.size - 1) // SMALLER_UNKNOWNS))
     return jnp.where(sizes > 0, sizes, 1.0)
+
+
+def _ranked(sizes: Float[Array, " n"], rank: int) -> Float[Array, ""]:
+    """Return the number that at most `rank` of the sizes are below, to three digits.
+
+    By bisection of its exponent: sorting would bring vectors together that are spread over devices.
+    """
+    exponents = jnp.log2(jnp.maximum(sizes, jnp.finfo(sizes.dtype).tiny))
+
+    def halve(_, interval):
+        low, high = interval
+        middle = (low + high) / 2
+        above = jnp.sum(exponents <= middle) > rank
+        return jnp.where(above, low, middle), jnp.where(above, middle, high)
+
+    interval = jnp.min(exponents), jnp.max(exponents)
+    return jnp.exp2(manual_axes.fori_loop(0, RANK_BISECTIONS, halve, interval)[1])
 
 
 def displacement(x: PyTree) -> PyTree:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.accuracy.estimate import ErrorEstimate
 from iterdiff.accuracy.reasons import NOT_REPORTED, REASONS
+from iterdiff.jaxtools import manual_axes
 from iterdiff.jaxtools.arguments import check_callable
 
 
@@ -145,11 +146,13 @@ def value_and_grad_with_report(
     >>> value, gradient, report = itd.value_and_grad_with_report(loss)(jnp.ones(2))
     >>> bool(report.flagged), bool(report.trusted)
     (True, True)
+    >>> isinstance(report, itd.DerivativeReport)
+    True
     """
     check_callable(loss=loss)
 
     def with_report(theta: PyTree, *args):
-        silent = jnp.zeros(REPORT_SIZE)
+        silent = manual_axes.aligned(jnp.zeros(REPORT_SIZE), (theta, args))
         graded = jax.value_and_grad(lambda theta, report: loss(theta, report, *args), (0, 1))
         value, (gradient, report) = graded(theta, silent)
         return value, gradient, to_report(report)

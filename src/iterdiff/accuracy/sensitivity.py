@@ -11,6 +11,7 @@ derivative of the solution,
 At any other point the same formula gives an approximation.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,9 +33,6 @@ from iterdiff.problems.problem import Problem
 LOOSE_RTOL = 1e-2
 """Relative error that is allowed to solves that serve only an estimate, relative to what they
 change. Iterative ones stop at a tenth of it, as relative residual."""
-
-LOOSE = Method(DenseOrKrylov(rtol=LOOSE_RTOL / 10))
-"""How systems are solved that serve only an estimate."""
 
 Residual = Callable[[PyTree, PyTree], PyTree]
 """``residual(x, theta)``, where everything else that it depends on is bound."""
@@ -96,6 +94,18 @@ class Equation(NamedTuple):
         return reverse_only(transposed, v, x, NO_FORWARD_RULE)
 
 
+def loose(method: Method) -> Method | None:
+    """Return how systems are solved that serve only an estimate; None if as accurately as ever.
+
+    It is the default solver with a loose tolerance. Any other solver of the user's stays.
+    """
+    solver = DenseOrKrylov() if method.solver is None else method.solver
+    if not isinstance(solver, DenseOrKrylov):
+        return None
+    loosened = dataclasses.replace(solver, rtol=LOOSE_RTOL / 10)
+    return Method(loosened, preconditioner=method.preconditioner)
+
+
 class Sensitivity:
     r"""The residual linearised at a point, and the implicit derivative there.
 
@@ -145,9 +155,10 @@ class Sensitivity:
         """Return ``A^{-1} b`` for an estimate: unchecked, and loosely if solves are iterative."""
         if self.inverse.factors is not None:
             return self.inverse.factored(b)
-        if self.method.solver is not None:
+        method = loose(self.method)
+        if method is None:
             return self.inverse(b)
-        return Inverse(self.operator, self.x, self.structure, LOOSE, unique=False)(b)
+        return Inverse(self.operator, self.x, self.structure, method, unique=False)(b)
 
     def condition(self) -> Float[Array, ""]:
         """Return an estimate of the condition number of ``A``, from below."""

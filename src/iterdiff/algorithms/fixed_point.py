@@ -127,7 +127,7 @@ class Anderson(Algorithm):
     def init(self, problem: FixedPoint, x0: PyTree, theta: PyTree) -> _Window:
         """Return the initial state, with an empty window."""
         move = _move(problem, x0, theta)
-        window = jnp.zeros((self.depth, move.size), move.dtype)
+        window = tree.zero_rows(move, self.depth)
         return _Window(x0, move, window, window)
 
     def step(self, problem: FixedPoint, state: _Window, theta: PyTree) -> _Window:

@@ -78,6 +78,11 @@ def posed_of(
         bound, x0, theta = check_inputs(problem, x0, theta)
     else:
         bound, x0, theta = check_inputs(problem, x0, theta, one)
+    if bound.layout is not None:
+        raise TypeError(
+            "`x0` and `theta` must have real floating leaves of at least 32 bits here, and `x0` no "
+            "others; write complex numbers as two leaves, and pass the rest in `args`."
+        )
     x0, theta = stop_gradient((x0, theta))
     taken = snapshot_of_loss(loss, x0, theta, one)
     assert bound.snapshot is not None

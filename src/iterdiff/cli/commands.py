@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import iterdiff as itd
-from iterdiff.cli.output import as_json, progress
+import iterdiff.study
+from iterdiff.cli.output import as_json, default_folder, progress
 from iterdiff.jaxtools.extras import import_extra
 
-DEFAULT_EXPLORER_STEPS = 600
 STUDY_LIBRARIES = (
     "pydantic",
     "pandas",
@@ -69,17 +69,20 @@ def _names_grid(parsed: argparse.Namespace) -> bool:
 def _one_study(source: Any, parsed: argparse.Namespace) -> None:
     """Run a study and write its files."""
     from iterdiff.study.catalog import make
+    from iterdiff.study.cell import versions
     from iterdiff.study.files import atomic_folder, write_netcdf
+    from iterdiff.study.grid_run import git_commit
     from iterdiff.study.run import run
     from iterdiff.study.views.plots import save_figures
     from iterdiff.study.views.report import numbers, plain, print_report, save_report
 
     console = import_extra("rich.console", "study").Console(stderr=parsed.json)
     study = make(source)
-    out = parsed.out or Path("out") / Path(parsed.name).stem
+    out = parsed.out or default_folder(parsed.name)
     with atomic_folder(out) as folder:
         with progress(console, study.name, parsed.quiet) as report_progress:
             data = run(study, report_progress)
+        data = data.assign_attrs(git_commit=git_commit(), **versions())
         write_netcdf(data, folder / f"{study.name}.nc")
         save_report(data, folder / "report.txt")
         figures = save_figures(data, folder, paper=parsed.paper)
@@ -110,31 +113,40 @@ def _changes(parsed: argparse.Namespace) -> dict[str, Any]:
 
 
 def explore(parsed: argparse.Namespace) -> Command:
-    """Return the command that writes the page of a dataset, or of a study of step sizes."""
+    """Return the command that serves the explorer on this machine."""
     _load_study_libraries()
-    from iterdiff.study.files import atomic_folder, load_dataset
-    from iterdiff.study.run import run
-    from iterdiff.study.views.explorer import page, step_sizes
-    from iterdiff.study.views.report import plain
+    from iterdiff.explore.server import command, serve
 
-    console = import_extra("rich.console", "study").Console()
+    def run() -> int:
+        if parsed.path is not None:
+            iterdiff.study.open(parsed.path)  # what is wrong with it is said here
+        return serve(command(parsed.path, parsed.port, parsed.browser))
 
-    def command() -> None:
-        if parsed.dataset is not None and parsed.steps is not None:
+    return run
+
+
+def report(parsed: argparse.Namespace) -> Command:
+    """Return the command that writes the report of a folder or a file."""
+    _load_study_libraries()
+    from iterdiff.study.store import write_whole
+
+    path = parsed.path
+    beside = path / "report.html" if path.is_dir() else path.with_suffix(".html")
+    out = parsed.out or beside
+
+    def run() -> None:
+        content = iterdiff.study.report(iterdiff.study.open(path)).encode()
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(out, content)
+        except OSError as error:
             raise ValueError(
-                "`--steps` does not apply to a dataset, whose runs are over; leave it out."
-            )
-        with atomic_folder(parsed.out) as folder:
-            if parsed.dataset is not None:
-                data = load_dataset(parsed.dataset)
-            else:
-                study = step_sizes(steps=parsed.steps or DEFAULT_EXPLORER_STEPS)
-                with progress(console, "step sizes", parsed.quiet) as report_progress:
-                    data = run(study, report_progress)
-            (folder / "explore.html").write_text(page(data), encoding="utf-8")
-        console.print(plain(f"Open {parsed.out / 'explore.html'}"), soft_wrap=True)
+                f"`--out`: {out} cannot be written ({error.strerror or error}). Choose another "
+                "place."
+            ) from error
+        print(f"Written: {out}")
 
-    return command
+    return run
 
 
 def diagnose(parsed: argparse.Namespace) -> Command:

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from iterdiff.cli.output import as_json, progress
+from iterdiff.cli.output import as_json, default_folder, progress
 from iterdiff.jaxtools.extras import import_extra
 from iterdiff.study import store
 from iterdiff.study.execute import Pool, cluster, processes, this_process
@@ -21,7 +21,7 @@ MAX_LISTED = 20
 def study(grid: Grid, parsed: argparse.Namespace) -> int:
     """Run a grid into its folder; return the exit status."""
     console = import_extra("rich.console", "study").Console(stderr=True)
-    out = parsed.out or Path("out") / Path(parsed.name).stem
+    out = parsed.out or default_folder(parsed.name)
     pool = _pool(parsed)
 
     def say(text: str) -> None:

@@ -1,10 +1,11 @@
-"""What commands print: JSON, and bars that show the progress."""
+"""What commands print, and where they write: JSON, bars that show the progress, folders."""
 
 import contextlib
 import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from iterdiff.jaxtools.extras import import_extra
@@ -30,6 +31,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | None) else str(value)
+
+
+def default_folder(name: str) -> Path:
+    """Return where the results of a study go: named like the study, its file or its function."""
+    return Path("out") / Path(name if name.endswith(".toml") else name.rpartition(":")[2]).stem
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from iterdiff.jaxtools.arguments import Tolerance, check_tolerance
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.problems.functions import bind
 from iterdiff.problems.inputs import check_inputs
+from iterdiff.problems.layout import Seen
 from iterdiff.problems.problem import Problem
 
 DEFAULT_TOL_FLOAT64 = 1e-4
@@ -90,6 +91,8 @@ def check_derivative(
     >>> checkup = itd.check_derivative(*run, stop=itd.Steps(20))
     >>> checkup.ok, checkup.culprit.name
     (False, 'residual: derivative in theta = finite difference')
+    >>> isinstance(checkup, itd.Checkup)
+    True
     """
     if isinstance(algorithm, Algorithm) or not callable(algorithm):
         check_fits(problem, algorithm)
@@ -102,6 +105,8 @@ def check_derivative(
     if tol is not None:
         check_tolerance("tol", tol)
     problem, x0, theta = check_inputs(problem, x0, theta, args)
+    if problem.layout is not None and not isinstance(algorithm, Algorithm):
+        algorithm = Seen(algorithm, problem.layout, like_x=True)
     wide = jnp.finfo(tree.result_dtype(x0)).bits >= 64
     default = DEFAULT_TOL_FLOAT64 if wide else DEFAULT_TOL_FLOAT32
     return _checkup(

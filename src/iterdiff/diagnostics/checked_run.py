@@ -16,6 +16,7 @@ from iterdiff.diagnostics.differentiable_map import DifferentiableMap
 from iterdiff.diagnostics.finite_differences import Increment, increments, norm, smallest_norm
 from iterdiff.diagnostics.newton_points import newton_points
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.by_content import ByContent
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.modes.base import Mode
@@ -139,7 +140,7 @@ class CheckedRun:
             return jax.jvp(run, (floating,), (direction,), has_aux=True)
 
         # A solver that JAX cannot trace must be called with the values themselves.
-        return jax.jit(program) if isinstance(self.algorithm, Algorithm) else program
+        return ByContent(program) if isinstance(self.algorithm, Algorithm) else program
 
     def _solve(self, floating: PyTree, mode: Mode) -> tuple[PyTree, Array]:
         algorithm, theta = self.algorithm, eqx.combine(floating, self._static)

@@ -6,6 +6,7 @@ import jax
 from jaxtyping import PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.by_content import ByContent
 
 
 class DifferentiableMap:
@@ -21,8 +22,8 @@ class DifferentiableMap:
 
     def __init__(self, function: Callable[[PyTree], PyTree]):
         self.function = function
-        self._jvp = jax.jit(lambda p, v: jax.jvp(function, (p,), (v,)))
-        self._vjp = jax.jit(lambda p, w: jax.vjp(function, p)[1](w)[0])
+        self._jvp = ByContent(lambda p, v: jax.jvp(function, (p,), (v,)))
+        self._vjp = ByContent(lambda p, w: jax.vjp(function, p)[1](w)[0])
 
     def value(self, point: PyTree) -> PyTree:
         """Return the value at `point`."""
@@ -50,7 +51,7 @@ class ScalarMap:
 
     def __init__(self, function: Callable[[PyTree], PyTree]):
         self.function = function
-        self._value_and_grad = jax.jit(jax.value_and_grad(function))
+        self._value_and_grad = ByContent(jax.value_and_grad(function))
 
     def value(self, point: PyTree) -> PyTree:
         """Return the value at `point`."""

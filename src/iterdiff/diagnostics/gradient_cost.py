@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.by_content import Traced
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.stopping import Steps
 from iterdiff.loop.task import Task
@@ -53,7 +54,7 @@ def gradient_cost(task: Task, mode: Mode, steps: int) -> GradientCost:
         return tree.dot(x, jax.tree.map(jnp.ones_like, x))
 
     derivative, forward_only = _compiled(total, floating)
-    memory = derivative.memory_analysis()
+    memory = derivative.temporary_bytes(floating)
     times: list[float] = []
     while len(times) < MIN_TIMED_RUNS or (
         len(times) < MAX_TIMED_RUNS and sum(times) < ENOUGH_SECONDS
@@ -62,14 +63,13 @@ def gradient_cost(task: Task, mode: Mode, steps: int) -> GradientCost:
         jax.block_until_ready(derivative(floating))
         times.append(time.perf_counter() - start)
     seconds = min(times) * (tree.size(floating) if forward_only else 1)
-    return GradientCost(seconds, int(getattr(memory, "temp_size_in_bytes", 0)), forward_only)
+    return GradientCost(seconds, memory, forward_only)
 
 
-def _compiled(total: Callable[[PyTree], Array], floating: PyTree) -> tuple[Any, bool]:
+def _compiled(total: Callable[[PyTree], Array], floating: PyTree) -> tuple[Traced, bool]:
     """Return the compiled gradient; if it does not exist, one derivative in forward mode."""
     try:
-        return jax.jit(jax.grad(total)).lower(floating).compile(), False
+        return Traced(jax.grad(total), floating), False
     except ValueError:  # JAX cannot reverse a loop whose length it does not know
         ones = jax.tree.map(jnp.ones_like, floating)
-        forward = jax.jit(lambda at: jax.jvp(total, (at,), (ones,)))
-        return forward.lower(floating).compile(), True
+        return Traced(lambda at: jax.jvp(total, (at,), (ones,)), floating), True

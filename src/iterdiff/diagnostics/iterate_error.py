@@ -3,16 +3,14 @@
 from collections.abc import Callable
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.accuracy.estimate import ErrorEstimate
 from iterdiff.accuracy.estimate_jvp import sizes
-from iterdiff.accuracy.forms import applied, check_layout
+from iterdiff.accuracy.forms import Form, applied, as_caller_has_it, check_layout
 from iterdiff.accuracy.reasons import OK, SINGULAR
 from iterdiff.algorithms.base import Algorithm, check_fits
-from iterdiff.jaxtools.arguments import as_array
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.modes.unrolled import Unrolled
@@ -78,8 +76,10 @@ def iterate_derivative_error(
     """
     check_fits(problem, algorithm)
     problem, x0, theta = check_inputs(problem, x0, theta, args)
-    apply = applied(x0, theta, tangent, cotangent, loss)
-    derivative = jax.tree.map(lambda leaf: as_array("`derivative`", leaf), derivative)
+    form = Form(derivative, tangent, cotangent, loss)
+    form = form if problem.layout is None else form.seen(problem.layout)
+    derivative, *form = form.arrays()
+    apply = applied(x0, theta, *form)
     check_layout(apply, x0, theta, derivative)
     floating, static = floating_part(theta)
 
@@ -96,5 +96,5 @@ def iterate_derivative_error(
         uncertainty=jnp.zeros_like(absolute),
         trusted=finite,
         reason_code=jnp.where(finite, OK, SINGULAR),
-        corrected=exact,
+        corrected=as_caller_has_it(problem.layout, exact, cotangent, loss),
     )

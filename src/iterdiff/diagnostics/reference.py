@@ -76,7 +76,7 @@ def find_reference(
     ValueError
         If the solution or its derivative cannot be computed, or `given` does not fit.
     """
-    if callable(given):
+    if _is_formula(given, guess):
         taken = snapshot(traced(given, theta)[0])
         x, tangents = _from_formula(given, taken, theta, directions)
         if isinstance(problem, ConstrainedProblem):  # without multipliers, which are not compared
@@ -101,6 +101,12 @@ def find_reference(
             "Pass `reference=`, a function `theta -> x*` that JAX can differentiate."
         )
     return Reference(x, tangents)
+
+
+def _is_formula(given: PyTree, guess: PyTree) -> bool:
+    """Return whether `given` is a function of theta; a network may be a solution, too."""
+    is_leaf = jax.tree_util.all_leaves([given])
+    return callable(given) and (is_leaf or jax.tree.structure(given) != jax.tree.structure(guess))
 
 
 def _like(x: PyTree, guess: PyTree) -> PyTree:

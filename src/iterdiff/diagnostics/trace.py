@@ -21,7 +21,8 @@ from iterdiff.loop.stopping import Steps
 from iterdiff.loop.task import Task
 from iterdiff.modes.base import Mode
 from iterdiff.problems.checks import check_untraced
-from iterdiff.problems.inputs import check_inputs
+from iterdiff.problems.inputs import check_inputs, plain
+from iterdiff.problems.layout import Seen
 from iterdiff.problems.problem import Problem
 
 if TYPE_CHECKING:
@@ -168,9 +169,18 @@ def build_recorder(
     with traceable_step(algorithm):
         task = task.with_snapshot()
         guess = _last_iterate(task) if reference is None else x0
-        truth = find_reference(problem, guess, theta, directions, reference)
+        truth = find_reference(problem, guess, theta, directions, _seen(problem, reference))
         tangents = {label: mode.tangents(task, directions) for label, mode in modes.items()}
     return Recorder(task, tangents, truth, directions, count, every, estimate)
+
+
+def _seen(problem: Problem, reference: object) -> object:
+    """Return the reference in the unknowns that we compute with."""
+    if problem.layout is None or reference is None:
+        return reference
+    if callable(reference) and not problem.layout.describes(reference):
+        return Seen(reference, problem.layout, of_x=False, like_x=True)
+    return plain(problem.layout, reference)
 
 
 def _check_options(

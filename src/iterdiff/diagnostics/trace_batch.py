@@ -89,6 +89,8 @@ def trace_batch(
     recorder = build_recorder(
         problem, algorithm, x0, theta, steps=steps, modes=modes, args=args, **options
     )
+    if recorder.task.problem.layout is not None:
+        return None
     with traceable_step(algorithm):
         found = jax.device_get(
             _run_all(stacked, dict(modes), recorder.directions, probes, steps, every, estimate)

@@ -167,7 +167,7 @@ def as_array(name: str, leaf: Any, weak: np.dtype | None = None) -> Array:
     leaf : number or array
         The value.
     weak : dtype, optional
-        The dtype of a weakly typed floating value; by default its own.
+        The real dtype of a weakly typed floating value; by default its own.
 
     Raises
     ------
@@ -182,8 +182,7 @@ def as_array(name: str, leaf: Any, weak: np.dtype | None = None) -> Array:
             raise ValueError(f"{name} was deleted or donated to another program; pass a copy.")
         if not getattr(leaf, "weak_type", False):
             return leaf
-        floats = weak is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
-        return jnp.asarray(leaf, weak if floats else leaf.dtype)
+        return jnp.asarray(leaf, _of_weak(leaf, weak))
     if isinstance(leaf, np.ma.MaskedArray):
         raise TypeError(
             f"{name} is a masked array; fill the missing entries, for example `.filled(0.0)`."
@@ -193,7 +192,7 @@ def as_array(name: str, leaf: Any, weak: np.dtype | None = None) -> Array:
     if not is_number(leaf):
         raise TypeError(f"{name} must be a number or an array, not {leaf!r}.")
     try:
-        dtype = weak if weak is not None and isinstance(leaf, float) else jnp.result_type(leaf)
+        dtype = _of_weak(leaf, weak)
         with np.errstate(over="ignore"):  # `_check_fits` reports it
             array = jnp.asarray(leaf, dtype)
     except OverflowError as error:
@@ -201,6 +200,14 @@ def as_array(name: str, leaf: Any, weak: np.dtype | None = None) -> Array:
         raise ValueError(f"{name} = {leaf} does not fit {limit}; pass a float.") from error
     _check_fits(name, leaf, array)
     return array
+
+
+def _of_weak(leaf: Any, weak: np.dtype | None) -> np.dtype:
+    """Return the dtype of a weakly typed value."""
+    dtype = jnp.result_type(leaf)
+    if weak is None or not jnp.issubdtype(dtype, jnp.inexact):
+        return dtype
+    return jnp.promote_types(weak, jnp.complex64) if jnp.iscomplexobj(leaf) else weak
 
 
 def _from_numpy(name: str, leaf: Any) -> Array:

@@ -1,5 +1,6 @@
 """Functions with every input explicit, and rules for their derivatives."""
 
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,10 +8,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_jaxpr
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, PyTree
 
 from iterdiff.jaxtools import manual_axes, tree
+from iterdiff.jaxtools.complex_pairs import is_real_primitive, joined_parts, real_parts
 
 JAX_KEEPS_RULES_IN_SCANS = jax.__version_info__ >= (0, 12)
 """Earlier versions drop the rule of a `jax.custom_jvp` function inside a scan that is
@@ -20,14 +23,22 @@ differentiated twice, if the function's inputs depend on the loop: they differen
 def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, PyTree]:
     """Return ``g, c`` such that ``g(c, *args) = function(*args)``.
 
-    The pytree `c` holds the arrays that `function` closes over. A rule for derivatives runs in
+    The list `c` holds the arrays that `function` closes over. A rule for derivatives runs in
     another trace than the one that made the closure, so that traced values have to reach it as
     arguments.
     """
-    closed_over, static = eqx.partition(
-        eqx.filter_closure_convert(function, *examples), eqx.is_array
-    )
-    return (lambda c, *args: eqx.combine(c, static)(*args)), closed_over
+    if isinstance(function, types.FunctionType) and function.__closure__ is None:
+        return (lambda _, *args: function(*args)), []
+    jaxpr, shapes, static = eqx.filter_make_jaxpr(function)(*examples)
+    structure, count = jax.tree.structure(shapes), len(jaxpr.in_avals)
+
+    def converted(closed_over: list, *args: PyTree) -> PyTree:
+        arrays = jax.tree.leaves(eqx.filter(args, eqx.is_array))
+        assert len(arrays) == count
+        found = eval_jaxpr(jaxpr.jaxpr, closed_over, *arrays)
+        return eqx.combine(jax.tree.unflatten(structure, found), static)
+
+    return converted, list(jaxpr.consts)
 
 
 def detach(function: Callable, *examples: PyTree, seen: dict | None = None) -> Callable:
@@ -138,8 +149,8 @@ def with_jvp(
 
     Notes
     -----
-    Before JAX 0.12, the function is wrapped in a `jax.checkpoint` that saves everything: it changes
-    no result and recomputes nothing, but keeps the rule alive inside a scan (see
+    Before JAX 0.12, the function is wrapped in a `jax.checkpoint` that saves everything real: it
+    changes no result and recomputes nothing real, but keeps the rule alive inside a scan (see
     `JAX_KEEPS_RULES_IN_SCANS`).
     """
     call = jax.custom_jvp(_batched_as_inputs(function))
@@ -220,7 +231,7 @@ def zero_tangent(a: PyTree) -> PyTree:
     """Return zeros in the tangent space of `a`."""
 
     def zero(leaf):
-        if tree.is_floating(leaf):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             return jnp.zeros_like(leaf)
         return manual_axes.varying_as(leaf, np.zeros(jnp.shape(leaf), jax.dtypes.float0))
 
@@ -251,5 +262,14 @@ def _batched_as_inputs(function: Callable[[PyTree, PyTree], PyTree]) -> Callable
 
 
 def _saving_everything(function: Callable) -> Callable:
-    policy = jax.checkpoint_policies.everything_saveable
-    return jax.checkpoint(function, policy=policy, prevent_cse=False)
+    def of_parts(parts, structure):
+        return function(*jax.tree.unflatten(structure, joined_parts(parts)))
+
+    options = {"policy": is_real_primitive, "prevent_cse": False}
+    call = jax.checkpoint(of_parts, static_argnums=1, **options)
+
+    def shielded(*inputs):
+        leaves, structure = jax.tree.flatten(inputs)
+        return call(real_parts(leaves), structure)
+
+    return shielded

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax.core import eval_jaxpr
 from jaxtyping import Array, Bool, Float, PyTree
 
-from iterdiff.jaxtools.manual_axes import inside, while_loop
-from iterdiff.jaxtools.tree import T, from_vector, to_vector
+from iterdiff.jaxtools.closures import hoist
+from iterdiff.jaxtools.manual_axes import aligned, inside, while_loop
+from iterdiff.jaxtools.tree import T, is_traced
 
 
 def only_if(condition: Bool[Array, ""], compute: Callable[[], T], otherwise: T) -> T:
@@ -45,9 +46,21 @@ def computed_once(vector: Float[Array, " n"]) -> Float[Array, " n"]:
     barrier does not prevent that at every optimisation level; a triangular solve with the
     1-by-1 identity does, because the compiler does not look inside.
     """
-    one = jnp.ones((1, 1), vector.dtype)
-    solve = jax.lax.linalg.triangular_solve
-    return solve(one, vector[None], left_side=True, lower=True, unit_diagonal=True)[0]
+    return _through_solves(vector)
+
+
+@jax.custom_batching.custom_vmap
+def _through_solves(vectors: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+    ones = jnp.ones((*vectors.shape[:-1], 1, 1), vectors.dtype)
+    solve, rows = jax.lax.linalg.triangular_solve, vectors[..., None, :]
+    return solve(ones, rows, left_side=True, lower=True, unit_diagonal=True)[..., 0, :]
+
+
+@_through_solves.def_vmap
+def _(size: int, in_batched: list, vectors: Array) -> tuple[Array, bool]:
+    # As a batch of solves; JAX would make one of it, and bring the members of the batch together.
+    del size, in_batched
+    return _through_solves(vectors), True
 
 
 def custom_solve(
@@ -59,8 +72,9 @@ def custom_solve(
 ) -> T:
     """Return ``solve(b)``; JAX differentiates it as the solution of ``matvec(x) = b``.
 
-    This is `jax.lax.custom_linear_solve` on one vector that holds all leaves. On several leaves,
-    JAX transposes the solve only if every leaf has a tangent.
+    This is `jax.lax.custom_linear_solve`, which JAX transposes only if every leaf of `b` has a
+    tangent. So each leaf depends, in name, on all of them: before the solve and, for derivatives
+    of higher order, after it and in `matvec`.
 
     Parameters
     ----------
@@ -75,30 +89,63 @@ def custom_solve(
         trace `transposed`; forward mode then works all the same. By default JAX's error is raised
         in either mode.
     """
+    b = _tied(b)
+    product, solve, transposed = (_aligned(f, b) for f in (matvec, solve, transposed))
 
-    def on_vectors(function):
-        return lambda vector: to_vector(function(from_vector(vector, b)))
-
-    def solved(transpose_solve: Callable | None) -> Array:
-        return jax.lax.custom_linear_solve(
-            on_vectors(matvec),
-            to_vector(b),
-            lambda _, vector: on_vectors(solve)(vector),
-            transpose_solve,
-        )
+    def solved(transpose_solve: Callable | None) -> T:
+        linear_solve = jax.lax.custom_linear_solve
+        tied_product = lambda v: _tied(product(_tied(v)))  # noqa: E731
+        return _tied(linear_solve(tied_product, b, lambda _, v: solve(v), transpose_solve))
 
     try:
-        return from_vector(solved(lambda _, vector: on_vectors(transposed)(vector)), b)
+        return solved(lambda _, w: transposed(w))
     except (TypeError, ValueError, NotImplementedError):
         if no_transpose is None:
             raise
         # If the error was one of `matvec` or `solve`, they raise it again.
-        return forward_only(from_vector(solved(None), b), no_transpose)
+        return forward_only(solved(None), no_transpose)
+
+
+def _aligned(function: Callable[[T], T], like: T) -> Callable[[T], T]:
+    """Return `function`; inside `jax.shard_map` what it closes over varies as `like` does.
+
+    There, JAX makes all values that a linear solve closes over vary, after it has traced how they
+    are used. Constants that do not vary are therefore kept inside a compiled function.
+    """
+    if not inside():
+        return function
+    converted, closed_over = hoist(function, like)
+    places = [i for i, value in enumerate(closed_over) if is_traced(value)]
+    given = aligned([closed_over[i] for i in places], like)
+
+    @jax.jit
+    def call(given: list, v: T) -> T:
+        values = list(closed_over)
+        for i, value in zip(places, given, strict=True):
+            values[i] = value
+        return converted(values, v)
+
+    return lambda v: call(given, v)
+
+
+def _tied(a: T) -> T:
+    """Return `a` such that the tangent of each leaf is one of all leaves."""
+    leaves, structure = jax.tree.flatten(a)
+    if len(leaves) == 1:
+        return a
+    total = sum((jnp.sum(leaf) for leaf in leaves), jnp.zeros(()))
+    nothing = jax.lax.select(jnp.zeros((), bool), total, jnp.zeros_like(total))
+    return jax.tree.unflatten(structure, [leaf + nothing.astype(leaf.dtype) for leaf in leaves])
 
 
 def any_in_batch(condition: Bool[Array, ""]) -> Bool[Array, ""]:
     """Return whether `condition` holds for any member of the batch, as one unbatched value."""
     return eqxi.unvmap_any(condition)
+
+
+def largest_in_batch(number: Array) -> Array:
+    """Return the largest number of the batch, as one unbatched value."""
+    return eqxi.unvmap_max(number)
 
 
 def forward_only(tangents: PyTree, message: str) -> PyTree:

@@ -96,11 +96,6 @@ def inside() -> bool:
     return bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
-def varies(a: PyTree) -> bool:
-    """Return whether JAX tracks that some array of `a` varies over a mesh axis."""
-    return inside() and bool(_axes(a))
-
-
 def _axes(a: PyTree) -> frozenset:
     """Return the mesh axes over which any array of `a` varies."""
     return frozenset().union(*(_axes_of(leaf) for leaf in jax.tree.leaves(a)))

@@ -4,12 +4,17 @@ A compiled program cannot raise our exception: JAX turns what a callback raises 
 own. Outside ``jit`` there is a way round it. The program records the failure and goes on with NaN,
 and `surfaced`, through which inputs and outputs pass, raises it in Python: it is called whenever
 their values or derivatives are computed. That is what `LATER` asks for.
+
+A program on several devices must not raise at all. The device whose callback raises stops, the
+others wait for it, and the runtime ends the process. Such a program warns, and goes on with NaN.
 """
 
 import enum
 import threading
+import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,8 +24,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Bool, Int, PyTree
 
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.lax import only_if
+from iterdiff.jaxtools.placement import by_device_count
 
 
 class SolveError(RuntimeError):
@@ -37,6 +43,8 @@ class Raise(enum.Enum):
 
 
 LATER = Raise.LATER
+
+SEVERAL_DEVICES = "The result is NaN, because a program on several devices cannot raise."
 
 Throw = bool | Raise
 """Whether a failure raises: never, at once, or later; `LATER` counts as True."""
@@ -67,32 +75,63 @@ def raise_if(
     Raises
     ------
     SolveError
-        At once if `failed` is known, else when the compiled program gets there.
+        At once if `failed` is known, else when the compiled program gets there. A program on
+        several devices warns instead.
     """
     if isinstance(failed, bool) or not tree.is_traced(failed):
         if bool(failed):
             raise SolveError(advice[int(which)])
         return x
 
-    def check(failed: Any, which: Any) -> np.ndarray:
+    def report(failed: Any, which: Any, *, several: bool) -> np.ndarray:
         # Convert to NumPy first: a jax.Array's methods would dispatch to the device, which is
         # blocked waiting for this callback.
         failed, which = np.asarray(failed), np.asarray(which)
         if np.any(failed):
             first = int(np.argmax(failed))
-            error = SolveError(advice[int(np.broadcast_to(which, failed.shape).flat[first])])
-            if throw is not LATER:
-                raise error
-            _recorded.append(error)
+            message = advice[int(np.broadcast_to(which, failed.shape).flat[first])]
+            if throw is LATER:
+                _recorded.append(SolveError(message))
+            elif several:
+                _warn(message)
+            else:
+                raise SolveError(message)
         return failed.astype(bool)
 
-    def call() -> Bool[Array, ""]:
-        shape = jax.ShapeDtypeStruct((), bool)
-        code = jnp.asarray(which, jnp.int32)
-        return jax.pure_callback(check, shape, failed, code, vmap_method="broadcast_all")
+    given = manual_axes.aligned((failed, jnp.asarray(which, jnp.int32)))
+    raised = only_if(failed, lambda: _reported.bind(*given, report=report), jnp.array(False))
+    # A product, because the derivative of a selection would be zero, not NaN.
+    factor = jnp.where(raised, jnp.nan, 1.0)
+    return jax.tree.map(lambda v: v * factor.astype(v.dtype), x)
 
-    raised = only_if(failed, call, jnp.array(False))
-    return jax.tree.map(lambda v: jnp.where(raised, jnp.nan, v), x)
+
+def _warn(message: str) -> None:
+    warnings.warn(f"{message} {SEVERAL_DEVICES}", RuntimeWarning, stacklevel=2)
+
+
+def _call_report(failed: Array, which: Array, *, report: Callable, several: bool) -> Array:
+    call = partial(report, several=several)
+    if not several:
+        shape = jax.ShapeDtypeStruct(failed.shape, bool)
+        return jax.pure_callback(call, shape, failed, which)
+    # A batch may be spread over the devices: only its first failure is brought together.
+    first = jnp.max(jnp.where(failed, which, -1))
+    shape = jax.ShapeDtypeStruct((), bool)
+    return failed & jax.pure_callback(call, shape, jnp.any(failed), first)
+
+
+def _batched_report(args: Any, axes: Any, *, report: Callable) -> tuple[Array, int]:
+    size = next(v.shape[axis] for v, axis in zip(args, axes, strict=True) if axis is not None)
+    pairs = zip(args, axes, strict=True)
+    rows = [batching.bdim_at_front(v, axis, size) for v, axis in pairs]
+    return _reported.bind(*rows, report=report), 0
+
+
+_reported = Primitive("reported")
+_reported.def_impl(partial(_call_report, several=False))
+_reported.def_abstract_eval(lambda failed, *_, **__: failed)
+batching.primitive_batchers[_reported] = _batched_report
+mlir.register_lowering(_reported, by_device_count(_call_report))
 
 
 _recorded: deque[SolveError] = deque()
@@ -104,10 +143,16 @@ def surfaced(a: PyTree) -> PyTree:
     return jax.tree.map(lambda v: _surfaced.bind(v) if tree.is_floating(v) else v, a)
 
 
-def _raise_recorded() -> None:
+def _taken() -> SolveError | None:
+    """Return the first recorded failure, and forget all."""
     with _lock:
         error = _recorded.popleft() if _recorded else None
         _recorded.clear()  # further failures of the same batch
+    return error
+
+
+def _raise_recorded() -> None:
+    error = _taken()
     if error is not None:
         raise error
 
@@ -119,15 +164,27 @@ def _computed(value: Any) -> Any:
     return value
 
 
-def _checked_by_program(value: Array) -> Array:
+def _checked_by_program(value: Array, *, several: bool) -> Array:
     """Return a value that a program computes, as when the pullback of a solve is compiled."""
 
     def check(value: Any) -> np.ndarray:
         _raise_recorded()
         return np.asarray(value)
 
-    shape = jax.ShapeDtypeStruct(value.shape, value.dtype)
-    return jax.pure_callback(check, shape, value, vmap_method="expand_dims")
+    def warn(failed: Any) -> np.ndarray:
+        error = _taken() if np.any(failed) else None
+        if error is not None:
+            _warn(str(error))
+        return np.asarray(failed)
+
+    if not several:
+        shape = jax.ShapeDtypeStruct(value.shape, value.dtype)
+        return jax.pure_callback(check, shape, value, vmap_method="expand_dims")
+    # The value may be spread over the devices: only whether it is NaN is brought together.
+    failed = jnp.any(jnp.isnan(value))
+    shape = jax.ShapeDtypeStruct((), bool)
+    failed = jax.pure_callback(warn, shape, failed, vmap_method="expand_dims")
+    return jnp.where(failed, jnp.nan, value)
 
 
 _surfaced = Primitive("surfaced")
@@ -135,4 +192,4 @@ _surfaced.def_impl(_computed)
 _surfaced.def_abstract_eval(lambda value: value)
 ad.deflinear2(_surfaced, lambda cotangent, _: [_surfaced.bind(cotangent)])
 batching.defvectorized(_surfaced)
-mlir.register_lowering(_surfaced, mlir.lower_fun(_checked_by_program, multiple_results=False))
+mlir.register_lowering(_surfaced, by_device_count(_checked_by_program))

@@ -5,6 +5,7 @@ also reads globals, attributes, lists and NumPy arrays, and these may change bet
 trace shows what it read: numbers are literals of the jaxpr, and arrays are its constants.
 """
 
+import enum
 import hashlib
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -17,7 +18,10 @@ from jaxtyping import PyTree
 
 from iterdiff.jaxtools import tree
 
-COMPARED_BY_VALUE = (str, bytes, int, float, complex, type(None), np.dtype, type)
+COMPARED_BY_VALUE = (
+    *(str, bytes, int, float, complex, type(None), np.dtype, type, enum.Enum),
+    *(jax.sharding.Sharding, jax.sharding.Mesh, jax.sharding.AbstractMesh),
+)
 """Parameters of an equation that are compared. Others, such as the functions behind a custom
 derivative rule, are new objects in every trace and cannot be."""
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 T = TypeVar("T", bound=PyTree)
@@ -50,6 +51,14 @@ def zeros_like(a: T) -> T:
     return jax.tree.map(jnp.zeros_like, a)
 
 
+def zero_rows(a: T, count: int) -> T:
+    """Return zeros of the shapes of `a`, stacked `count` times along a new first axis.
+
+    They are spread over devices as `a` is.
+    """
+    return jax.tree.map(lambda v: jnp.broadcast_to(jnp.zeros_like(v), (count, *v.shape)), a)
+
+
 def full_like(a: T, value: float) -> T:
     """Return `value` in the shapes and dtypes of `a`."""
     return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), a)
@@ -75,6 +84,9 @@ def norm(a: PyTree) -> Float[Array, ""]:
 @jax.custom_jvp
 def _norm(a: PyTree) -> Float[Array, ""]:
     dtype = result_dtype(a)
+    if size(a) == 1:  # squares take as long as a step of a scalar problem
+        (entry,) = (leaf.astype(dtype).reshape(()) for leaf in jax.tree.leaves(a) if leaf.size)
+        return jnp.where(jnp.isfinite(entry), jnp.abs(entry), jnp.nan)
     units = _units(dtype)
     squares = [_sums_of_squares(leaf.astype(dtype), units) for leaf in jax.tree.leaves(a)]
     small, middle, large = functools.reduce(jnp.add, squares)
@@ -138,6 +150,17 @@ def is_floating(leaf: object) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jnp.floating)
 
 
+def axes_of(leaf: Any, stacked: int = 0) -> PartitionSpec | None:
+    """Return over which mesh axes the type of `leaf` spreads it; None if over none.
+
+    Pass it as `out_sharding`, for an array of the same shape. `stacked` axes come before its own.
+    """
+    sharding = getattr(jax.typeof(leaf) if eqx.is_array(leaf) else leaf, "sharding", None)
+    axes = () if sharding is None else tuple(sharding.spec)
+    known = [axis not in (None, PartitionSpec.UNCONSTRAINED) for axis in axes]
+    return PartitionSpec(*[None] * stacked, *axes) if any(known) else None
+
+
 def is_traced(leaf: object) -> bool:
     """Return whether JAX is tracing `leaf`, so that it has no value yet."""
     return isinstance(leaf, Tracer)
@@ -185,7 +208,7 @@ def random_directions(key: Array, a: T, count: int) -> T:
     leaves, structure = jax.tree.flatten(a)
     keys = jax.random.split(key, len(leaves))
     drawn = [
-        jax.random.normal(k, (count, *leaf.shape), leaf.dtype)
+        jax.random.normal(k, (count, *leaf.shape), leaf.dtype, out_sharding=axes_of(leaf, 1))
         for k, leaf in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, drawn)
@@ -199,20 +222,30 @@ def fixed_directions(a: T, count: int) -> T:
     if count * size(a) > MAX_CONSTANT_SIZE:
         return random_directions(jax.random.key(0), a, count)
     random = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(random.standard_normal((count, *leaf.shape)), leaf.dtype), a
-    )
+
+    def drawn(leaf):
+        numbers = random.standard_normal((count, *leaf.shape)).astype(leaf.dtype)
+        return jnp.zeros_like(leaf)[None] + numbers  # spread over devices as the leaf is
+
+    return jax.tree.map(drawn, a)
 
 
 def irregular(like: T) -> T:
     """Return fixed factors of both signs, of sizes between 1/2 and 1.
 
     A sum whose terms are multiplied by them is about as large as the terms, even if these cancel.
+    Few numbers are constants of the program, as in `fixed_directions`.
     """
 
     def factors(leaf):
-        waves = np.cos(1.3 * np.arange(leaf.size) + 0.4)
-        sizes = waves / 2 + np.where(waves >= 0, 0.5, -0.5)
+        few = leaf.size <= MAX_CONSTANT_SIZE
+        axes = axes_of(leaf) if leaf.ndim == 1 else None
+        numbers: Any = np.arange(leaf.size)
+        if not few:
+            numbers = jnp.arange(leaf.size, dtype=leaf.dtype, out_sharding=axes)
+        library: Any = np if few else jnp
+        waves = library.cos(1.3 * numbers + 0.4)
+        sizes = waves / 2 + library.where(waves >= 0, 0.5, -0.5)
         return jnp.asarray(sizes.reshape(leaf.shape), leaf.dtype)
 
     return jax.tree.map(factors, like)

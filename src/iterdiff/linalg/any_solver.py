@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Int, PyTree
@@ -14,6 +15,7 @@ from iterdiff.jaxtools.linear_map import LinearMap
 from iterdiff.linalg.dense_or_krylov import Limits, factored
 from iterdiff.linalg.factor import Vector
 from iterdiff.linalg.residual_check import (
+    SPREAD,
     UNIQUE,
     Answer,
     CheckedSolver,
@@ -48,16 +50,19 @@ class AnySolver(CheckedSolver):
     solver: lx.AbstractLinearSolver
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> tuple:
-        """Return the operator's product, and the solver's state."""
+        """Return the operator's product, the solver's state, and whether vectors are spread."""
         operator = lx.linearise(operator)
-        return Product(operator), self.solver.init(operator, options)
+        spread = SPREAD in getattr(operator, "tags", ())
+        return Product(operator), self.solver.init(operator, options), spread
 
     def compute(self, state: tuple, vector: PyTree, options: dict[str, Any]) -> Answer:
         """Return the solver's answer to `vector`; its result, unless that is not accepted."""
-        product, inner = state
+        product, inner, spread = state
         given = {name: value for name, value in options.items() if name not in (UNIQUE, "y0")}
         unique = options.get(UNIQUE, True)
-        b = computed_once(tree.to_vector(vector))
+        b = tree.to_vector(vector)
+        small = b.size <= Limits().factored_max_unknowns and not spread
+        b = computed_once(b) if small else jax.lax.optimization_barrier(b)
 
         def matvec(v: Vector) -> Vector:
             return tree.to_vector(product(tree.from_vector(v, vector)))
@@ -69,7 +74,7 @@ class AnySolver(CheckedSolver):
 
         x, result, stats = solve(b, **{k: v for k, v in options.items() if k == "y0"})
         accepted = residual_small(matvec, x, b, *_tolerances(self.solver))
-        if b.size <= Limits().factored_max_unknowns:
+        if small:
             accepted = _accepted_by_factors(matvec, x, b, accepted, unique)
         elif unique:
             known = known_answer(b)
@@ -80,15 +85,15 @@ class AnySolver(CheckedSolver):
 
     def transpose(self, state: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Return the state for the transposed operator."""
-        product, inner = state
+        product, inner, spread = state
         inner, options = self.solver.transpose(inner, options)
-        return (product.transpose(), inner), options
+        return (product.transpose(), inner, spread), options
 
     def conj(self, state: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Return the state for the conjugate operator, which is real."""
-        product, inner = state
+        product, inner, spread = state
         inner, options = self.solver.conj(inner, options)
-        return (product, inner), options
+        return (product, inner, spread), options
 
     def assume_full_rank(self) -> bool:
         """Whether the solver assumes that operators have full rank."""

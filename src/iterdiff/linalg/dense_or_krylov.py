@@ -45,6 +45,7 @@ from iterdiff.linalg.iterate import (
 )
 from iterdiff.linalg.krylov import Budget, Matvec, Vector
 from iterdiff.linalg.residual_check import (
+    SPREAD,
     UNIQUE,
     Answer,
     CheckedSolver,
@@ -107,11 +108,14 @@ class State(eqx.Module):
         Of the operator (not of its transpose); None if a Krylov method is used.
     positive_definite : bool
         Whether the operator is tagged as positive definite.
+    spread : bool
+        Whether to form no matrix, and to bring no vector together on one device.
     """
 
     product: Product
     factors: Factors | None
     positive_definite: bool = eqx.field(static=True)
+    spread: bool = eqx.field(static=True)
 
 
 class DenseOrKrylov(CheckedSolver):
@@ -133,6 +137,10 @@ class DenseOrKrylov(CheckedSolver):
         float32.
     limits : Limits
         Where it switches between methods.
+    matrix_free : bool
+        Whether to form no matrix, whatever the size: a system that the Krylov methods do not solve
+        is a failure. It is so in any case for vectors that JAX knows to be spread over several
+        devices, see :doc:`devices`.
 
     Raises
     ------
@@ -142,6 +150,7 @@ class DenseOrKrylov(CheckedSolver):
 
     rtol: float | None = eqx.field(static=True, default=None)
     limits: Limits = eqx.field(static=True, default=Limits())
+    matrix_free: bool = eqx.field(static=True, default=False)
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> State:
         """Return the operator's factors, if the dense method is used at once."""
@@ -156,23 +165,27 @@ class DenseOrKrylov(CheckedSolver):
         operator = lx.linearise(operator)
         definite = lx.is_positive_semidefinite(operator)
         small = operator.in_size() <= self.limits.lu_max_unknowns
-        return State(Product(operator), self.factors(operator, definite and not small), definite)
+        factors = self.factors(operator, definite and not small)
+        return State(Product(operator), factors, definite, self._spread(operator))
 
     def compute(self, state: State, vector: PyTree, options: dict[str, Any]) -> Answer:
         """Return the answer to `vector`, and `RESULTS.singular` if it is not accepted."""
         unique = options.get(UNIQUE, True)
-        # The compiler may evaluate `vector` once for the solve and once for the check, with
-        # different rounding. If it is itself a residual near zero, no answer passes such a check.
-        b = computed_once(tree.to_vector(vector))
+        b = tree.to_vector(vector)
         rtol = default_rtol(b.dtype) if self.rtol is None else self.rtol
-        system = System(_on_vectors(state.product, vector), state.positive_definite, unique, rtol)
+        definite, spread = state.positive_definite, state.spread
+        system = System(_on_vectors(state.product, vector), definite, unique, rtol, spread)
         if state.factors is None:
             helper, guess = options.get("preconditioner"), options.get("y0")
             if helper is not None:
                 system = system.helped_by(_on_vectors(helper.mv, vector), b)
-            x, accepted = self._iterate(system, b, None if guess is None else tree.to_vector(guess))
+            guess = None if guess is None else tree.to_vector(guess)
+            x, accepted = self._iterate(system, b, guess)
         else:
-            transpose = state.product.transposed
+            # The compiler may evaluate `b` once for the solve and once for the check, with
+            # different rounding. If it is a residual near zero, no answer passes such a check.
+            # Iterations are loops, into which it enters once.
+            b, transpose = computed_once(b), state.product.transposed
             x, accepted = solve_by_factors(
                 state.factors, system.matvec, b, transpose=transpose, unique=unique, rtol=rtol
             )
@@ -181,7 +194,8 @@ class DenseOrKrylov(CheckedSolver):
 
     def transpose(self, state: State, options: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         """Return the state for the transposed operator, which shares the factors."""
-        return State(state.product.transpose(), state.factors, state.positive_definite), options
+        product, definite = state.product.transpose(), state.positive_definite
+        return State(product, state.factors, definite, state.spread), options
 
     def conj(self, state: State, options: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         """Return `state`: the operator is real."""
@@ -225,7 +239,7 @@ class DenseOrKrylov(CheckedSolver):
         """Return the operator's factors; None if a Krylov method is worth a trial."""
         like = operator.in_structure()
         size, limits = operator.in_size(), self.limits
-        if size > limits.dense_max_unknowns:
+        if size > limits.dense_max_unknowns or not self.may_be_dense(operator):
             return None
         vector = jax.ShapeDtypeStruct((size,), tree.result_dtype(like))
         linear_map = LinearMap.of(_on_vectors(operator.mv, like), vector)
@@ -240,7 +254,7 @@ class DenseOrKrylov(CheckedSolver):
     ) -> tuple[Vector, Bool[Array, ""]]:
         """Solve by a Krylov method; if that is too slow or not accepted, by a direct method."""
         rows, guesses = b[None], None if guess is None else guess[None]
-        if self._may_be_dense(b):
+        if self._fits(b) and not system.spread:
             linear_map = LinearMap.of(system.matvec, b)
             solve = self._shared_solve(linear_map, system)
             answers, accepted = solve((linear_map.constants, system.helper), rows, guesses)
@@ -257,11 +271,22 @@ class DenseOrKrylov(CheckedSolver):
         answers, solved = iterate(system, rows, guesses, budget, restart)
         if system.unique:
             solved &= is_regular(system, rows[0], budget, restart)
+        if system.spread:
+            return answers, solved
         return or_by_bands(system, rows, answers, solved)
 
-    def _may_be_dense(self, b: Vector) -> bool:
+    def may_be_dense(self, operator: lx.AbstractLinearOperator) -> bool:
+        """Return whether the matrix may be formed: it fits, and its vectors are on one device."""
+        dtype = tree.result_dtype(operator.in_structure())
+        vector = jax.ShapeDtypeStruct((operator.in_size(),), dtype)
+        return self._fits(vector) and not self._spread(operator)
+
+    def _spread(self, operator: lx.AbstractLinearOperator) -> bool:
+        return self.matrix_free or SPREAD in getattr(operator, "tags", ())
+
+    def _fits(self, vector: Any) -> bool:
         """Whether the matrix fits into `dense_max_bytes`."""
-        return b.size**2 * b.dtype.itemsize <= self.limits.dense_max_bytes
+        return vector.size**2 * vector.dtype.itemsize <= self.limits.dense_max_bytes
 
     def _patience(self, size: int, positive_definite: bool) -> Budget:
         """Return the budget of a Krylov method that has no alternative.

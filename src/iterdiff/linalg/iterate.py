@@ -49,6 +49,8 @@ class System(NamedTuple):
         Whether the answer has to be the only one.
     rtol : float
         Relative residual at which iterations stop.
+    spread : bool
+        Whether the vectors are spread over several devices, and not brought together.
     precondition : callable, optional
         ``precondition(helper, v)`` is about the inverse times `v`.
     helper : pytree of arrays
@@ -59,6 +61,7 @@ class System(NamedTuple):
     positive_definite: bool
     unique: bool
     rtol: float
+    spread: bool = False
     precondition: Callable[[Any, Vector], Vector] | None = None
     helper: Any = ()
 

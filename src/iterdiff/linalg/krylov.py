@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.jaxtools import manual_axes, tree
+from iterdiff.jaxtools.placement import each_product
 from iterdiff.linalg.least_squares import safe_length
 
 Vector = Float[Array, " n"]
@@ -121,13 +122,17 @@ def conjugate_gradients(
         state, _, _, count = carry
         state, curvature = cg_step(matvec, state, precondition)
         definite = (curvature > 0) & (state.square >= 0)
-        return state, jnp.sqrt(state.residual @ state.residual), definite, count + 1
+        return state, _length(state.residual), definite, count + 1
 
     first = precondition(b)
-    start = CGState(jnp.zeros_like(b), b, first, b @ first)
-    carry = start, jnp.sqrt(b @ b), start.square >= 0, jnp.int32(0)
+    start = CGState(jnp.zeros_like(b), b, first, jnp.sum(b * first))
+    carry = start, _length(b), start.square >= 0, jnp.int32(0)
     state, length, definite, _ = manual_axes.while_loop(unfinished, step, carry)
     return state.x, (length <= rtol) & definite
+
+
+def _length(v: Vector) -> Float[Array, ""]:
+    return jnp.sqrt(jnp.sum(v * v))
 
 
 # Arnoldi's method and GMRES
@@ -158,9 +163,9 @@ def arnoldi_step(
         The image of vector k in the new basis: column k of the Hessenberg matrix.
     """
     image = matvec(basis[k])
-    first = basis @ image
+    first = each_product(basis, image)
     remainder = image - first @ basis
-    second = basis @ remainder
+    second = each_product(basis, remainder)
     remainder = remainder - second @ basis
     height = tree.norm(remainder)
     independent = height > 10 * jnp.finfo(basis.dtype).eps * tree.norm(image)
@@ -181,7 +186,7 @@ def arnoldi(
     def extend(basis, k):
         return arnoldi_step(matvec, basis, k)
 
-    basis = jnp.zeros((steps + 1, start.size), start.dtype)
+    basis = tree.zero_rows(start, steps + 1)
     basis = basis.at[0].set(start / safe_length(start))
     return jax.lax.scan(extend, basis, jnp.arange(steps))
 
@@ -236,7 +241,7 @@ def gmres(
             return basis, length * jnp.abs(basis.rotations[basis.count, 0])
 
         basis = _Basis(
-            jnp.zeros((size + 1, b.shape[0]), b.dtype).at[0].set(r / length),
+            tree.zero_rows(b, size + 1).at[0].set(r / length),
             jnp.eye(size + 1, dtype=b.dtype),
             jnp.eye(size, dtype=b.dtype),
             jnp.int32(0),

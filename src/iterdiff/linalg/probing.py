@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from iterdiff.jaxtools import tree
 from iterdiff.linalg.factor import Vector
 
 Matvec = Callable[[Vector], Vector]
@@ -45,17 +46,19 @@ def blocks_by_probing(matvec: Matvec, like: Vector, size: int) -> Float[Array, "
     count = like.size // size
     colours = min(COLOURS, count)
     blocks = jnp.arange(count, dtype=jnp.int32)
-    signs = jax.random.rademacher(jax.random.key(0), (count,), like.dtype)
+    axes = tree.axes_of(like) if size == 1 else None
+    signs = jax.random.rademacher(jax.random.key(0), (count,), like.dtype, out_sharding=axes)
+    zeros = jnp.zeros_like(like).reshape(count, size)  # spread over devices as `like` is
 
     def add(found: Array, probe: Array) -> tuple[Array, None]:
         colour, place = probe // size, probe % size
         chosen = jnp.where(blocks % colours == colour, signs, 0)
         columns = (jnp.arange(size, dtype=jnp.int32) == place).astype(like.dtype)
-        vector = (chosen[:, None] * columns[None]).reshape(-1)
+        vector = (zeros + chosen[:, None] * columns[None]).reshape(-1)
         image = chosen[:, None] * matvec(vector).reshape(count, size)
         return found + image[:, :, None] * columns[None, None], None
 
-    start = jnp.zeros((count, size, size), like.dtype)
+    start = jnp.broadcast_to(zeros[:, :, None], (count, size, size))
     return jax.lax.scan(add, start, jnp.arange(colours * size, dtype=jnp.int32))[0]
 
 
@@ -64,7 +67,8 @@ def row_lengths(matvec: Matvec, like: Vector) -> Vector:
     keys = jax.random.split(jax.random.key(1), LENGTH_PROBES)
 
     def add(squares: Array, key: Array) -> tuple[Array, None]:
-        image = matvec(jax.random.rademacher(key, (like.size,), like.dtype))
+        axes = tree.axes_of(like)
+        image = matvec(jax.random.rademacher(key, (like.size,), like.dtype, out_sharding=axes))
         return squares + image * image / LENGTH_PROBES, None
 
     return jnp.sqrt(jax.lax.scan(add, jnp.zeros_like(like), keys)[0])

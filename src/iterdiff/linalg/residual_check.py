@@ -54,6 +54,10 @@ FAILURE = (
     "`positive_definite` if it is, pass your own `linear_solver`, or pass `throw=False` for NaN."
 )
 
+SPREAD = "spread over several devices"
+"""The tag of an operator on vectors that are spread over several devices: its matrix, which would
+bring them together, is not formed."""
+
 UNIQUE = "unique"
 """The option of a solver's `compute` that says whether the answer has to be the only one. If False,
 a singular operator is no failure as long as the answer solves the system."""
@@ -285,7 +289,8 @@ def result_of(accepted: Bool[Array, ""], b: Vector, result: lx.RESULTS) -> lx.RE
 
     If `b` is not finite, the solve did not fail, and its answer is not finite either.
     """
-    failed = ~accepted & jnp.isfinite(jnp.max(jnp.abs(b), initial=0.0))
+    # The largest entry would not do: between devices, the maximum of NaN and a number may be it.
+    failed = ~accepted & tree.all_finite(b)
     return lx.RESULTS.where(failed, lx.RESULTS.singular, result)
 
 

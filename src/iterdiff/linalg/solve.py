@@ -15,21 +15,29 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, PyTree
 
-from iterdiff.jaxtools import manual_axes, tree
+from iterdiff.jaxtools import manual_axes, placement, tree
+from iterdiff.jaxtools.closures import hoist
 from iterdiff.jaxtools.jaxpr import depends, narrowest_float
 from iterdiff.jaxtools.raise_if import Throw, raise_if
 from iterdiff.linalg.any_solver import AnySolver
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, State
 from iterdiff.linalg.factor import substitute
 from iterdiff.linalg.krylov import Vector
-from iterdiff.linalg.residual_check import UNIQUE, CheckedSolver, Product, default_rtol
+from iterdiff.linalg.residual_check import SPREAD, UNIQUE, CheckedSolver, Product, default_rtol
 
 HELPED_FAILURE = (
     "The linear solve behind an implicit derivative failed with `preconditioner`: the Jacobian of "
     "the residual is singular, or the preconditioner does not approximate its inverse. Try "
     "`preconditioner=None`, or pass `throw=False` for NaN."
+)
+
+MATRIX_OF_SPREAD = (
+    "The unknowns of an implicit derivative are spread over several devices, and the program may "
+    "form the whole matrix of its linear solve. To avoid that, use a mesh with explicit axes, or "
+    "pass linear_solver=iterdiff.DenseOrKrylov(matrix_free=True)."
 )
 
 NEGLIGIBLE_MAX_CHANGE = 100
@@ -49,11 +57,18 @@ class Structure(NamedTuple):
     hessian : bool
         Whether the operator is a Hessian, so that it is its own transpose. This is a fact, not a
         claim: transposed solves are then not traced separately.
+    spread : bool
+        Whether the vectors are known to be spread over several devices: no matrix is formed.
     """
 
     symmetric: bool
     positive_definite: bool
     hessian: bool = False
+    spread: bool = False
+
+    def without_claims(self) -> "Structure":
+        """Return what is known of a general operator on the same vectors."""
+        return Structure(False, False, spread=self.spread)
 
     @property
     def tags(self) -> frozenset[object]:
@@ -61,6 +76,7 @@ class Structure(NamedTuple):
         claims = {
             lx.symmetric_tag: self.symmetric,
             lx.positive_semidefinite_tag: self.positive_definite,
+            SPREAD: self.spread,
         }
         return frozenset(tag for tag, claimed in claims.items() if claimed)
 
@@ -138,6 +154,7 @@ class Inverse:
         factor: bool = False,
         unique: bool | None = None,
     ):
+        structure = structure._replace(spread=structure.spread or placement.is_spread(like))
         self.operator, self.like, self.structure = operator, like, structure
         self.method, self.unique = method, method.unique if unique is None else unique
         self._of_vectors = _of_vectors(operator, like, structure)
@@ -146,6 +163,7 @@ class Inverse:
         solver, policy = method.solver, _policy(method.solver)
         if policy is not None:
             solver = dataclasses.replace(policy, rtol=_attainable_rtol(policy, jaxpr))
+        self._may_be_dense = policy is not None and policy.may_be_dense(self._of_vectors)
         assert solver is not None
         self._solver = solver if isinstance(solver, CheckedSolver) else AnySolver(solver)
         # Cut here: JAX cannot differentiate a solve of which only such a constant has a tangent.
@@ -165,7 +183,7 @@ class Inverse:
         fixed = eqx.combine(jax.lax.stop_gradient(arrays), static)
         if self.factors is None:
             return self._solver.init(fixed, {})
-        return State(Product(fixed), self.factors, self.structure.positive_definite)
+        return State(Product(fixed), self.factors, self.structure.positive_definite, False)
 
     def __call__(self, b: PyTree) -> PyTree:
         """Return ``A^{-1} b``, checked."""
@@ -222,6 +240,8 @@ class Inverse:
         if the operator is singular. A tiny `b` is scaled, because its smaller entries would
         underflow in the solve, and the answer would fail the check.
         """
+        if self._may_be_dense:
+            b = placement.watched(b, MATRIX_OF_SPREAD)
         largest = jnp.max(jnp.abs(b), initial=0.0)
         zero, unit = largest == 0, _tiny_unit(b.dtype)
         enlarged = largest < unit
@@ -355,8 +375,7 @@ def _transposed_helper(helper: lx.FunctionLinearOperator) -> lx.FunctionLinearOp
             "`preconditioner` returned a function that JAX cannot transpose, as the adjoint solve "
             "needs: make it linear in its argument, out of jax.numpy operations."
         ) from error
-    convert = not manual_axes.inside()
-    return lx.FunctionLinearOperator(transposed, vector, helper.tags, closure_convert=convert)
+    return _operator(transposed, vector, helper.tags)
 
 
 def _of_vectors(
@@ -368,6 +387,14 @@ def _of_vectors(
         return tree.to_vector(operator(tree.from_vector(manual_axes.aligned(v, like), like)))
 
     vector = jax.eval_shape(tree.to_vector, like)
-    return lx.FunctionLinearOperator(
-        matvec, vector, structure.tags, closure_convert=not manual_axes.inside()
-    )
+    return _operator(matvec, vector, structure.tags)
+
+
+def _operator(matvec: Callable, vector: Any, tags: frozenset) -> lx.FunctionLinearOperator:
+    """Return a function of vectors as an operator, with the values it closes over as its leaves.
+
+    Not if vectors vary over mesh axes, or are typed as spread: lineax drops that from the leaves.
+    """
+    if not manual_axes.inside() and not placement.is_spread(vector):
+        matvec = Partial(*hoist(matvec, vector))
+    return lx.FunctionLinearOperator(matvec, vector, tags, closure_convert=False)

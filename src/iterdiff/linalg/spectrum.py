@@ -7,11 +7,11 @@ Only the products are compiled. Arnoldi's method runs on the host, in float64: c
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.by_content import ByContent
 
 Vector = Float[np.ndarray, " n"]
 
@@ -66,7 +66,7 @@ def probe(
         is that of the invariant subspace which they generate.
     """
     size, dtype = tree.size(like), tree.result_dtype(like)
-    matvec = jax.jit(lambda v: tree.to_vector(apply(tree.from_vector(v, like))))
+    matvec = ByContent(lambda v: tree.to_vector(apply(tree.from_vector(v, like))))
 
     def product(v: Vector) -> Vector:
         return np.asarray(matvec(v.astype(dtype)), float)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
 from iterdiff.algorithms.status import RUNNING
-from iterdiff.jaxtools import manual_axes
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.lax import any_in_batch
 from iterdiff.loop.run import Loop, Run, advance, begin, detached, finish
 
@@ -110,7 +110,7 @@ class Checkpoints(eqx.Module):
         while max_steps > slots * gap:
             gap *= 2
         return cls(
-            jax.tree.map(lambda v: jnp.zeros((slots, *v.shape), v.dtype), arrays),
+            tree.zero_rows(arrays, slots),
             None if everything else jnp.arange(2 * slots, dtype=jnp.int32),
             jnp.ones((), jnp.int32),
             jnp.zeros((), jnp.int32),

@@ -51,8 +51,7 @@ class LinearisedSteps:
     def __init__(self, step: Callable, primals: PyTree, example: PyTree, count: int):
         self.step, self.primals = step, primals
         # An example that shares no array with `primals`, because the states do not.
-        zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), example)
-        self.example = manual_axes.aligned(zeros, example)
+        self.example = manual_axes.aligned(tree.zeros_like(example), example)
         found = jax.make_jaxpr(self._residuals)(self.example)
         row_size = len(jax.tree.leaves(example))
         self.varying = depends(found.jaxpr, [True] * row_size)

@@ -68,7 +68,7 @@ class Accelerated(NamedTuple):
     def begin(self) -> Window:
         """Return the window at the pair `like`, without differences yet."""
         pair = tree.to_vector(self.like)
-        empty = jnp.zeros((min(self.depth, pair.size), pair.size), pair.dtype)
+        empty = tree.zero_rows(pair, min(self.depth, pair.size))
         return Window(pair, self._move(pair), empty, empty)
 
     def advance(self, window: Window) -> Window:
@@ -154,7 +154,7 @@ class AcceleratedTangents(Tangents):
     def _accelerated(self, state: Any, tangents: PyTree = None) -> Accelerated:
         if tangents is None:
             count = jax.tree.leaves(self.unrolled.directions)[0].shape[0]
-            tangents = jax.tree.map(lambda v: jnp.zeros((count, *v.shape), v.dtype), state.x)
+            tangents = tree.zero_rows(state.x, count)
 
         def step(pair: Pair) -> Pair:
             x, tangents = pair

@@ -19,6 +19,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
@@ -37,7 +38,7 @@ from iterdiff.accuracy.report import REPORT_SIZE, check_report, to_vector
 from iterdiff.accuracy.sensitivity import Equation, Sensitivity
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.arguments import Tolerance, check_tolerance, check_word
-from iterdiff.jaxtools.closures import Perturbed, attach_jvp
+from iterdiff.jaxtools.closures import Perturbed, attach_jvp, hoist
 from iterdiff.jaxtools.lax import custom_solve
 from iterdiff.jaxtools.raise_if import Throw, raise_if
 from iterdiff.linalg.solve import Method
@@ -178,22 +179,25 @@ class Checked(Mode):
         parts, explicit = parts.explicit(given, x)
         tolerances = jax.lax.stop_gradient((jnp.asarray(self.rtol), jnp.asarray(self.atol)))
         report = jnp.zeros(REPORT_SIZE) if self.report is None else self.report
-        inputs = (explicit, tolerances, report)
+        inputs = manual_axes.aligned((explicit, tolerances, report), x)
         leaves = jax.tree.leaves(inputs)
         place_of_report, guesses = len(leaves) - 1, self._guesses()
         # The cotangent of a first guess is the adjoint itself, no part of the gradient.
         judged = [not any(leaf is guess for guess in guesses) for leaf in leaves]
         structure = given.problem.structure_at(x, given.theta)
         # The check computes the default implicit derivative at `x` anyway; a mode may refuse it.
-        shared = isinstance(self.mode, Implicit) and self.mode.is_default and dependent is None
+        implicit = self.mode if isinstance(self.mode, Implicit) else Implicit()
+        shared = implicit is self.mode and implicit.is_default and dependent is None
+        apply, constants = implicit.helper_at(given.problem, x, given.theta), None
+        if apply is not None:
+            apply, constants = hoist(apply, x)
 
-        def rule(x: PyTree, perturbed: Perturbed) -> PyTree:
-            if manual_axes.varies((x, perturbed)):
-                raise ValueError(_VARYING)
+        def rule(x: PyTree, perturbed: Perturbed, constants: Any = None) -> PyTree:
             bound = parts.map(lambda part: lambda y, p: part(y, perturbed.rebuild(p)[0]))
             point, still = jax.lax.stop_gradient((x, perturbed.primals))
             equation = Equation(bound.residual, point, still, structure)
-            at = Sensitivity(equation, Method(throw=shared and throw))
+            helper = None if apply is None else partial(apply, constants)
+            at = Sensitivity(equation, Method(implicit.policy, shared and throw, helper))
             derivative = _CheckedDerivative(
                 bound,
                 at,
@@ -205,7 +209,7 @@ class Checked(Mode):
             )
             return derivative.push(perturbed, x)
 
-        return attach_jvp(x, inputs, rule)
+        return attach_jvp(x, inputs, rule, constants)
 
     def _guesses(self) -> list:
         """Return the arrays of the wrapped mode's first guess, see `AdjointState`."""
@@ -234,11 +238,6 @@ class Checked(Mode):
 _ADVICE = (
     "Solve more accurately (for example with stop=DerivativeErrorBelow), use Implicit(refine=1), "
     "or examine it with iterdiff.derivative_error."
-)
-_VARYING = (
-    "`mode`: Checked cannot differentiate inside jax.shard_map with `check_vma=True`, because a "
-    "linear solve of JAX fails there if only some of its constants vary. Pass `check_vma=False` to "
-    "jax.shard_map."
 )
 _FORWARD_ONLY = (
     "`mode`: JAX cannot differentiate these steps in reverse mode, because they hold a loop of "
@@ -367,4 +366,4 @@ class _CheckedDerivative(NamedTuple):
             found["one_sided"] = parts.at_marked_kink(points.corrected, theta)
         else:
             found["one_sided"] = at_kink(self.at, points.corrected)
-        return dataclasses.replace(points, **found)
+        return manual_axes.aligned(dataclasses.replace(points, **found))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.algorithms.base import Algorithm
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.arguments import check_callable
 from iterdiff.linalg.probing import inverse_by_probing
 from iterdiff.problems.problem import Problem
@@ -204,6 +204,7 @@ def value_and_grad_with_state(
     check_callable(loss=loss)
 
     def with_state(theta: PyTree, state: PyTree, *args):
+        state = manual_axes.aligned(state, (theta, args))
         graded = jax.value_and_grad(lambda theta, state: loss(theta, state, *args), (0, 1))
         value, (gradient, following) = graded(theta, state)
         return value, gradient, following

@@ -1,6 +1,7 @@
 """Differentiate the equation that the solution satisfies."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import equinox as eqx
@@ -15,6 +16,7 @@ from iterdiff.jaxtools.arguments import check_bool, check_count, check_word
 from iterdiff.jaxtools.raise_if import Throw
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.any_solver import as_linear_solver
+from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
 from iterdiff.linalg.minimum_norm import MinimumNorm
 from iterdiff.linalg.solve import Method
 from iterdiff.loop.run import stop_gradient
@@ -138,10 +140,23 @@ class Implicit(Mode):
 
     @property
     def is_default(self) -> bool:
-        """Whether the derivative is that of `Implicit()`, solved for in the same way."""
-        given = self.linear_solver, self.preconditioner, self.guess
+        """Whether the derivative is that of `Implicit()`, solved for as `policy` does."""
+        foreign = self.linear_solver is not None and self.policy is None
         approximate = self.gauss_newton or self.singular != "raise"
-        return not approximate and all(v is None for v in given)
+        return not (foreign or approximate) and self.guess is None
+
+    @property
+    def policy(self) -> DenseOrKrylov | None:
+        """The `linear_solver`, if it is the default one with other settings."""
+        return self.linear_solver if isinstance(self.linear_solver, DenseOrKrylov) else None
+
+    def helper_at(
+        self, problem: Problem, x: PyTree, theta: PyTree
+    ) -> Callable[[PyTree], PyTree] | None:
+        """Return the preconditioner at a point; None if there is none, or only that of a run."""
+        if self._without_run() is None:
+            return None
+        return applied(self.preconditioner, *stop_gradient((problem, x, theta)))
 
     @property
     def corrects_answer(self) -> bool:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from iterdiff.algorithms.base import Algorithm
-from iterdiff.jaxtools import manual_axes, tree
+from iterdiff.jaxtools import manual_axes, placement, tree
 from iterdiff.jaxtools.jaxpr import depends, flops
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.task import Tangents
@@ -117,7 +117,7 @@ def cheapest_tangents(
     arrays, static = eqx.partition(state, lambda v: isinstance(v, jax.ShapeDtypeStruct))
     floating = eqx.filter(arrays, lambda v: jnp.issubdtype(v.dtype, jnp.floating))
     n, k = tree.size(floating), jax.tree.leaves(directions)[0].shape[0]
-    if n > FORMED_MAX_ROWS:
+    if n > FORMED_MAX_ROWS or problem.spread or placement.is_spread(x0):
         return every
     work = 0
 
@@ -177,7 +177,7 @@ class LateTangents(Tangents):
             )
 
         k = jax.tree.leaves(self.directions)[0].shape[0]
-        zero = jax.tree.map(lambda v: jnp.zeros((k, *v.shape), v.dtype), floating_part(state)[0])
+        zero = tree.zero_rows(floating_part(state)[0], k)
         tangents = manual_axes.fori_loop(0, taken, push, zero)
         return eqx.combine(tangents, floating_part(state)[1]).x
 

@@ -89,7 +89,7 @@ def completed(problem: Problem, x: PyTree, theta: PyTree) -> PyTree:
 def _least_squares_multipliers(
     problem: ConstrainedProblem, x: PyTree, theta: PyTree
 ) -> Multipliers:
-    problem, x, theta = _still(problem), _still(x), _still(theta)
+    problem, x, theta = still(problem), still(x), still(theta)
     values = problem.constraints(x, theta)
     like = problem.start(x, theta).multipliers
     count = tree.size(like)
@@ -155,12 +155,12 @@ def regular_at(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Problem, Dep
     """
     if not isinstance(problem, ConstrainedProblem):
         return problem, None
-    still, x, theta = _still(problem), _still(x), _still(theta)
+    fixed, x, theta = still(problem), still(x), still(theta)
     tol = jnp.asarray(default_distance(x), tree.result_dtype(x))
     if tree.size(x.multipliers) == 0:
         return problem, None
-    weak = weak_inequalities(still, x, theta, tol)
-    found = dependence(still, x, theta, weak)
+    weak = weak_inequalities(fixed, x, theta, tol)
+    found = dependence(fixed, x, theta, weak)
     held = _with_equalities(weak, x.multipliers)
     if found is not None:
         found = jax.tree.map(jax.lax.stop_gradient, found)
@@ -237,7 +237,8 @@ def dependence(
     if count == 0 or count * size > MAX_JACOBIAN_NUMBERS:
         return None
     rows = constraint_gradients(problem, unknowns.x, theta)
-    rows = rows / safe_length(rows)[:, None]
+    lengths = safe_length(rows)
+    rows = rows / lengths[:, None]
     active = problem.active(unknowns, theta)
     weak, active = _with_equalities(weak, unknowns.multipliers), _flags(active)
     strong = active & ~weak
@@ -248,11 +249,16 @@ def dependence(
     suspect = ~(jnp.min(pivots) > eps**SUSPECT_MAX_EXPONENT)
     zero = jnp.zeros(count, rows.dtype)
     nothing = Dependence(strong & False, strong & False, zero, zero)
-    return only_if(suspect, lambda: _examined(considered, strong, weak, eps), nothing)
+    found = only_if(suspect, lambda: _examined(considered, strong, weak, eps), nothing)
+    of_pinned, of_implied = found.of_pinned / lengths, found.of_implied / lengths
+    return found._replace(of_pinned=of_pinned, of_implied=of_implied)
 
 
 def _examined(rows: Array, strong: Array, weak: Array, eps: float) -> Dependence:
-    """Return the dependence of unit rows, by Gram-Schmidt over the strongly active ones."""
+    """Return the dependence of unit rows, by Gram-Schmidt over the strongly active ones.
+
+    The combinations are those of unit rows.
+    """
     tol = eps**DEPENDENT_MAX_EXPONENT
 
     def project(i, carry):
@@ -337,6 +343,6 @@ def apart(pull: Callable[[Array], PyTree], weights: Array, which: Array) -> Bool
     return tree.norm(pull(weights)) > tol * (one + other)
 
 
-def _still(a: PyTree) -> PyTree:
+def still(a: PyTree) -> PyTree:
     """Return `a` without derivatives."""
     return jax.tree.map(lambda v: jax.lax.stop_gradient(v) if tree.is_floating(v) else v, a)

@@ -1,5 +1,6 @@
 """Checks of what users pass in: a wrong call raises one error that names the argument."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,12 +8,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
-from iterdiff.jaxtools import tree
+from iterdiff.jaxtools import placement, tree
 from iterdiff.jaxtools.arguments import as_array, is_known, is_number
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.problems.constrained import ConstrainedProblem
+from iterdiff.problems.layout import is_narrow, is_unknown, paired
 from iterdiff.problems.least_squares import LeastSquares
 from iterdiff.problems.linear_system import LinearSystem
 from iterdiff.problems.problem import CompositeMinimization, FixedPoint, Minimization, Problem
@@ -33,35 +35,36 @@ def check_problem(problem: object) -> None:
         )
 
 
-MIN_BITS = 32
-"""The narrowest floating dtype of an unknown: linear solves have no routines for narrower ones."""
-
-
 def check_x0(x0: PyTree, name: str = "x0") -> PyTree:
     """Return `x0` with its leaves converted to arrays.
 
     Parameters
     ----------
-    x0 : pytree of real floating arrays
-        The point to check.
+    x0 : pytree
+        The point to check. Its floating leaves, real or complex, are the unknowns; booleans,
+        integer arrays, PRNG keys and objects that are no numbers may stand beside them.
     name : str
         The argument's name in error messages.
 
     Returns
     -------
-    pytree of arrays
-        Not weakly typed.
+    pytree
+        Its arrays are not weakly typed.
 
     Raises
     ------
     TypeError
-        If a leaf is not a real floating number or array, of at least 32 bits.
+        If a leaf is a Python number that is not floating, JAX has no arrays of its kind, or it only
+        resembles an array.
     ValueError
-        If there are no numbers, or a known leaf contains NaN or infinity.
+        If there are no floating numbers, or a known leaf contains NaN or infinity.
     """
     checked = _each_leaf(f"`{name}`", _unknown, x0)
-    if not any(np.size(leaf) for leaf in jax.tree.leaves(checked)):
-        raise ValueError(f"`{name}` contains no numbers; pass an array or a pytree of arrays.")
+    if not any(np.size(leaf) for leaf in jax.tree.leaves(checked) if is_unknown(leaf)):
+        raise ValueError(
+            f"`{name}` contains no floating numbers, so there is nothing to solve for; pass a "
+            "floating array or a pytree of some."
+        )
     return checked
 
 
@@ -77,31 +80,37 @@ def _each_leaf(name: str, function: Callable[[str, Any], Any], given: PyTree) ->
     return jax.tree.unflatten(structure, made)
 
 
-def _unknown(where: str, leaf: Any) -> Array:
-    """Return a leaf of `x0` as an array; `where` is its name in messages."""
-    rest = "Leave it out of the unknowns: equinox.partition(tree, equinox.is_inexact_array) splits."
+def _unknown(where: str, leaf: Any) -> Any:
+    """Return a leaf of `x0`, as an array if it is a number; `where` is its name in messages."""
+    if isinstance(leaf, numbers.Number) and not isinstance(
+        leaf, bool | float | complex | np.generic
+    ):
+        raise TypeError(
+            f"{where} is {leaf!r}, which is no floating number. Write it as a float if it is an "
+            "unknown, and as an integer array, such as jnp.asarray(3), if it is a constant."
+        )
     if not is_number(leaf):
-        raise TypeError(f"{where} must be a real floating array, not {leaf!r}. {rest}")
+        return _no_array(where, leaf)
     array = as_array(where, leaf)
-    dtype = array.dtype
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(
-            f"{where} must be a real floating array, but its dtype is {dtype}; pass its real and "
-            "imaginary parts as two leaves."
-        )
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(
-            f"{where} must be a real floating array, but its dtype is {dtype}. Convert it to float "
-            "if it is an unknown; pass a counter or other data in `theta`."
-        )
-    if jnp.finfo(dtype).bits < MIN_BITS:
-        raise TypeError(
-            f"{where} has dtype {dtype}, in which linear systems cannot be solved; pass it in "
-            "float32, for example x0.astype('float32'), and convert the answer."
-        )
-    if is_known(array) and not np.all(np.isfinite(np.asarray(array))):
+    if is_unknown(array) and is_known(array) and not placement.all_finite(array):
         raise ValueError(f"{where} contains NaN or infinity; pass finite numbers.")
     return array
+
+
+def _no_array(where: str, leaf: Any) -> Any:
+    """Return a leaf that is no number.
+
+    Raises
+    ------
+    TypeError
+        If it resembles an array, as a pandas Series does.
+    """
+    if hasattr(leaf, "dtype"):
+        raise TypeError(
+            f"{where} is a {type(leaf).__name__}, which has a dtype but is no array; convert it "
+            "with numpy.asarray."
+        )
+    return leaf
 
 
 def check_theta(theta: PyTree, x0: PyTree = None) -> PyTree:
@@ -111,7 +120,7 @@ def check_theta(theta: PyTree, x0: PyTree = None) -> PyTree:
     ----------
     theta : pytree
         The parameters to check.
-    x0 : pytree of real floating arrays, optional
+    x0 : pytree, optional
         The unknowns. A Python number in `theta`, or what JAX traces in place of one, takes their
         dtype, as it does in arithmetic.
 
@@ -123,13 +132,13 @@ def check_theta(theta: PyTree, x0: PyTree = None) -> PyTree:
     Raises
     ------
     TypeError
-        If a leaf is complex, JAX has no arrays of its kind, or it only resembles an array.
+        If JAX has no arrays of a leaf's kind, or it only resembles an array.
     ValueError
         If no leaf is floating, a known leaf contains NaN, or a number does not fit its dtype.
     """
-    weak = None if x0 is None else tree.result_dtype(x0)
+    weak = None if x0 is None else tree.result_dtype(paired(eqx.filter(x0, is_unknown)))
     checked = _each_leaf("`theta`", lambda where, leaf: _parameter(where, leaf, weak), theta)
-    if not any(tree.is_floating(leaf) for leaf in jax.tree.leaves(checked)):
+    if not any(map(is_unknown, jax.tree.leaves(checked))):
         raise ValueError(
             "`theta` has no floating leaf, so there is nothing to differentiate with respect to. "
             "Pass parameters as floating arrays; integer leaves are data."
@@ -140,20 +149,9 @@ def check_theta(theta: PyTree, x0: PyTree = None) -> PyTree:
 def _parameter(where: str, leaf: Any, weak: np.dtype | None) -> Any:
     """Return a leaf of `theta`, as an array if it is a number; `where` is its name in messages."""
     if not is_number(leaf):
-        if hasattr(leaf, "dtype"):
-            raise TypeError(
-                f"{where} is a {type(leaf).__name__}, which has a dtype but is no array; convert "
-                "it with numpy.asarray."
-            )
-        return leaf
+        return _no_array(where, leaf)
     array = as_array(where, leaf, weak)
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise TypeError(
-            f"{where} is complex ({array.dtype}); pass its real and imaginary parts as two leaves. "
-            "If it is data, pass it in `args`."
-        )
-    floating = jnp.issubdtype(array.dtype, jnp.floating)
-    if floating and is_known(array) and np.any(np.isnan(np.asarray(array))):
+    if is_unknown(array) and is_known(array) and placement.has_nan(array):
         raise ValueError(f"{where} contains NaN; pass numbers.")
     return array
 
@@ -287,6 +285,16 @@ def _check_scalar(name: str, result: Any, x0: PyTree) -> None:
             f"`problem`: {name} must return one real floating number, but it returns dtype "
             f"{result.dtype} and shape {result.shape}; reduce a vector, for example with jnp.sum."
         )
+    _check_wide(name, result)
+
+
+def _check_wide(name: str, result: Any) -> None:
+    """Raise TypeError if a result has too few digits to be differentiated."""
+    if is_narrow(result.dtype):
+        raise TypeError(
+            f"`problem`: {name} returns {result.dtype}, in which no solution is accurate enough to "
+            "differentiate. Compute in float32: `x` arrives in it, whatever the dtype of `x0`."
+        )
 
 
 def _check_constraint(name: str, result: Any, x0: PyTree) -> None:
@@ -309,6 +317,7 @@ def _check_numbers(name: str, result: Any, x0: PyTree) -> None:
             raise TypeError(
                 f"`problem`: {name} must be real floating arrays, not {leaf!r}; convert them."
             )
+        _check_wide(name, leaf)
     if not tree.size(leaves):
         raise TypeError(f"`problem`: {name} are empty; return at least one number.")
 

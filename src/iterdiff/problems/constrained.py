@@ -77,6 +77,7 @@ class ConstrainedProblem(Problem):
     pinned: eqx.AbstractVar[Multipliers | None]
     marks_kinks: ClassVar[bool] = True
     residual_is_gradient: ClassVar[bool] = True
+    like_x: ClassVar[tuple[str, ...] | None] = ()
 
     @abc.abstractmethod
     def cost(self, x: PyTree, theta: PyTree) -> Float[Array, ""]:
@@ -101,6 +102,10 @@ class ConstrainedProblem(Problem):
     def answer(self, unknowns: PyTree) -> PyTree:
         """Return the point without its multipliers; a point without any as it is."""
         return unknowns.x if isinstance(unknowns, PrimalDual) else unknowns
+
+    def multipliers(self, unknowns: PyTree) -> Multipliers | None:
+        """Return the multipliers; None for a point without any."""
+        return unknowns.multipliers if isinstance(unknowns, PrimalDual) else None
 
     def constraints(self, x: PyTree, theta: PyTree) -> Multipliers:
         """Return the values of the constraints, in the layout of the multipliers."""
@@ -138,7 +143,7 @@ class ConstrainedProblem(Problem):
         """
         rules = custom_rules_in(self._potential, x, theta)
         if "custom_vjp" in rules:
-            return Structure(False, False)
+            return self.structure.without_claims()
         return self.structure._replace(hessian=not rules)
 
 

@@ -2,16 +2,21 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from iterdiff.jaxtools.arguments import is_number
+from iterdiff.jaxtools.placement import is_spread
 from iterdiff.jaxtools.snapshot import Snapshot
 from iterdiff.problems.active_set import completed
 from iterdiff.problems.checks import check_problem, check_residual, check_theta, check_x0
+from iterdiff.problems.constrained import PrimalDual
 from iterdiff.problems.functions import bind, has_room, lacks_data
+from iterdiff.problems.layout import Layout, is_unknown, layout_of, paired
 from iterdiff.problems.problem import Problem, replaced
+from iterdiff.problems.seen_problem import seen_problem
 
 
 def check_inputs(
@@ -19,11 +24,13 @@ def check_inputs(
 ) -> tuple[Problem, PyTree, PyTree]:
     """Return the problem with its data and its snapshot, the unknowns, and `theta` as arrays.
 
+    The unknowns and the parameters that are returned are those that we compute with, see `Layout`.
+
     Parameters
     ----------
     problem : Problem
         What the caller was given.
-    x : pytree of real floating arrays
+    x : pytree
         A point. If the residual has further unknowns, they are added.
     theta : pytree
         Parameters.
@@ -40,10 +47,21 @@ def check_inputs(
     check_problem(problem)
     x = check_x0(x, "x" if solved else "x0")
     theta = check_theta(theta, x)
-    problem = with_data(problem, args)
+    layout = layout_of(problem.answer(x), theta)
+    problem = seen_problem(with_data(problem, args), layout)
+    if layout is not None:
+        x, theta = plain(layout, x), paired(theta)
     problem = with_snapshot(problem, check_residual(problem, x, theta))
+    problem = replaced(problem, spread=is_spread(x))
     unknowns = completed(problem, x, theta) if solved else problem.start(x, theta)
     return problem, unknowns, theta
+
+
+def plain(layout: Layout, x: PyTree) -> PyTree:
+    """Return the unknowns of `x`, which may have multipliers, as we compute with them."""
+    if isinstance(x, PrimalDual):
+        return PrimalDual(layout.split(x.x), paired(eqx.filter(x.multipliers, is_unknown)))
+    return layout.split(x)
 
 
 def with_data(problem: Problem, args: PyTree) -> Problem:

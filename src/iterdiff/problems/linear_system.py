@@ -135,6 +135,7 @@ class LinearSystem(Problem):
     _symmetric: bool = eqx.field(static=True)
     _positive_definite: bool = eqx.field(static=True)
     functions: ClassVar[dict[str, int]] = {"operator": 2, "rhs": 1}
+    like_x: ClassVar[tuple[str, ...] | None] = ("operator", "rhs")
 
     def __init__(
         self,

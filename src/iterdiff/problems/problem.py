@@ -22,6 +22,7 @@ from iterdiff.jaxtools.reverse_only import custom_rules_in
 from iterdiff.jaxtools.snapshot import Snapshot
 from iterdiff.linalg.solve import Structure
 from iterdiff.problems.functions import Bound
+from iterdiff.problems.layout import Layout
 
 P = TypeVar("P", bound="Problem")
 
@@ -43,27 +44,35 @@ class Problem(eqx.Module):
         Whether the residual is the gradient of a scalar function, so that ``d residual / dx`` is
         a Hessian, and its transpose need not be formed.
     marks_kinks : bool
-        Whether `weakly_active` looks for kinks where this kind of problem has them, so that `solve`
-        calls it.
+        Whether `weakly_active`, which `solve` then calls, looks for the kinks of such problems.
     structure : Structure
         The three declarations about ``d residual / dx``, for linear solves.
     functions : dict of str to int
         The fields that hold functions of the user's, each with its number of inputs. Data come
         after these.
+    like_x : tuple of str, or None
+        The functions among these that return a value like `x`. None: not declared.
     snapshot : Snapshot or None
-        What the functions computed when a call of iterdiff checked them. Programs are reused only
-        for a problem with an equal snapshot.
+        What the functions computed when they were checked: programs are reused only if it is equal.
+    spread : bool
+        Whether a call of iterdiff found the unknowns spread over several devices.
+    layout : Layout or None
+        How the unknowns are laid out in the answer; None if they are the answer.
     """
 
     residual_is_gradient: ClassVar[bool] = False
     marks_kinks: ClassVar[bool] = False
     functions: ClassVar[dict[str, int]] = {}
+    like_x: ClassVar[tuple[str, ...] | None] = None
     snapshot: Snapshot | None = eqx.field(kw_only=True, default=None, repr=False)
+    spread: bool = eqx.field(kw_only=True, default=False, repr=False, static=True)
+    layout: Layout | None = eqx.field(kw_only=True, default=None, repr=False)
 
     @property
     def structure(self) -> Structure:
         """What the problem declares about ``d residual / dx``."""
-        return Structure(self.symmetric, self.positive_definite, self.residual_is_gradient)
+        claims = self.symmetric, self.positive_definite, self.residual_is_gradient
+        return Structure(*claims, self.spread)
 
     def structure_at(self, x: PyTree, theta: PyTree) -> Structure:
         """Return what is known about ``d residual / dx`` at a point: what is declared."""
@@ -99,6 +108,15 @@ class Problem(eqx.Module):
     def answer(self, unknowns: PyTree) -> PyTree:
         """Return what users call `x`, given the unknowns of the residual; by default these."""
         return unknowns
+
+    def restored(self, unknowns: PyTree) -> PyTree:
+        """Return the answer as the caller laid it out."""
+        answer = self.answer(unknowns)
+        return answer if self.layout is None else self.layout.restored(answer)
+
+    def multipliers(self, unknowns: PyTree) -> PyTree:
+        """Return the multipliers among the unknowns of the residual; None without constraints."""
+        del unknowns
 
     @abc.abstractmethod
     def residual(self, x: PyTree, theta: PyTree) -> PyTree:
@@ -151,6 +169,7 @@ class SmoothMinimization(ProblemOfFunctions):
     """
 
     objective: eqx.AbstractVar[Callable[[PyTree, PyTree], Float[Array, ""]]]
+    like_x: ClassVar[tuple[str, ...] | None] = ()
     residual_is_gradient: ClassVar[bool] = True
 
     @property
@@ -171,7 +190,7 @@ class SmoothMinimization(ProblemOfFunctions):
         """
         rules = custom_rules_in(self.objective, x, theta)
         if "custom_vjp" in rules:
-            return Structure(False, False)
+            return self.structure.without_claims()
         return self.structure._replace(hessian=not rules)
 
     def value(self, unknowns: PyTree, theta: PyTree) -> Float[Array, ""]:
@@ -243,6 +262,7 @@ class RootFinding(ProblemOfFunctions):
 
     function: Callable[[PyTree, PyTree], PyTree]
     functions: ClassVar[dict[str, int]] = {"function": 2}
+    like_x: ClassVar[tuple[str, ...] | None] = ("function",)
 
     def __check_init__(self):
         """Check that `function` is callable."""
@@ -275,6 +295,7 @@ class FixedPoint(ProblemOfFunctions):
 
     update: Callable[[PyTree, PyTree], PyTree]
     functions: ClassVar[dict[str, int]] = {"update": 2}
+    like_x: ClassVar[tuple[str, ...] | None] = ("update",)
 
     def __check_init__(self):
         """Check that `update` is callable."""
@@ -324,6 +345,7 @@ class CompositeMinimization(ProblemOfFunctions):
     residual_step: float = eqx.field(static=True, default=1.0)
     marks_kinks: ClassVar[bool] = True
     functions: ClassVar[dict[str, int]] = {"smooth": 2, "prox": 3, "penalty": 2}
+    like_x: ClassVar[tuple[str, ...] | None] = ("prox",)
 
     def __check_init__(self):
         """Check that the functions are callable and that `residual_step` is positive."""

@@ -26,9 +26,9 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import as_array, check_tolerance, is_known, is_real
-from iterdiff.problems.active_set import completed, default_distance, weak_constraints
+from iterdiff.problems.active_set import completed, default_distance, still, weak_constraints
 from iterdiff.problems.constrained import ConstrainedProblem
-from iterdiff.problems.inputs import check_inputs, with_data
+from iterdiff.problems.inputs import check_inputs
 from iterdiff.problems.problem import CompositeMinimization, Problem
 
 T = TypeVar("T", bound=PyTree)
@@ -233,11 +233,9 @@ def weakly_active(
     """
     if tol is not None:
         check_tolerance("tol", tol)
-    if any(tree.is_traced(leaf) for leaf in jax.tree.leaves((x, theta))):
-        problem = with_data(problem, args)  # an entry point has checked the rest
-    else:
+    if getattr(problem, "snapshot", None) is None:  # no entry point has checked them
         problem, x, theta = check_inputs(problem, x, theta, args, solved=True)
-    x, theta = jax.lax.stop_gradient((x, theta))
+    x, theta = still((x, theta))
     tol = default_distance(x) if tol is None else tol
     if isinstance(problem, ConstrainedProblem):
         unknowns = completed(problem, x, theta)
@@ -258,7 +256,8 @@ def weakly_active(
     largest = slopes if isinstance(problem, CompositeMinimization) else jnp.max(slopes)
     rounding = ROUNDING_ERRORS * narrow.eps / tol * largest
     kinked = jnp.abs(forward - backward) > KINK_MIN_SLOPE_JUMP * slopes + rounding
-    return _shaped_like(jnp.any(kinked, axis=0), x)
+    flags = _shaped_like(jnp.any(kinked, axis=0), x)
+    return flags if problem.layout is None else problem.layout.flags(flags)
 
 
 def narrowest(a: PyTree) -> np.dtype:

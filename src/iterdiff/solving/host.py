@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.raise_if import raise_if
 from iterdiff.loop.run import stop_gradient
+from iterdiff.problems.layout import is_unknown, paired
 from iterdiff.solving.solution import SolverFailed
 
 NOT_FINITE = (
@@ -61,7 +62,9 @@ class SolverCall(NamedTuple):
         x0, theta, args, kwargs = inputs
         x = self.unpack(self.solver(x0, theta, *args, **kwargs))
         self.check_like_x0(x)
-        x = jax.tree.map(lambda like, leaf: asarray(leaf, like.dtype), self.x0, x)
+        x = jax.tree.map(
+            lambda like, leaf: asarray(leaf, like.dtype) if is_unknown(like) else like, self.x0, x
+        )
         return self.check_finite(x) if self.throw else x
 
     def run_untraced(self, inputs: tuple, asarray: Callable = jnp.asarray) -> PyTree:
@@ -98,7 +101,9 @@ class SolverCall(NamedTuple):
         if np.all(success):  # one flag for each unknown in scipy.optimize.newton
             return getattr(result, "x", getattr(result, "root", None))
         if not self.throw:
-            return jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan), self.x0)
+            return jax.tree.map(
+                lambda leaf: np.full(leaf.shape, np.nan) if is_unknown(leaf) else leaf, self.x0
+            )
         count = f"{np.sum(np.logical_not(success))} of {np.size(success)} not converged"
         message = str(getattr(result, "message", getattr(result, "flag", count)))
         raise SolverFailed(f"`{self.name}` reported failure: {message}", message)
@@ -113,9 +118,12 @@ class SolverCall(NamedTuple):
         SolveError
             If `x` is traced and not finite, when the compiled program runs.
         """
-        leaves, message = jax.tree.leaves(x), NOT_FINITE.format(name=self.name)
+        leaves = [leaf for leaf in jax.tree.leaves(x) if is_unknown(leaf)]
+        message = NOT_FINITE.format(name=self.name)
         if any(tree.is_traced(leaf) for leaf in leaves):
-            return raise_if(stop_gradient(x), ~tree.all_finite(x), [message])
+            unknowns, rest = eqx.partition(x, is_unknown)
+            failed = ~tree.all_finite(paired(unknowns))
+            return eqx.combine(raise_if(stop_gradient(unknowns), failed, [message]), rest)
         if not all(np.all(np.isfinite(np.asarray(leaf))) for leaf in leaves):
             raise SolverFailed(message)
         return x
@@ -128,7 +136,7 @@ class SolverCall(NamedTuple):
         ValueError
             If structures or shapes differ.
         TypeError
-            If a leaf is complex.
+            If a leaf is complex, and that of `x0` is not.
         """
         expected, found = jax.tree.structure(self.x0), jax.tree.structure(x)
         if expected != found:
@@ -138,16 +146,18 @@ class SolverCall(NamedTuple):
             )
         pairs = zip(jax.tree_util.tree_leaves_with_path(self.x0), jax.tree.leaves(x), strict=True)
         for (path, like), leaf in pairs:
+            if not is_unknown(like):
+                continue
             if np.shape(like) != np.shape(leaf):
                 raise ValueError(
                     f"`{self.name}` must return arrays of the shapes of `x0`, but "
                     f"x0{jax.tree_util.keystr(path)} has shape {np.shape(like)} and the answer "
                     f"{np.shape(leaf)}."
                 )
-            if jnp.iscomplexobj(leaf):
+            if jnp.iscomplexobj(leaf) and not jnp.iscomplexobj(like):
                 raise TypeError(
-                    f"`{self.name}` must return real numbers, but it returned complex ones; return "
-                    "real and imaginary parts as two leaves of a pytree."
+                    f"`{self.name}` must return real numbers, but it returned complex ones; pass a "
+                    "complex `x0`, or return the real part."
                 )
 
 
@@ -187,12 +197,15 @@ def run_solver(call: SolverCall, traceable: bool | None) -> PyTree:
 
 def _run_on_host(call: SolverCall) -> PyTree:
     arrays, static = eqx.partition(call.inputs, eqx.is_array)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), call.x0)
+    unknowns, rest = eqx.partition(call.x0, is_unknown)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), unknowns)
 
     def run_on_host(arrays: PyTree) -> PyTree:
         # Convert to NumPy first: a jax.Array's methods would dispatch to the device, which is
         # blocked waiting for this callback.
         inputs = eqx.combine(jax.tree.map(np.asarray, arrays), static)
-        return call._replace(x0=inputs[0]).run_untraced(inputs, np.asarray)
+        x = call._replace(x0=inputs[0]).run_untraced(inputs, np.asarray)
+        return eqx.filter(x, is_unknown)
 
-    return jax.pure_callback(run_on_host, shapes, arrays, vmap_method="sequential")
+    x = jax.pure_callback(run_on_host, shapes, arrays, vmap_method="sequential")
+    return eqx.combine(x, rest)

@@ -22,7 +22,9 @@ from iterdiff.problems.active_set import completed
 from iterdiff.problems.checks import check_residual, check_theta, check_x0
 from iterdiff.problems.functions import DATA_NAME
 from iterdiff.problems.inputs import takes_data, with_data, with_snapshot
+from iterdiff.problems.layout import layout_of, paired
 from iterdiff.problems.problem import Problem
+from iterdiff.problems.seen_problem import seen_problem
 from iterdiff.solving.failures import with_failures
 from iterdiff.solving.host import SolverCall, run_solver
 
@@ -128,18 +130,22 @@ def implicit(
             theta = check_theta(theta, x0)
             data = kwargs.get(DATA_NAME) if takes_data(problem) else None
             x0, theta = aligned((x0, theta), (args, kwargs))
+            layout = layout_of(x0, theta)
             start, constant, args, kwargs = stop_gradient((x0, theta, args, kwargs))
             call = SolverCall(solver, start, constant, args, kwargs, throw)
             x = run_solver(call, traceable)
             if not mode.corrects_answer and not transforming():
                 return x
-            current = with_data(problem, data)
+            current = seen_problem(with_data(problem, data), layout)
+            if layout is not None:
+                x, theta = layout.split(x), paired(theta)
             current = with_snapshot(current, check_residual(current, x, theta))
 
             def run(inputs: tuple[Problem, PyTree, PyTree], throw: Throw) -> PyTree:
                 return _with_derivative(*inputs, mode, throw)
 
-            return with_failures(run, (current, x, theta), current, throw)
+            x = with_failures(run, (current, x, theta), current, throw)
+            return x if layout is None else layout.restored(x)
 
         return solved
 

@@ -42,7 +42,7 @@ class Solution(eqx.Module):
 
     Attributes
     ----------
-    x : pytree of real floating arrays
+    x : pytree
         The answer, like `x0`: the last iterate, or the last finite one if the run diverged.
     steps : integer scalar
         Number of steps that led to `x`.

@@ -14,14 +14,14 @@ from iterdiff.jaxtools.closures import nan_derivative_where
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.raise_if import Throw, raise_if
 from iterdiff.jaxtools.tree import floating_part
+from iterdiff.loop.reporting import Reporting, reporting
 from iterdiff.loop.run import stop_gradient
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Task
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
-from iterdiff.problems.constrained import PrimalDual
 from iterdiff.problems.inputs import check_inputs
-from iterdiff.problems.problem import Problem
+from iterdiff.problems.problem import CompositeMinimization, Problem
 from iterdiff.problems.prox import weakly_active
 from iterdiff.solving.failures import with_failures
 from iterdiff.solving.solution import Solution
@@ -37,6 +37,7 @@ def solve(
     mode: Mode | None = None,
     args: PyTree = None,
     throw: bool = True,
+    verbose: bool | int = False,
 ) -> Solution:
     """Solve `problem` with `algorithm`, and let JAX differentiate the answer with respect to theta.
 
@@ -62,11 +63,14 @@ def solve(
     algorithm : Algorithm
         How to solve it. Its hyper-parameters (step sizes and the like) may be traced; `Unrolled`
         differentiates with respect to them, `Implicit` gives zero.
-    x0 : pytree of real floating arrays
-        Start of the iteration; determines structure, shapes and dtypes of the answer.
+    x0 : pytree
+        Start of the iteration; determines structure, shapes and dtypes of the answer. The floating
+        leaves, real or complex, are the unknowns. Booleans, integer arrays, PRNG keys and objects
+        that are no numbers reach the problem unchanged, and come back in the answer. Leaves of
+        less than 32 bits are solved for in float32, and converted back.
     theta : pytree
-        Parameters. Derivatives are taken with respect to the floating leaves. Integer leaves are
-        data, and leaves that are not numbers reach the problem unchanged.
+        Parameters. Derivatives are taken with respect to the floating leaves, real or complex.
+        Integer leaves are data, and leaves that are not numbers reach the problem unchanged.
     stop : StoppingRule
         When to stop: `Steps`, `ResidualBelow` or `DerivativeErrorBelow`.
     mode : Mode, optional
@@ -82,6 +86,10 @@ def solve(
         its `Status`. The derivative is NaN if its linear solve failed or the run could not start
         (`Status.NOT_FINITE_AT_START`), or the problem has no solution (`Status.INFEASIBLE`,
         `Status.UNBOUNDED`).
+    verbose : bool or int
+        Whether to print a line every 100 steps, or every so many: the step, the residual's norm,
+        and the estimated factor by which a step changes it. A counted run then is differentiated as
+        one with a stopping rule.
 
     Returns
     -------
@@ -122,7 +130,7 @@ def solve(
     check_bool(throw=throw)
     problem, x0, theta = check_inputs(problem, x0, theta, args)
     mode.check(stop)
-    task = Task(problem, algorithm, x0, theta, stop)
+    task = Task(problem, algorithm, x0, theta, reporting(stop, verbose))
 
     def run(task: Task, throw: Throw) -> Solution:
         solution = _solve(task, mode, throw)
@@ -130,7 +138,18 @@ def solve(
 
     with traceable_step(algorithm):
         task = task.with_snapshot()
-        return with_failures(run, task, task.problem, throw)
+        return _as_given(problem, with_failures(run, task, task.problem, throw))
+
+
+def _as_given(problem: Problem, solution: Solution) -> Solution:
+    """Return the solution with `x`, and what is like `x`, laid out as the caller's `x0`."""
+    if problem.layout is None:
+        return solution
+    flags = solution.weakly_active
+    if isinstance(problem, CompositeMinimization):
+        flags = problem.layout.flags(flags)
+    x = problem.layout.restored(solution.x)
+    return dataclasses.replace(solution, x=x, weakly_active=flags)
 
 
 def check_kinds(stop: StoppingRule, mode: Mode) -> None:
@@ -160,6 +179,8 @@ def _solve(task: Task, mode: Mode, throw: Throw) -> Solution:
     residual_norm = tree.norm(jax.lax.stop_gradient(residual))
     not_started = (outcome.steps == 0) & ~jnp.isfinite(residual_norm)
     status = jnp.where(not_started, Status.NOT_FINITE_AT_START, outcome.status)
+    if isinstance(task.stop, Reporting) and not task.stop.rule.checks:
+        status = jnp.where(status == Status.CONVERGED, Status.STEPS_DONE, status)
     if not throw:
         unsolvable = (status == Status.INFEASIBLE) | (status == Status.UNBOUNDED)
         x = nan_derivative_where(not_started | unsolvable, x, floating_part(task.theta)[0])
@@ -168,8 +189,7 @@ def _solve(task: Task, mode: Mode, throw: Throw) -> Solution:
         kinks = weakly_active(task.problem, x, task.theta)
     aux = task.problem.aux(x, task.theta)
     ended = outcome.steps, status.astype(jnp.int32), residual_norm, kinks, aux
-    multipliers = x.multipliers if isinstance(x, PrimalDual) else None
-    return Solution(task.problem.answer(x), *ended, multipliers)
+    return Solution(task.problem.answer(x), *ended, task.problem.multipliers(x))
 
 
 def _raise_on_failure(solution: Solution, throw: Throw) -> Solution:

@@ -110,7 +110,8 @@ def optimal_value(
             "`problem`: the value is corrected without constraints only. For a "
             f"{type(problem).__name__}, solve it and differentiate its objective at `solution.x`."
         )
-    if jax.eval_shape(problem.value, x0, theta) is None:
+    value = eqx.filter_eval_shape(lambda *at: problem.value(*at), x0, theta)
+    if value is None:
         raise ValueError(
             f"`problem`: a {type(problem).__name__} without a known objective has no optimal "
             "value. Use a Minimization, or give the CompositeMinimization its `penalty`."

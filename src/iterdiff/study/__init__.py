@@ -51,3 +51,41 @@ def open(path: "str | Path") -> "xarray.Dataset | xarray.DataTree":
     from iterdiff.study.collect import open_study
 
     return open_study(path)
+
+
+def report(data: "xarray.Dataset | xarray.DataTree") -> str:
+    """Return the report of a study as one HTML page that needs neither server nor network.
+
+    It says what was run and what came out in words, shows the errors over the iterations, lists the
+    iterations to each tolerance, and says where the results come from and how to get them again.
+
+    Parameters
+    ----------
+    data : xarray.Dataset or xarray.DataTree
+        What `open` returns, or `iterdiff.study.run.run`.
+
+    Returns
+    -------
+    str
+        The page. The user's texts are escaped. It has curves and verdicts of at most 48 cases, and
+        a table of up to 2,000 lines.
+
+    Raises
+    ------
+    ValueError
+        If `data` is not a study's, or lacks variables that the report needs.
+    ImportError
+        If a library of the extra ``study`` is not installed.
+
+    Examples
+    --------
+    >>> import iterdiff.study
+    >>> from iterdiff.study.catalog import load_study
+    >>> from iterdiff.study.run import run
+    >>> page = iterdiff.study.report(run(load_study("scalar-quadratic", steps=3)))
+    >>> "<h2>Iterations to tolerance</h2>" in page
+    True
+    """
+    from iterdiff.study.views.page import report
+
+    return report(data)

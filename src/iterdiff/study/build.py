@@ -114,6 +114,7 @@ def _case(
         every=every,
         reference=posed.reference,
         args=posed.args,
+        spectrum=posed.spectrum,
         curves=compared.curves(posed, algorithm, modes) if compared and modes else {},
         rate=_late_start_rate(compared, posed, algorithm) if compared and late else None,
     )

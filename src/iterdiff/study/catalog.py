@@ -8,6 +8,7 @@ from typing import Any
 
 from iterdiff.study.build import make_study
 from iterdiff.study.config import Study
+from iterdiff.study.problems.fixed_points import AffineMap
 from iterdiff.study.problems.own import own_settings
 from iterdiff.study.problems.physics import Bratu, Diffusion
 from iterdiff.study.problems.quadratics import Quadratic, ScalarQuadratic
@@ -127,6 +128,17 @@ BUILT_IN: Mapping[str, BuiltIn] = {
             ),
         ),
         BuiltIn(
+            "the fixed point of theta x + b, whose rate is theta, with its closed form",
+            _settings(
+                AffineMap(),
+                study="fixed-point",
+                algorithms={"Picard": {"type": "Picard"}},
+                modes=UNROLLED_AND_IMPLICIT,
+                steps=300,
+            ),
+            theory=True,
+        ),
+        BuiltIn(
             "a nonlinear boundary value problem, Newton against Picard",
             _settings(
                 Bratu(),
@@ -211,7 +223,8 @@ def load_study(name: str, **changes: Any) -> Study:
     Parameters
     ----------
     name : str
-        The name of a built-in study, or the path of a file that ends in ``.toml``.
+        The name of a built-in study, the path of a file that ends in ``.toml``, or a problem of
+        your own as ``module:function`` or ``file.py:function``.
     **changes
         Fields of `Settings`, in the words of a file: for example ``steps=100`` or
         ``problem={"penalty": 0.1}``. They take precedence over the file.
@@ -245,7 +258,7 @@ def load_study(name: str, **changes: Any) -> Study:
 def read_source(
     name: str, changes: Mapping[str, Any], overrides: tuple[Override, ...] = ()
 ) -> Source:
-    """Return what a file, or the name of a built-in study, and the caller set.
+    """Return what a file, a built-in study or a function of the user's, and the caller set.
 
     Raises
     ------
@@ -254,6 +267,8 @@ def read_source(
     """
     if name.endswith(".toml"):
         return dataclasses.replace(read_file(Path(name), changes), overrides=overrides)
+    if ":" in name:
+        return Source(changes, overrides, {"problem": {"function": name}})
     find(name)
     return Source({**changes, "study": name}, overrides)
 

@@ -197,8 +197,6 @@ def encoded(data: "xarray.Dataset", task: CellTask) -> bytes:
     The format is NetCDF 3: a small file is written and read some forty times faster than in
     NetCDF 4.
     """
-    import numpy as np
-
     from iterdiff.study.store import UNSEALED, seal
 
     outputs = task.words.get("outputs")
@@ -206,14 +204,23 @@ def encoded(data: "xarray.Dataset", task: CellTask) -> bytes:
         data = data[[name for name in data.data_vars if name in (*outputs, *KEPT)]]
     own = {
         "cell": task.name,
-        "python_version": platform.python_version(),
-        "jaxlib_version": _jaxlib_version(),
-        "numpy_version": np.__version__,
+        **versions(),
         **task.provenance,
     }
     # The checksum is the first attribute: nothing that a user chooses comes before it.
     data = data.drop_attrs(deep=False).assign_attrs(checksum=UNSEALED, **data.attrs, **own)
     return seal(bytes(data.to_netcdf(engine="scipy", format="NETCDF3_64BIT")))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a dataset does not have from its trace."""
+    import numpy as np
+
+    return {
+        "python_version": platform.python_version(),
+        "jaxlib_version": _jaxlib_version(),
+        "numpy_version": np.__version__,
+    }
 
 
 def cause_of(error: BaseException) -> str:

@@ -14,7 +14,6 @@ import numpy as np
 
 from iterdiff.jaxtools.extras import import_extra
 from iterdiff.study import store
-from iterdiff.study.files import load_dataset
 from iterdiff.study.grid import in_words
 from iterdiff.study.settings import dotted
 
@@ -27,6 +26,15 @@ OF_ONE_CELL = ("checksum", "cell", "settings", "title", "status")
 STATUS = "cell_status"
 """The variable that says of every cell whether it is there: done, failed or missing."""
 
+MAKERS = {
+    ".csv": " Run `iterdiff study ridge --data {} --target COLUMN`, and open what it writes.",
+    ".toml": " Run `iterdiff study {}`, and open what it writes.",
+}
+"""How to make a dataset from a file that somebody opens instead."""
+
+CAUSE = "cell_cause"
+"""The variable that says why a cell failed; an empty text for the others."""
+
 
 def open_study(path: "str | Path") -> "xarray.Dataset | xarray.DataTree":
     """Return the results of a study; `iterdiff.study.open` describes it."""
@@ -38,7 +46,7 @@ def open_study(path: "str | Path") -> "xarray.Dataset | xarray.DataTree":
     if path.is_dir():
         found = sorted(path.glob("*.nc"))
         if len(found) == 1:
-            return load_dataset(found[0])
+            return _opened_netcdf(found[0])
         raise ValueError(
             f"`path`: {path} holds no grid of studies, and {len(found)} files .nc instead of one. "
             "Give the path of a file, or of a folder that `iterdiff study` wrote."
@@ -56,9 +64,12 @@ def _opened_netcdf(path: Path) -> "xarray.Dataset | xarray.DataTree":
     try:
         tree = xarray.open_datatree(path, engine="h5netcdf")
     except (OSError, ValueError) as error:
-        raise ValueError(f"`path`: {path} is not a NetCDF file: {error}.") from error
+        how = MAKERS.get(path.suffix.lower(), "")
+        raise ValueError(f"`path`: {path} is not a NetCDF file.{how.format(path)}") from error
     with tree:
         tree.load()
+    if "settings" not in tree.attrs:
+        raise ValueError(f"`path`: {path} was not written by a study.")
     return tree if tree.children else tree.to_dataset()
 
 
@@ -129,7 +140,9 @@ def collected(folder: Path) -> "xarray.Dataset | xarray.DataTree":
     grid = _GridCoords(manifest["axes"], set(read.variables))
     failed = store.failures(folder)
     status = np.array([_status(name, i in read.there, failed) for i, name in enumerate(names)])
+    why = [failed[n] if s == "failed" else "" for n, s in zip(names, status, strict=True)]
     known = {STATUS: (grid.dims, status.reshape(grid.shape))}
+    known[CAUSE] = grid.dims, np.array(why).reshape(grid.shape)
     attributes = _attributes(manifest, read.attributes)
     if len(read.layouts) <= 1:
         for layout in read.layouts:

@@ -100,6 +100,8 @@ class Case:
         every late start and predicts the best one.
     args : pytree, optional
         As in `iterdiff.solve`.
+    spectrum : (float, float), optional
+        As in `PosedProblem`.
     """
 
     label: str | float
@@ -113,6 +115,7 @@ class Case:
     curves: Mapping[str, Curve] = dataclasses.field(default_factory=dict)
     rate: float | None = None
     args: PyTree = None
+    spectrum: tuple[float, float] | None = None
 
     def __post_init__(self):
         """Check that the records include the last iterate.

@@ -1,4 +1,4 @@
-"""Write all files of a study, or none; read its dataset."""
+"""Write all files of a study, or none."""
 
 import contextlib
 import io
@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from iterdiff.jaxtools.extras import import_extra
 
 if TYPE_CHECKING:
     import xarray
@@ -85,29 +83,3 @@ def write_netcdf(data: "xarray.Dataset", path: Path) -> None:
     buffer = io.BytesIO()
     data.to_netcdf(buffer, engine="h5netcdf")
     path.write_bytes(buffer.getvalue())
-
-
-def load_dataset(path: Path) -> "xarray.Dataset":
-    """Return the dataset that a study wrote.
-
-    Raises
-    ------
-    ValueError
-        If the file is missing, or is no such dataset. The message says how to make one.
-    """
-    if not path.is_file():
-        raise ValueError(f"`DATASET.nc`: there is no file {path}.")
-    makers = {".csv": f"ridge --data {path} --target COLUMN", ".toml": str(path)}
-    maker = makers.get(path.suffix.lower())
-    if maker is not None:
-        raise ValueError(
-            f"`DATASET.nc`: {path} is no dataset. Run `iterdiff study {maker}` first, and explore "
-            "the file .nc that it writes."
-        )
-    try:
-        data = import_extra("xarray", "study").load_dataset(path, engine="h5netcdf")
-    except OSError as error:
-        raise ValueError(f"`DATASET.nc`: {path} is not a NetCDF file: {error}.") from error
-    if "axis" not in data.attrs:
-        raise ValueError(f"`DATASET.nc`: {path} was not written by a study.")
-    return data

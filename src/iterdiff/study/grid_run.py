@@ -173,7 +173,7 @@ class _Plan:
         for index, name in enumerate(self.names):
             self.places.setdefault(name, index)  # equal settings are one cell
         self.x64 = bool(getattr(jax.config, "jax_enable_x64"))  # noqa: B009
-        self.commit = _git_commit()
+        self.commit = git_commit()
 
     def _name(self, words: Mapping[str, Any]) -> str:
         problem = words["problem"]
@@ -244,7 +244,7 @@ def _absolute(words: dict[str, Any]) -> dict[str, Any]:
     return {**words, "problem": problem}
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     """Return the commit of the working folder, with "+changes" if files differ; empty without."""
     try:
         options = {"capture_output": True, "text": True, "timeout": 10, "check": True}

@@ -53,7 +53,7 @@ class ScalarQuadratic(ProblemOptions):
             title=f"f = ½θx² − bx, θ = {self.theta:g}, x₀ = {self.x0:g}",
             spectrum=(self.theta, self.theta),
             coordinate=b,
-            reference=lambda theta: b / theta,
+            reference=jnp.asarray(b / self.theta),
             theory=ScalarClosedForm(self.theta, self.x0, b),
         )
 

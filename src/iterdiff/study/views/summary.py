@@ -131,6 +131,17 @@ def jacobian_of(case: "xarray.Dataset", mode: str) -> Convergence:
     return converged(case.iteration.values, errors, float(case.reference_norm))
 
 
+def reached(case: "xarray.Dataset", mode: str, tolerance: float) -> int | None:
+    """Return the iteration from which a mode's Jacobian error stays within a relative tolerance.
+
+    The error is relative to the norm of the true Jacobian; absolute if that is 0. None if it is not
+    within the tolerance at the end.
+    """
+    errors, norm = case.jacobian_error.sel(mode=mode).values, float(case.reference_norm)
+    large = np.flatnonzero(~(errors <= tolerance * (norm if norm > 0 else 1.0)))
+    return _first_after(case.iteration.values, large)
+
+
 def best_start(case: "xarray.Dataset", total: int) -> int:
     """Return the late start of `total` iterations with the smallest error.
 

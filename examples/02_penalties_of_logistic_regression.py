@@ -1,6 +1,6 @@
 r"""
-Outer optimisation: one penalty for each feature, without choosing a tolerance
-==============================================================================
+Hyperparameters of logistic regression: one penalty for each feature, and no tolerance to choose
+================================================================================================
 
 Logistic regression on the breast cancer table has one log-penalty for each of its 30 features. They
 are chosen to minimise the loss on held-out rows. Nobody has to say how accurately to solve inside:

@@ -1,17 +1,18 @@
 r"""
-Hyperparameter tuning through SciPy: the gradient of a fit by L-BFGS-B
-======================================================================
+SciPy inside an optax loop: Adam tunes what L-BFGS-B fits
+=========================================================
 
 A solver that JAX cannot trace does not have to be rewritten: decorate the function that calls it
-with ``@itd.implicit(problem)``. Here SciPy fits a logistic regression, and we differentiate the
-validation loss in the logarithms of three penalties, one per group of features. One linear solve
-with the Hessian gives this hypergradient, however many iterations SciPy took.
+with ``@itd.implicit(problem)``. Here SciPy fits a logistic regression, and optax follows the
+gradient of the validation loss in the logarithms of three penalties, one per group of features. One
+linear solve with the Hessian gives this hypergradient, however many iterations SciPy took.
 """
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 import scipy.optimize
 
 import iterdiff as itd
@@ -77,18 +78,20 @@ print("finite differences ", jnp.stack(differences))
 assert jnp.max(jnp.abs(gradient - jnp.stack(differences))) < 1e-7
 
 # %%
-# Twelve steps of gradient descent on the penalties; each one fits the model by SciPy.
+# Twelve steps of Adam on the penalties; each one fits the model by SciPy.
 
 value_and_slope = jax.jit(jax.value_and_grad(validation))
-losses = []
+adam = optax.adam(0.3)
+state, losses = adam.init(log_penalties), []
 for _ in range(12):
     loss, slope = value_and_slope(log_penalties)
     losses.append(float(loss))
-    log_penalties = log_penalties - 20 * slope
+    updates, state = adam.update(slope, state)
+    log_penalties = optax.apply_updates(log_penalties, updates)
 assert losses[-1] < losses[0]
 
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 axes.plot(losses, marker="o")
 axes.set(xlabel="outer step", ylabel="validation loss")
-axes.set_title("The validation loss over twelve steps along the hypergradient")
+axes.set_title("The validation loss over twelve steps of Adam")
 plt.show()

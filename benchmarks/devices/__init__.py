@@ -1,0 +1,1 @@
+"""Solves on several devices."""

@@ -1,0 +1,264 @@
+"""The explorer's page: Streamlit's widgets around pure functions. Run by `iterdiff explore`."""
+
+import csv
+import functools
+import hashlib
+import io
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from iterdiff.explore.charts import Figure
+from iterdiff.explore.choices import LATE_START, SUBJECTS, UPLOAD, Choice, choice, from_address
+from iterdiff.explore.compute import drawn, shown
+from iterdiff.explore.controls import Control, Flag, Number, Scale, Word, Words
+from iterdiff.explore.downloads import DOWNLOADS, SUFFIXES
+from iterdiff.explore.figures import of_case
+from iterdiff.explore.words import script
+from iterdiff.jaxtools.extras import import_extra
+from iterdiff.study import open as open_study
+from iterdiff.study.run import cases
+from iterdiff.study.views.advice import advice
+from iterdiff.study.views.cells import cell, cells, grid_axes
+from iterdiff.study.views.verdicts import verdicts
+
+MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>$:&])")
+"""What Markdown may read as more than itself."""
+
+MADE_BY_STREAMLIT = "streamlit"
+STARTED = "started"
+
+
+def page(path: Path | None) -> None:
+    """Draw the page: of a study's results if there is a path, else of what the reader chooses."""
+    st = import_extra(MADE_BY_STREAMLIT, "explore")
+    st.set_page_config(page_title="iterdiff explore", layout="wide")
+    st.title("When is the derivative right?")
+    if path is None:
+        _live(st)
+    else:
+        _stored(st, path)
+
+
+def literal(text: str) -> str:
+    """Return a text such that Markdown shows it as it is."""
+    return MARKUP.sub(r"\\\1", text)
+
+
+def _live(st: Any) -> None:
+    """Let the reader choose, run what he chose, and show it."""
+    state = st.session_state
+    if STARTED not in state:
+        first, complaints = from_address(dict(st.query_params))
+        state[STARTED], state["problem"] = True, first.problem
+        for name, value in first.values:
+            state[_key(first.problem, name)] = value
+        state["complaints"] = complaints
+    for complaint in state["complaints"]:
+        st.warning(literal(complaint))
+    chosen = _chosen(st)
+    st.query_params.from_dict(chosen.address())
+    try:
+        table = _table(st, chosen)
+        found = shown(chosen, table)
+    except ValueError as error:
+        st.error(literal(_without_folder(str(error))))
+        return
+    [(_, case)] = cases(found.data)
+    said = [*map(str, advice(case)), *(str(v) for v in verdicts(found.data)[0].verdicts)]
+    st.caption(literal(found.study.title))
+    _show(st, drawn(chosen, found), found.notes, said)
+    _downloads(st, found.data)
+    with st.expander("Copy the code: a program that draws the same"):
+        if chosen.subject.reads_table and chosen["data"] == UPLOAD and table is not None:
+            st.caption("It reads your table from the folder in which you run it.")
+            table = Path(table[0]).name, table[1]
+        st.code(script(chosen, table), language="python")
+
+
+def _key(problem: str, name: str) -> str:
+    return f"{problem}: {name}"
+
+
+def _chosen(st: Any) -> Choice:
+    """Return what the widgets of the sidebar hold."""
+    side, state = st.sidebar, st.session_state
+    side.selectbox(
+        "problem", list(SUBJECTS), format_func=lambda n: SUBJECTS[n].label, key="problem"
+    )
+    problem, values = state["problem"], {}
+    algorithm = state.get(_key(problem, "algorithm"))
+    for control in choice(problem, {"algorithm": algorithm}).controls:
+        key = _key(problem, control.name)
+        if key not in state:
+            state[key] = control.default
+        off = bool(values.get("usual")) and control.name in ("step_size", "momentum")
+        if control.name == "skipped":
+            off = LATE_START not in values["modes"]
+        values[control.name] = _widget(side, control, key, off)
+    return choice(problem, values)
+
+
+def _widget(side: Any, control: Control, key: str, off: bool) -> Any:
+    """Draw the widget of a control; return its value."""
+    return WIDGETS[type(control)](side, control, key, off)
+
+
+def _slider(side: Any, control: Number, key: str, off: bool) -> float:
+    digits = max(0, len(f"{control.step:g}".partition(".")[2]))
+    return side.slider(
+        control.label,
+        control.low,
+        control.high,
+        step=control.step,
+        key=key,
+        disabled=off,
+        format=f"%.{digits}f",
+    )
+
+
+def _scale(side: Any, control: Scale, key: str, off: bool) -> float | int:
+    return side.select_slider(
+        control.label, control.values, format_func=control.text, key=key, disabled=off
+    )
+
+
+def _word(side: Any, control: Word, key: str, off: bool) -> str:
+    return side.selectbox(control.label, control.words, key=key, disabled=off)
+
+
+def _words(side: Any, control: Words, key: str, off: bool) -> tuple[str, ...]:
+    given = side.multiselect(control.label, control.words, key=key, disabled=off)
+    return tuple(word for word in control.words if word in given)
+
+
+def _flag(side: Any, control: Flag, key: str, off: bool) -> bool:
+    return side.checkbox(control.label, key=key, disabled=off)
+
+
+WIDGETS: Mapping[type[Control], Callable[..., Any]] = {
+    Number: _slider,
+    Scale: _scale,
+    Word: _word,
+    Words: _words,
+    Flag: _flag,
+}
+
+
+def _table(st: Any, chosen: Choice) -> tuple[str, str] | None:
+    """Return the path of the reader's table and its target; None if none is asked for, or given.
+
+    Raises
+    ------
+    ValueError
+        If its first line cannot be read.
+    """
+    if not chosen.subject.reads_table or chosen["data"] != UPLOAD:
+        return None
+    given = st.sidebar.file_uploader("your table (CSV, with a header line)", type=["csv"])
+    if given is None:
+        return None
+    content = given.getvalue()
+    try:
+        header = next(csv.reader(io.StringIO(content.decode("utf-8-sig"))))
+    except (UnicodeDecodeError, csv.Error, StopIteration) as error:
+        raise ValueError(
+            f"The table {given.name} has no header line in UTF-8. Save it as CSV in UTF-8."
+        ) from error
+    names = [name.strip() for name in header]
+    target = st.sidebar.selectbox("column to predict", names, index=len(names) - 1)
+    folder = Path(_folder().name) / hashlib.sha256(content).hexdigest()[:16]
+    folder.mkdir(exist_ok=True)
+    path = folder / Path(given.name).name
+    path.write_bytes(content)
+    return str(path), str(target)
+
+
+def _without_folder(text: str) -> str:
+    """Return a message that names the reader's table as he does: without our folder."""
+    return re.sub(re.escape(_folder().name) + r"[/\\]\w+[/\\]", "", text)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    """Return the folder of readers' tables; it goes with the server."""
+    return tempfile.TemporaryDirectory(prefix="iterdiff-explore-")
+
+
+def _show(
+    st: Any, charts: Iterator[tuple[str, Figure]], notes: Iterable[str], said: Iterable[str]
+) -> None:
+    """Show the first figure beside the verdicts, and the others below."""
+    left, right = st.columns([3, 2])
+    with left:
+        _chart(st, *next(charts))
+    with right:
+        st.subheader("In words")
+        for note in notes:
+            st.warning(literal(note))
+        st.markdown("\n".join(f"- {literal(text[:1].upper() + text[1:])}" for text in said))
+    for name, figure in charts:
+        _chart(st, name, figure)
+
+
+def _chart(st: Any, name: str, figure: Figure) -> None:
+    st.plotly_chart(figure, key=name, config={"displaylogo": False, "responsive": True})
+
+
+def _downloads(st: Any, data: Any) -> None:
+    """Offer the data and the picture; each is made when it is asked for."""
+    for column, (name, (kind, make)) in zip(st.columns(4), DOWNLOADS.items(), strict=True):
+        column.download_button(
+            name,
+            data=lambda make=make: make(data),
+            file_name=f"iterdiff.{SUFFIXES[name]}",
+            mime=kind,
+            on_click="ignore",
+            key=f"download {name}",
+        )
+
+
+@functools.lru_cache(2)
+def _opened(path: Path) -> Any:
+    return open_study(path)
+
+
+def _stored(st: Any, path: Path) -> None:
+    """Show the results of a study: a slider for every axis of the grid, a list of the cases."""
+    st.caption(literal(str(path)))
+    try:
+        data = _opened(path)
+        axes = grid_axes(data)
+        if axes:
+            chosen = [_place(st.sidebar, axis.name, axis.labels) for axis in axes]
+            found = cell(data, tuple(chosen))
+        else:
+            [found] = cells(data)
+    except ValueError as error:
+        st.error(literal(str(error)))
+        return
+    if found.data is None:
+        st.warning(literal(f"{found.label}: {found.status}. {found.cause}"))
+        return
+    labelled = dict(cases(found.data))
+    label = st.sidebar.selectbox("case", list(labelled))
+    judged = {case.label: case.verdicts for case in verdicts(found.data)}
+    said = [str(verdict) for verdict in (*advice(labelled[label]), *judged[label])]
+    _show(st, of_case(label, labelled[label]), (), said)
+    _downloads(st, found.data)
+
+
+def _place(side: Any, name: str, labels: tuple[str, ...]) -> int:
+    """Return which value of an axis the reader chose."""
+    places = range(len(labels))
+    if len(labels) < 2:
+        return 0
+    values = [label.removeprefix(f"{name} = ") for label in labels]
+    return side.select_slider(name, places, format_func=values.__getitem__, key=f"axis {name}")
+
+
+if __name__ == "__main__":
+    page(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
