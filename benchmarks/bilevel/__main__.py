@@ -24,7 +24,7 @@ def main() -> None:
     from benchmarks.bilevel.problems import CASES
     from benchmarks.bilevel.run import SEEDS, run
     from benchmarks.harness import measure, report
-    from benchmarks.harness.results import Results, load
+    from benchmarks.harness.results import Results, Section, load
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bilevel", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of the files")
@@ -36,10 +36,13 @@ def main() -> None:
     if not chosen.draw:
         begun = time.perf_counter()
         results = Results(TITLE, measure.environment())
-        found = run(measure.Effort(11), chosen.case, chosen.seeds)
-        results.sections.append(found)
-        results.minutes = (time.perf_counter() - begun) / 60
-        report.write(results, chosen.out, STEM)
+
+        def keep(found: Section) -> None:
+            results.sections = [found]
+            results.minutes = (time.perf_counter() - begun) / 60
+            report.write(results, chosen.out, STEM)
+
+        found = run(measure.Effort(11), chosen.case, chosen.seeds, keep)
         print(report.section(found))
     draw(load(chosen.out / f"{STEM}.json"), chosen.out / f"{STEM}-curves.png")
 

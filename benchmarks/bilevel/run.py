@@ -240,22 +240,28 @@ def bar_table(bars: dict[str, list[dict[str, Bars]]]) -> Table:
     return Table("Error bars against the truth", columns, rows)
 
 
-def run(effort: Effort, names: list[str] | None = None, seeds: int | None = None) -> Section:
-    """Measure."""
+def run(
+    effort: Effort,
+    names: list[str] | None = None,
+    seeds: int | None = None,
+    keep: Callable[[Section], None] = lambda _: None,
+) -> Section:
+    """Measure; `keep` receives what is there after every case."""
     quick = effort.rounds < SEEDS_MIN_ROUNDS
     names = names or (QUICK_CASES if quick else list(CASES))
     seeds = seeds or (1 if quick else SEEDS)
-    spent: dict[str, list] = {name: [] for name in names}
-    bars: dict[str, list] = {name: [] for name in names}
+    spent: dict[str, list] = {}
+    bars: dict[str, list] = {}
     curves: list[list] = []
     for name in names:
         for seed in range(seeds):
             outcome = measured(name, seed)
-            spent[name].append(outcome.spent)
-            bars[name].append(outcome.bars)
+            spent.setdefault(name, []).append(outcome.spent)
+            bars.setdefault(name, []).append(outcome.bars)
             curves += outcome.curves
             print(f"{name}, seed {seed}: {outcome.spent[OUR_BEST]}", flush=True)
         jax.clear_caches()
+        keep(section(spent, bars, curves, seeds))
     return section(spent, bars, curves, seeds)
 
 

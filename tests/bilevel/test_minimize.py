@@ -90,6 +90,22 @@ def test_a_loss_that_is_not_finite():
     assert float(far.theta) == 2.0
 
 
+def test_an_inner_problem_without_or_with_many_solutions():
+    """The run ends with its reason, and theta stays."""
+    start = jnp.full(3, 0.3), jnp.array(0.5)
+    for objective in (
+        lambda x, theta: theta * jnp.sum(x),  # unbounded
+        lambda x, theta: jnp.sum(x) - (1 + theta**2) * jnp.sum(x**2) / 2,  # a maximum only
+        lambda x, theta: (jnp.sum(x) - theta) ** 2 / 2,  # a plane of minima
+    ):
+        run = lambda x, theta: jnp.sum((x - 1) ** 2), itd.Minimization(objective), DESCENT
+        result = minimize(*run, *start, max_steps=400)
+        assert result.status.failed or result.status == Ending.AT_PRECISION
+        assert not result.trusted
+        assert "At the last theta:" in result.message
+        assert float(result.theta) == 0.5
+
+
 def test_at_a_kink_a_step_decreases_or_is_refused():
     """The solution is max(b - theta, 0), with a kink in the first unknown at theta = b."""
     b, target = jnp.array([1.0, 3.0]), jnp.array([0.5, 1.0])

@@ -178,11 +178,13 @@ def examine(
     terms += tree.norm(partial_there)
     estimate = compare(gradient, gradient, corrected, points, loose, terms)
     moved = -tree.dot(adjoint, at.value)
+    moved = jnp.where(jnp.isfinite(moved), moved, 0.0)  # too far for an adjoint: the plain loss
 
     def value_at(y, loss_there):
         return loss_there - tree.dot(adjoint, at.residual(y, at.theta))
 
     better = value_at(points.corrected, there)
+    better = jnp.where(jnp.isfinite(better), better, value + moved)
     best = value_at(points.twice, loss(points.twice, theta))
     known = (points.quotient < TOO_FAR_MIN_QUOTIENT) & tree.all_finite(points.corrected)
     rounding = _rounding(at, jnp.abs(value) + jnp.abs(moved), adjoint)

@@ -340,6 +340,7 @@ def _planned(
         RUNNING,
     )
     relative = upper / jnp.where(target > 0, target, 1.0) * accuracy.rtol
+    relative = jnp.where(jnp.isnan(relative), jnp.inf, relative)
     change = jnp.log(relative) - jnp.log(schedule.relative)
     comparable = jnp.isfinite(change) & (taken > 0)
     steps = carry.steps.astype(change.dtype)
