@@ -54,8 +54,7 @@ def check_x0(x0: PyTree, name: str = "x0") -> PyTree:
     Raises
     ------
     TypeError
-        If a leaf is a Python number that is not floating, JAX has no arrays of its kind, or it only
-        resembles an array.
+        If a leaf is a Python number that is not floating, or only resembles an array of JAX.
     ValueError
         If there are no floating numbers, or a known leaf contains NaN or infinity.
     """
