@@ -71,7 +71,7 @@ def step(theta, state, learnt_from, judged_by):
     return value, optax.apply_updates(theta, updates), state
 
 
-for seed in range(300):
+for seed in range(200):
     _, theta, state = step(theta, state, *tasks(seed, 10))
 
 unseen = tasks(10_000, 100)

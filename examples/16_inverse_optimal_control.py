@@ -44,6 +44,7 @@ def cost_to_go(P0, weights):
     return scipy.linalg.solve_discrete_are(np.asarray(A), np.asarray(B), Q, R)
 
 
+@jax.jit
 def controller(logs):
     """Return the gain for the logarithms of the four weights, relative to that of the force."""
     weights = {"state": jnp.exp(logs), "force": jnp.array(1.0)}
@@ -56,7 +57,7 @@ def controller(logs):
 
 true = jnp.log(jnp.array([3.0, 0.3, 20.0, 0.5]))
 start = jnp.zeros(4)
-slope = jax.jacobian(controller)(start)
+slope = jax.jit(jax.jacfwd(controller))(start)
 step = 1e-5 * jnp.eye(4)
 differences = [(controller(start + s) - controller(start - s)) / 2e-5 for s in step]
 error = float(jnp.max(jnp.abs(slope - jnp.stack(differences, axis=1))))

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from iterdiff.explore.server import ADDRESS, command
+from iterdiff.explore.server import ADDRESS, command, environment
+from iterdiff.study import report
+from iterdiff.study.catalog import load_study
+from iterdiff.study.run import run
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="`make test-browser` installs Playwright, and runs this"
@@ -24,7 +27,7 @@ pytestmark = pytest.mark.skipif(
     not BROWSER, reason="no browser: `make test-browser` installs Debian's chromium, and runs this"
 )
 
-WAIT_MS = 60_000
+WAIT_MS = 120_000
 """Longest wait for the page, which compiles programs when it is first opened."""
 
 FOLLOWS_SECONDS = 0.3
@@ -40,7 +43,7 @@ def server():
         probe.bind((ADDRESS, 0))
         port = probe.getsockname()[1]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    program = subprocess.Popen(command(None, port, browser=False), **quiet)
+    program = subprocess.Popen(command(None, port, browser=False), env=environment(), **quiet)
     address = f"http://{ADDRESS}:{port}"
     try:
         for _ in range(600):
@@ -180,3 +183,29 @@ def test_it_fits_a_phone(opened):
     picture(page, "phone")
     plot = page.locator(".js-plotly-plot").first.bounding_box()
     assert plot["width"] > 300
+
+
+def test_the_report_shows_values_and_has_switches(browser, tmp_path):
+    study = load_study("fixed-point", steps=100, title="</script><b>mine</b>")
+    path = tmp_path / "r.html"
+    path.write_text(report(run(study)), encoding="utf-8")
+    page = browser.new_page(viewport=PHONE, color_scheme="dark")
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(path.as_uri())
+    assert page.inner_text("h1") == "</script><b>mine</b>"
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert page.locator("#plot0 polyline").count() == 3  # unrolled, implicit, the closed form
+    page.get_by_label("implicit", exact=True).uncheck()
+    assert page.locator("#plot0 polyline").count() == 2
+    before = page.inner_html("#plot1")
+    page.get_by_label("logarithmic errors").uncheck()
+    assert page.inner_html("#plot1") != before
+    page.locator("#plot0").scroll_into_view_if_needed()
+    box = page.locator("#plot0").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert re.match(r"iteration \d+\nclosed form", page.inner_text("#hover"))
+    assert asked == [path.as_uri()] and errors == []
+    picture(page, "report-phone")
+    page.close()

@@ -294,3 +294,18 @@ def test_empty_blocks_are_no_constraints():
     )
     slope = jax.jacrev(lambda t: itd.solve(problem, itd.ADMM(), jnp.zeros(2), t, stop=STOP).x)
     np.testing.assert_allclose(slope(jnp.ones(2)), np.eye(2), atol=1e-12)
+
+
+def test_wrong_multipliers_and_empty_constraints_are_one_sentence():
+    square = lambda x, theta: jnp.sum((x - theta) ** 2)  # noqa: E731
+    algorithm, start = itd.AugmentedLagrangian(itd.Newton()), jnp.zeros(2)
+    line = itd.ConstrainedMinimization(square, equality=lambda x, theta: x[:1])
+    empty = itd.ConstrainedMinimization(square, inequality=lambda x, theta: {})
+    known = itd.PrimalDual(start, itd.Multipliers(jnp.zeros(3)))
+    with pytest.raises(ValueError, match="`x0`"):
+        itd.solve(line, algorithm, known, jnp.ones(2), stop=STOP)
+    with pytest.raises(TypeError, match="`problem`"):
+        itd.solve(empty, algorithm, start, jnp.ones(2), stop=STOP)
+    for wrong in ({"Q": "Q"}, {"c": None}):
+        with pytest.raises(TypeError, match="`[Qc]`"):
+            itd.QuadraticProgram(**{"Q": np.eye(2), "c": np.zeros(2), **wrong})

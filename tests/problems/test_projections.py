@@ -122,3 +122,42 @@ def test_wrong_arguments_are_one_sentence():
         prox.fused_lasso(jnp.zeros((2, 2)), 1.0)
     with pytest.raises(TypeError, match="`radius`"):
         prox.l2_ball(jnp.zeros(2), "wide")
+
+
+VECTOR = jnp.array([0.5, -2.0])
+WRONG = {
+    "l1 ball": lambda: prox.l1_ball(VECTOR, -1.0),
+    "l2 ball": lambda: prox.l2_ball(VECTOR, -1.0),
+    "simplex": lambda: prox.simplex(VECTOR, -1.0),
+    "soft threshold": lambda: prox.soft_threshold(VECTOR, jnp.array([1.0, -1.0])),
+    "elastic net": lambda: prox.elastic_net(VECTOR, 1.0, -1.0),
+    "affine set": lambda: prox.affine_set(VECTOR, jnp.ones((1, 3)), jnp.ones(1)),
+    "totals": lambda: prox.transport_polytope(jnp.eye(2), jnp.ones(2), 2 * jnp.ones(2)),
+    "sums": lambda: prox.transport_polytope(jnp.eye(2), jnp.ones(3), jnp.ones(2)),
+    "nuclear norm": lambda: prox.nuclear_norm(VECTOR, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_argument_of_an_operator_is_one_sentence(name):
+    with pytest.raises(ValueError, match="^`"):
+        WRONG[name]()
+
+
+def test_what_is_not_valid_is_nan_where_its_value_is_not_known():
+    @jax.jit
+    def answers(x, size):
+        return [
+            prox.l1_ball(x, size),
+            prox.l2_ball(x, size),
+            prox.simplex(x, size),
+            prox.soft_threshold(x, size),
+            prox.box(x, size + 1, size),
+            prox.box(x, 0.0, jnp.sqrt(size)),
+            prox.nuclear_norm(x[None], size),
+        ]
+
+    for answer in answers(VECTOR, -0.5):
+        assert np.all(np.isnan(answer))
+    for operator in (prox.nonnegative, prox.simplex, prox.second_order_cone, prox.l1_ball):
+        assert np.isnan(operator(jnp.array([jnp.nan, 1.0]))[0])

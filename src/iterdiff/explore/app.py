@@ -21,7 +21,7 @@ from iterdiff.explore.words import script
 from iterdiff.jaxtools.extras import import_extra
 from iterdiff.study import open as open_study
 from iterdiff.study.run import cases
-from iterdiff.study.views.advice import advice
+from iterdiff.study.views.advice import advice, sentence
 from iterdiff.study.views.cells import cell, cells, grid_axes
 from iterdiff.study.views.verdicts import verdicts
 
@@ -68,7 +68,7 @@ def _live(st: Any) -> None:
         st.error(literal(_without_folder(str(error))))
         return
     [(_, case)] = cases(found.data)
-    said = [*map(str, advice(case)), *(str(v) for v in verdicts(found.data)[0].verdicts)]
+    said = map(sentence, (*advice(case), *verdicts(found.data)[0].verdicts))
     st.caption(literal(found.study.title))
     _show(st, drawn(chosen, found), found.notes, said)
     _downloads(st, found.data)
@@ -199,7 +199,7 @@ def _show(
         st.subheader("In words")
         for note in notes:
             st.warning(literal(note))
-        st.markdown("\n".join(f"- {literal(text[:1].upper() + text[1:])}" for text in said))
+        st.markdown("\n".join(f"- {literal(text)}" for text in said))
     for name, figure in charts:
         _chart(st, name, figure)
 
@@ -246,7 +246,7 @@ def _stored(st: Any, path: Path) -> None:
     labelled = dict(cases(found.data))
     label = st.sidebar.selectbox("case", list(labelled))
     judged = {case.label: case.verdicts for case in verdicts(found.data)}
-    said = [str(verdict) for verdict in (*advice(labelled[label]), *judged[label])]
+    said = map(sentence, (*advice(labelled[label]), *judged[label]))
     _show(st, of_case(label, labelled[label]), (), said)
     _downloads(st, found.data)
 

@@ -1,6 +1,7 @@
 """Residual polynomials: what t steps of a method do to each part of the error."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def polynomials(case: Case) -> Figure | None:
     shapes = [band(low, high, SKY, axis) for axis in ("y", "y2")]
     if low == high:
         shapes = [band(low - right / 200, low + right / 200, SKY, axis) for axis in ("y", "y2")]
-    axes = {
+    axes: dict[str, Any] = {
         "xaxis": {"title": {"text": "eigenvalue λ (shaded: the spectrum)"}, "anchor": "y2"},
         "yaxis": {"title": {"text": "iterate: P(λ)"}, "domain": above, **_range(drawn, "y")},
         "yaxis2": {

@@ -63,10 +63,17 @@ def command(path: Path | None, port: int | None, browser: bool) -> list[str]:
     return [sys.executable, "-m", "streamlit", "run", str(app), *words, *given]
 
 
+def environment() -> dict[str, str]:
+    """Return the variables of the server's process; those that are set already stay.
+
+    JAX computes with one thread: its linear algebra may hang with several, before JAX 0.12.
+    """
+    return {"XLA_FLAGS": QUICK, "NPROC": "1", **os.environ}
+
+
 def serve(words: list[str]) -> int:
     """Run the server until it is interrupted; return its exit status."""
-    environment = {"XLA_FLAGS": QUICK, **os.environ}
-    server = subprocess.Popen(words, env=environment)
+    server = subprocess.Popen(words, env=environment())
     try:
         return server.wait()
     except KeyboardInterrupt:

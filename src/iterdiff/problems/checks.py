@@ -300,7 +300,12 @@ def _check_wide(name: str, result: Any) -> None:
 def _check_constraint(name: str, result: Any, x0: PyTree) -> None:
     """Raise TypeError unless `result` consists of real floating arrays in the dtype of `x0`."""
     dtype = tree.result_dtype(x0)
-    for leaf in jax.tree.leaves(result, is_leaf=lambda v: v is None):
+    leaves = jax.tree.leaves(result, is_leaf=lambda v: v is None)
+    if not leaves:
+        raise TypeError(
+            f"`problem`: {name} returns {result!r}, without an array; leave the constraint out."
+        )
+    for leaf in leaves:
         if not hasattr(leaf, "dtype") or leaf.dtype != dtype:
             raise TypeError(
                 f"`problem`: {name} must return real floating arrays of the dtype of `x0`, "

@@ -94,9 +94,9 @@ class ConstrainedProblem(Problem):
 
     def start(self, x0: PyTree, theta: PyTree) -> PyTree:
         """Return the unknowns at the start of a run: `x0` with multipliers of zero."""
+        values = eqx.filter_eval_shape(self.constraints, self.answer(x0), theta)
         if isinstance(x0, PrimalDual):
-            return x0
-        values = eqx.filter_eval_shape(self.constraints, x0, theta)
+            return _checked(x0, values)
         return PrimalDual(x0, jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), values))
 
     def answer(self, unknowns: PyTree) -> PyTree:
@@ -145,6 +145,17 @@ class ConstrainedProblem(Problem):
         if "custom_vjp" in rules:
             return self.structure.without_claims()
         return self.structure._replace(hessian=not rules)
+
+
+def _checked(given: PrimalDual, values: Multipliers) -> PrimalDual:
+    """Return the given unknowns; raise ValueError unless the multipliers are like the values."""
+    wanted = jax.tree.map(jnp.shape, values)
+    found = jax.tree.map(jnp.shape, given.multipliers)
+    if found != wanted:
+        raise ValueError(
+            f"`x0`: the multipliers must have the shapes of the constraints, {wanted}, not {found}."
+        )
+    return given
 
 
 def _term(active: Bool[Array, "..."], multiplier: Array, value: Array) -> Array:

@@ -12,9 +12,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
+from iterdiff.jaxtools.arguments import is_known
 from iterdiff.jaxtools.manual_axes import while_loop
 from iterdiff.linalg.least_squares import safe_length
-from iterdiff.problems.prox import Bound, T, bound_of, box, point_of, simplex
+from iterdiff.problems.prox import (
+    Bound,
+    T,
+    bound_of,
+    box,
+    nan_unless,
+    point_of,
+    simplex,
+    size_of,
+)
 
 MAX_NEWTON_STEPS = 100
 """Upper limit of the Newton steps that find the support of a transport plan."""
@@ -22,6 +32,9 @@ MAX_NEWTON_STEPS = 100
 DAMPING = 0.1
 """The Hessian of the dual function is singular where the support falls apart. Its damping is this
 multiple of the relative error of the sums."""
+
+MAX_GAP_OF_TOTALS = 1e-3
+"""Largest difference of the totals of rows and columns that counts as rounding, relative."""
 
 HALVINGS = 24
 """A Newton step is halved at most this often."""
@@ -41,7 +54,8 @@ def l1_ball(x: Float[Array, " n"], radius: Any = 1.0) -> Float[Array, " n"]:
     """
     x = _vector(x)
     sizes = jnp.abs(x)
-    outside = jnp.sum(sizes) > bound_of("radius", radius, x[0])
+    radius = size_of("radius", radius, x[0])
+    outside = ~(jnp.sum(sizes) <= radius)
     return jnp.where(outside, jnp.sign(x) * simplex(sizes, radius), x)
 
 
@@ -57,9 +71,10 @@ def l2_ball(x: T, radius: Any = 1.0) -> T:
     """
     x = point_of(x)
     length = tree.norm(x)
-    radius = bound_of("radius", radius, length)
+    radius = size_of("radius", radius, length)
     outside = length > radius
-    return tree.scale(jnp.where(outside, radius / jnp.where(outside, length, 1), 1), x)
+    factor = jnp.where(outside, radius / jnp.where(outside, length, 1), 1)
+    return tree.scale(nan_unless(radius >= 0, factor, length), x)
 
 
 def linf_ball(x: T, radius: Bound = 1.0) -> T:
@@ -103,13 +118,12 @@ def half_space(x: T, normal: T, offset: Any) -> T:
     """
     x = point_of(x)
     value = tree.dot(normal, x)
-    outside = value > bound_of("offset", offset, value)
-    return tree.where(outside, hyperplane(x, normal, offset), x)
+    offset = bound_of("offset", offset, value)
+    outside = value > offset
+    return tree.where(outside | jnp.isnan(value - offset), hyperplane(x, normal, offset), x)
 
 
-def affine_set(
-    x: Float[Array, " n"], matrix: Float[Array, "m n"], rhs: Float[Array, " m"]
-) -> Float[Array, " n"]:
+def affine_set(x: Float[Array, " n"], matrix: Any, rhs: Any) -> Float[Array, " n"]:
     r"""Return the nearest point with :math:`A x = b`.
 
     Parameters
@@ -120,6 +134,11 @@ def affine_set(
         :math:`A`, with independent rows, and :math:`b`.
     """
     x = _vector(x)
+    if matrix.ndim != 2 or matrix.shape[1:] != x.shape or rhs.shape != matrix.shape[:1]:
+        raise ValueError(
+            f"`matrix` and `rhs` have shapes {matrix.shape} and {rhs.shape}, which do not fit `x` "
+            f"of shape {x.shape}; pass (m, n), (m,) and (n,)."
+        )
     weights = jnp.linalg.solve(matrix @ matrix.T, matrix @ x - rhs)
     return x - matrix.T @ weights
 
@@ -139,12 +158,11 @@ def second_order_cone(x: Float[Array, " n"]) -> Float[Array, " n"]:
     half = (height + length) / 2
     share = half / jnp.where(between, length, 1)
     surface = jnp.concatenate([half[None], share * rest])
-    return jnp.where(between, surface, jnp.where(height > 0, x, 0))
+    answer = jnp.where(between, surface, jnp.where(height > 0, x, 0))
+    return nan_unless(True, answer, height + length)
 
 
-def transport_polytope(
-    x: Float[Array, "m n"], rows: Float[Array, " m"], columns: Float[Array, " n"]
-) -> Float[Array, "m n"]:
+def transport_polytope(x: Any, rows: Any, columns: Any) -> Float[Array, "m n"]:
     r"""Return the nearest nonnegative matrix with the given sums of its rows and columns.
 
     The projection is :math:`\max(0, x_{ij} + \alpha_i + \beta_j)`. Newton's method on the dual
@@ -158,8 +176,20 @@ def transport_polytope(
         The sums, positive, with equal totals.
     """
     x = point_of(x)
+    if x.ndim != 2 or (rows.shape, columns.shape) != (x.shape[:1], x.shape[1:]):
+        raise ValueError(
+            f"`rows` and `columns` have shapes {rows.shape} and {columns.shape}, which do not fit "
+            f"`x` of shape {x.shape}; pass (m,), (n,) and (m, n)."
+        )
     count = x.shape[0]
     sums = jnp.concatenate([rows, columns])
+    gap = jnp.abs(jnp.sum(rows) - jnp.sum(columns))
+    consistent = (jnp.min(sums) >= 0) & (gap <= MAX_GAP_OF_TOTALS * jnp.sum(rows))
+    if is_known(consistent) and not consistent:
+        raise ValueError(
+            "`rows` and `columns` must not be negative and must have the same total, but the "
+            f"totals are {jnp.sum(rows)} and {jnp.sum(columns)}."
+        )
     point, wanted = jax.lax.stop_gradient((x, sums))
 
     def plan(potentials, x):
@@ -203,7 +233,7 @@ def transport_polytope(
     held = support * x
     excess = sums - jnp.concatenate([held.sum(1), held.sum(0)])
     potentials = jnp.linalg.pinv(matrix(support)) @ excess
-    return support * plan(potentials, x)
+    return nan_unless(consistent, support * plan(potentials, x), x)
 
 
 def group_lasso(x: Float[Array, "*groups k"], by: Any) -> Float[Array, "*groups k"]:
@@ -306,7 +336,7 @@ def _taut_string(x: Float[Array, " n"], by: Array) -> tuple[Array, Array]:
     return labels, shifts
 
 
-def nuclear_norm(x: Float[Array, "m n"], by: Any) -> Float[Array, "m n"]:
+def nuclear_norm(x: Any, by: Any) -> Float[Array, "m n"]:
     r"""Return `x` with its singular values shrunk by `by`: for :math:`b \|x\|_*`.
 
     The derivative is finite where singular values coincide, too. Derivatives of second order are
@@ -320,7 +350,10 @@ def nuclear_norm(x: Float[Array, "m n"], by: Any) -> Float[Array, "m n"]:
         :math:`b \ge 0`, multiplied by the step size.
     """
     x = point_of(x)
-    return _shrunk_spectrum(x, bound_of("by", by, x[0, 0]))
+    if x.ndim != 2:
+        raise ValueError(f"`x` must be a matrix, but its shape is {x.shape}; reshape it.")
+    by = size_of("by", by, x[0, 0])
+    return nan_unless(by >= 0, _shrunk_spectrum(x, by), x)
 
 
 @jax.custom_jvp

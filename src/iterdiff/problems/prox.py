@@ -56,8 +56,9 @@ def soft_threshold(x: T, by: Bound) -> T:
     """
 
     def shrink(leaf, bound):
-        bound = bound_of("by", bound, leaf)
-        return jnp.where(jnp.abs(leaf) > bound, leaf - jnp.sign(leaf) * bound, 0)
+        bound = size_of("by", bound, leaf)
+        shrunk = jnp.where(jnp.abs(leaf) > bound, leaf - jnp.sign(leaf) * bound, 0)
+        return nan_unless(bound >= 0, shrunk, leaf)
 
     x = point_of(x)
     return jax.tree.map(shrink, x, _like(by, x))
@@ -74,12 +75,14 @@ def elastic_net(x: T, by: Bound, ridge: Bound) -> T:
         :math:`b, r \ge 0`, both multiplied by the step size.
     """
     shrunk = soft_threshold(x, by)
-    return jax.tree.map(lambda u, r: u / (1 + bound_of("ridge", r, u)), shrunk, _like(ridge, x))
+    return jax.tree.map(lambda u, r: u / (1 + size_of("ridge", r, u)), shrunk, _like(ridge, x))
 
 
 def nonnegative(x: T) -> T:
     """Return the nearest point with nonnegative coordinates."""
-    return jax.tree.map(lambda leaf: jnp.where(leaf > 0, leaf, 0), point_of(x))
+    return jax.tree.map(
+        lambda leaf: nan_unless(True, jnp.where(leaf > 0, leaf, 0), leaf), point_of(x)
+    )
 
 
 def box(x: T, lower: Bound, upper: Bound) -> T:
@@ -102,7 +105,8 @@ def box(x: T, lower: Bound, upper: Bound) -> T:
         low, high = bound_of("lower", low, leaf), bound_of("upper", high, leaf)
         if is_known(low) and is_known(high) and np.any(np.asarray(low) > np.asarray(high)):
             raise ValueError("`lower` exceeds `upper` somewhere; exchange them there.")
-        return jnp.where(leaf <= low, low, jnp.where(leaf >= high, high, leaf))
+        inside = jnp.where(leaf <= low, low, jnp.where(leaf >= high, high, leaf))
+        return nan_unless(low <= high, inside, leaf)
 
     x = point_of(x)
     return jax.tree.map(clip, x, _like(lower, x), _like(upper, x))
@@ -130,7 +134,7 @@ def simplex(x: Float[Array, " n"], total: float | Float[Array, ""] = 1.0) -> Flo
     x = point_of(x)
     if not isinstance(x, jax.Array) or x.ndim != 1:
         raise ValueError(f"`x` must be one vector, not {x!r}; flatten it.")
-    total = bound_of("total", total, x[0])
+    total = size_of("total", total, x[0])
     descending = -jnp.sort(-jax.lax.stop_gradient(x))
     excess = jnp.cumsum(descending) - jax.lax.stop_gradient(total)
     counts = jnp.arange(1, x.size + 1).astype(x.dtype)
@@ -139,7 +143,15 @@ def simplex(x: Float[Array, " n"], total: float | Float[Array, ""] = 1.0) -> Flo
     threshold = jnp.take(descending, size - 1)
     support = jax.lax.stop_gradient(x) >= threshold
     shift = (jnp.sum(jnp.where(support, x, 0)) - total) / jnp.sum(support).astype(x.dtype)
-    return jnp.where(support, x - shift, 0)
+    return nan_unless((total >= 0) & ~jnp.any(jnp.isnan(x)), jnp.where(support, x - shift, 0), x)
+
+
+def nan_unless(valid: Any, answer: Array, x: Array) -> Array:
+    """Return `answer`; NaN where an argument is not `valid`, or the coordinate of `x` is NaN.
+
+    A comparison with NaN is false, so that an operator made of comparisons would return a number.
+    """
+    return jnp.where(valid & ~jnp.isnan(x), answer, jnp.nan)
 
 
 def point_of(x: Any) -> Any:
@@ -162,6 +174,14 @@ def bound_of(name: str, bound: Any, leaf: Array) -> Array:
     if not fits:
         raise ValueError(f"`{name}` has shape {shape}, but `x` has a leaf of shape {leaf.shape}.")
     return jnp.asarray(bound, leaf.dtype)
+
+
+def size_of(name: str, size: Any, leaf: Array) -> Array:
+    """Return a bound that must not be negative, see `bound_of`."""
+    size = bound_of(name, size, leaf)
+    if is_known(size) and np.any(np.asarray(size) < 0):
+        raise ValueError(f"`{name}` must not be negative, but it is {size}.")
+    return size
 
 
 def _like(bound: Bound, x: PyTree) -> PyTree:

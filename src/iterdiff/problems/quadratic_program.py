@@ -23,6 +23,10 @@ def _as_vector(given: Any) -> Any:
     return as_array("a vector of `QuadraticProgram`", given) if is_number(given) else given
 
 
+MATRICES = ("Q", "A", "G")
+"""The fields that hold matrices; the others hold vectors."""
+
+
 class QuadraticProgram(ConstrainedProblem):
     r"""Minimise :math:`\tfrac12 x^\top Q x + c^\top x` where :math:`A x = b` and :math:`G x \le h`.
 
@@ -91,7 +95,12 @@ class QuadraticProgram(ConstrainedProblem):
                 missing, other = (side, matrix) if given[0] else (matrix, side)
                 raise ValueError(f"`{missing}` is missing, but `{other}` is given; pass both.")
         for name in ("Q", "c", "A", "b", "G", "h"):
-            _check_finite(name, getattr(self, name))
+            given = getattr(self, name)
+            if isinstance(given, str) or (given is None and name in ("Q", "c")):
+                raise TypeError(
+                    f"`{name}` must be an array, an operator or a function of theta, not {given!r}."
+                )
+            _check_finite(name, given)
         columns = _shape(self.c)
         for matrix, side in (("Q", "c"), ("A", "b"), ("G", "h")):
             _check_shape(matrix, getattr(self, matrix), side, _shape(getattr(self, side)), columns)
@@ -122,7 +131,8 @@ class QuadraticProgram(ConstrainedProblem):
         """Return the matrix or vector of this name at theta."""
         value = getattr(self, name)
         if callable(value) and not isinstance(value, lx.AbstractLinearOperator):
-            value = as_operand(value(theta))
+            made = value(theta)
+            value = as_operand(made) if name in MATRICES else _as_vector(made)
         return value
 
     def matrix(self, name: str, theta: PyTree, size: int) -> Float[Array, "m n"]:

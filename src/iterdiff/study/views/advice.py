@@ -120,6 +120,12 @@ class ErrorBar(Verdict):
         )
 
 
+def sentence(verdict: Verdict) -> str:
+    """Return a verdict with a capital letter, as a line of its own."""
+    text = str(verdict)
+    return text[:1].upper() + text[1:]
+
+
 def advice(case: "xarray.Dataset") -> tuple[Verdict, ...]:
     """Return which mode to use, when to stop, and the error bars; nothing for a run that diverges.
 

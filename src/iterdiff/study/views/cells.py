@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -88,7 +88,8 @@ def cell(data: "xarray.Dataset | xarray.DataTree", place: tuple[int, ...]) -> Ce
     """
     axes = grid_axes(data)
     label = ", ".join(axis.labels[i] for axis, i in zip(axes, place, strict=True))
-    grid = data["grid"].to_dataset() if _is_tree(data) else data
+    whole: Any = data
+    grid = whole["grid"].to_dataset() if _is_tree(data) else whole
     status = str(grid[STATUS].values[place])
     cause = str(grid[CAUSE].values[place]) if CAUSE in grid else ""
     if status != "done":
@@ -96,10 +97,10 @@ def cell(data: "xarray.Dataset | xarray.DataTree", place: tuple[int, ...]) -> Ce
     if _is_tree(data):
         group = grid["group"].values
         before = np.ravel(group)[: np.ravel_multi_index(place, group.shape)]
-        node = data[str(group[place])].to_dataset()
+        node = whole[str(group[place])].to_dataset()
         found = node.isel(cell=int(np.count_nonzero(before == group[place])))
     else:
-        found = data.isel(dict(zip(data[STATUS].dims, place, strict=True)))
+        found = whole.isel(dict(zip(grid[STATUS].dims, place, strict=True)))
     found = found.drop_vars([STATUS, CAUSE], errors="ignore")
     # What the other cells of the grid have, and this one does not.
     lacks = [n for n, v in found.data_vars.items() if v.dtype.kind == "f" and v.isnull().all()]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from iterdiff.study.run import cases
-from iterdiff.study.views.advice import advice
+from iterdiff.study.views.advice import advice, sentence
 from iterdiff.study.views.cells import Cell, cells, grid_axes
 from iterdiff.study.views.palette import CYCLE
 from iterdiff.study.views.provenance import as_toml, provenance, reproduction, settings
@@ -148,7 +148,7 @@ def _paragraphs(shown: Sequence[_Case]) -> str:
     """Return the verdicts in words: the first case open, the others to be opened."""
     parts = []
     for number, case in enumerate(shown):
-        items = "".join(f"<li>{html.escape(str(verdict))}</li>" for verdict in case.said)
+        items = "".join(f"<li>{html.escape(sentence(verdict))}</li>" for verdict in case.said)
         state = " open" if number == 0 or len(shown) <= 3 else ""
         label = html.escape(case.label)
         parts.append(f"<details{state}><summary>{label}</summary><ul>{items}</ul></details>")
@@ -205,7 +205,7 @@ def _burn_in(case: "xarray.Dataset") -> list[int | float] | None:
 
 def _alt(case: _Case) -> str:
     """Return the words that stand for the figure of a case."""
-    said = " ".join(str(verdict) for verdict in case.said)
+    said = " ".join(map(sentence, case.said))
     return f"Absolute errors over {int(case.data.steps)} iterations of {case.label}: {said}"
 
 

@@ -132,7 +132,14 @@ if (data.cases.length) {
   get("case").onchange = event => { chosen = Number(event.target.value); keys(); show(); };
   for (const id of ["logx", "logy"]) get(id).onchange = show;
   addEventListener("resize", show);
-  addEventListener("beforeprint", show);
+  // On paper nothing can be opened: everything is.
+  let closed = [];
+  addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll("details:not([open])")];
+    closed.forEach(part => { part.open = true; });
+    show();
+  });
+  addEventListener("afterprint", () => closed.forEach(part => { part.open = false; }));
   keys();
   show();
 } else {
