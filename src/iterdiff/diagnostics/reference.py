@@ -15,8 +15,8 @@ from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.problems.active_set import completed
-from iterdiff.problems.checks import check_x0
 from iterdiff.problems.constrained import ConstrainedProblem
+from iterdiff.problems.leaf_checks import check_x0
 from iterdiff.problems.problem import Problem
 
 MAX_NEWTON_STEPS = 100
