@@ -93,7 +93,7 @@ def _count_devices(context: Any) -> int:
         return context.mesh.size
     if hasattr(context, "axis_env"):  # in `jax.pmap`
         return context.axis_env.nreps
-    return context.num_devices
+    return getattr(context, "num_devices", None) or 1
 
 
 def each_product(rows: Float[Array, "m n"], v: Float[Array, " n"]) -> Float[Array, " m"]:
