@@ -1,7 +1,7 @@
 """The solution and its Jacobian to machine precision, as the reference for errors."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import equinox as eqx
 import jax
@@ -103,7 +103,7 @@ def find_reference(
     return Reference(x, tangents)
 
 
-def _is_formula(given: PyTree, guess: PyTree) -> bool:
+def _is_formula(given: object, guess: PyTree) -> TypeGuard[Callable[[PyTree], PyTree]]:
     """Return whether `given` is a function of theta; a network may be a solution, too."""
     is_leaf = jax.tree_util.all_leaves([given])
     return callable(given) and (is_leaf or jax.tree.structure(given) != jax.tree.structure(guess))
