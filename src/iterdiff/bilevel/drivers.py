@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.accuracy.reasons import REASONS
 from iterdiff.algorithms.base import traceable_step
-from iterdiff.bilevel.endings import Ending, checked_budget
+from iterdiff.bilevel.endings import Ending, checked_budget, checked_rtol
 from iterdiff.bilevel.gradients import HypergradientState
 from iterdiff.bilevel.history import Log, to_dataset
 from iterdiff.bilevel.inner_run import ENDED_ACCURATE
@@ -30,7 +30,6 @@ from iterdiff.jaxtools.arguments import (
     Tolerance,
     check_bool,
     check_count,
-    check_tolerance,
 )
 from iterdiff.jaxtools.extras import import_extra
 from iterdiff.modes.base import Mode
@@ -214,7 +213,7 @@ def minimize(
         posed,
         region_of(theta0, lower, upper, projection),
         _checked_method(method),
-        _checked_rtol(rtol),
+        checked_rtol(rtol),
         check_count("max_steps", max_steps),
         checked_budget(budget),
         check_count("max_outer", max_outer, least=0),
@@ -307,11 +306,6 @@ def _checked_method(method: Any) -> Method:
             f"not {method!r}."
         )
     return method
-
-
-def _checked_rtol(rtol: Any) -> float:
-    check_tolerance("rtol", rtol)
-    return float(rtol)
 
 
 @contextlib.contextmanager

@@ -98,3 +98,15 @@ def checked_budget(budget: Any) -> Budget:
         return Budget(gradients=check_count("budget", budget))
     except TypeError as error:
         raise TypeError(f"`budget` must be a Budget or an int, not {budget!r}.") from error
+
+
+def checked_rtol(rtol: Any) -> float:
+    """Return the tolerance of an outer run.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no positive number; the message names it.
+    """
+    check_tolerance("rtol", rtol)
+    return float(rtol)

@@ -80,7 +80,7 @@ class Posed(eqx.Module):
         return start_compiled(self, x0, theta)
 
     def go_on(
-        self, theta: PyTree, state: "InnerState", same: Bool[Array, ""], accuracy: "Accuracy"
+        self, theta: PyTree, state: Any, same: Bool[Array, ""], accuracy: "Accuracy"
     ) -> "Found":
         """Return what the run finds when it goes on, see `gone_on`."""
         return go_on_compiled(self, theta, state, same, accuracy)
@@ -182,7 +182,7 @@ class Found(NamedTuple):
     """
 
     examined: Examined
-    state: InnerState
+    state: Any
     steps: Int[Array, "*b"]
     checks: Int[Array, "*b"]
     products: Float[Array, "*b"]

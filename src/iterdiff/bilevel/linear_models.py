@@ -172,12 +172,18 @@ class Model(NamedTuple):
     loss: Any
 
 
-RIDGE = Model(Minimization(ridge_objective), Newton(), held_out_square)
-LASSO = Model(
-    CompositeMinimization(least_squares, lasso_prox), ProximalGradient(1.0), held_out_square
-)
-ELASTIC_NET = LASSO._replace(problem=CompositeMinimization(least_squares, elastic_prox))
-LOGISTIC = Model(Minimization(logistic_objective), BoundedNewton(), held_out_cross_entropy)
+def _minimization(objective: Any) -> Minimization:
+    return Minimization(objective)  # the objective takes the data of a fold, too
+
+
+def _composite(smooth: Any, prox: Any) -> CompositeMinimization:
+    return CompositeMinimization(smooth, prox)
+
+
+RIDGE = Model(_minimization(ridge_objective), Newton(), held_out_square)
+LASSO = Model(_composite(least_squares, lasso_prox), ProximalGradient(1.0), held_out_square)
+ELASTIC_NET = LASSO._replace(problem=_composite(least_squares, elastic_prox))
+LOGISTIC = Model(_minimization(logistic_objective), BoundedNewton(), held_out_cross_entropy)
 
 
 class Tables:
@@ -199,7 +205,7 @@ class Tables:
 
     def __init__(
         self,
-        features: np.ndarray,
+        features: Any,
         target: np.ndarray,
         *,
         intercept: bool,

@@ -136,12 +136,10 @@ class Nudged(eqx.Module):
         del theta
         dtype = tree.result_dtype(x0)
         xs = jax.tree.map(lambda v: jnp.broadcast_to(v, (len(NUDGES), *v.shape)), x0)
-        numbers = (jnp.asarray(v, dtype) for v in (FIRST_NUDGE, FIRST_PRECISION))
-        return NudgedState(xs, *numbers, tree.zeros_like(x0))
+        nudge, precision = (jnp.asarray(v, dtype) for v in (FIRST_NUDGE, FIRST_PRECISION))
+        return NudgedState(xs, nudge, precision, tree.zeros_like(x0))
 
-    def go_on(
-        self, theta: PyTree, state: NudgedState, same: Bool[Array, ""], accuracy: Accuracy
-    ) -> Found:
+    def go_on(self, theta: PyTree, state: Any, same: Bool[Array, ""], accuracy: Accuracy) -> Found:
         """Solve on, and shorten the nudges, until the hypergradient is accurate."""
         del same  # minimisers carry no memory that belongs to one theta
         return _Evaluation(self, theta, state, accuracy).found()

@@ -38,6 +38,7 @@ class PenaltySearch(BaseEstimator):
     model: ClassVar[Model]
     default_range: ClassVar[tuple[float, float]] = (1e-5, 1e1)
     classifies: ClassVar[bool] = False
+    n_features_in_: int
 
     def __init__(
         self,
@@ -112,12 +113,13 @@ class PenaltySearch(BaseEstimator):
             )
         return found
 
-    def _splits(self, X: np.ndarray, y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _splits(self, X: Any, y: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         cv = self.cv
         if cv is None:
             smallest = min(np.unique(y, return_counts=True)[1]) if self.classifies else len(y)
             cv = int(np.clip(smallest, 2, 5))
-        return list(check_cv(cv, y, classifier=self.classifies).split(X, y))
+        folds: Any = check_cv(cv, y, classifier=self.classifies)
+        return list(folds.split(X, y))
 
     def _range(self, tables: "Tables") -> np.ndarray:
         """Return the lowest and the highest penalty, in the first row of two kinds."""
@@ -185,7 +187,7 @@ class PenaltySearch(BaseEstimator):
         if found.status.name.startswith("INNER"):
             warnings.warn(found.message, ConvergenceWarning, stacklevel=3)
 
-    def _encoded(self, y: np.ndarray) -> np.ndarray:
+    def _encoded(self, y: Any) -> np.ndarray:
         return y.astype(float)
 
     def _shaped(self, coefficients: np.ndarray, intercept: Any) -> tuple[np.ndarray, Any]:

@@ -87,7 +87,7 @@ def posed_of(
     taken = snapshot_of_loss(loss, x0, theta, one)
     assert bound.snapshot is not None
     problem = with_snapshot(problem, bound.snapshot)
-    if how.hessian_free is not None:
+    if how.hessian_free is not None and isinstance(problem, Minimization):
         return Nudged(problem, algorithm, loss, args, mode, taken), x0, theta
     return Posed(problem, algorithm, loss, args, mode, taken, batched), x0, theta
 

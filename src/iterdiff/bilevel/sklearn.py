@@ -236,7 +236,7 @@ class LogisticRegressionHO(ClassifierMixin, PenaltySearch):
     model: ClassVar[Model] = LOGISTIC
     classifies: ClassVar[bool] = True
 
-    def _encoded(self, y: np.ndarray) -> np.ndarray:
+    def _encoded(self, y: Any) -> np.ndarray:
         check_classification_targets(y)
         self.classes_, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
         if len(self.classes_) < 2:

@@ -21,13 +21,13 @@ from iterdiff.bilevel.chains import (
     measure_compiled,
     run_compiled,
 )
-from iterdiff.bilevel.endings import Budget, Ending, checked_budget
+from iterdiff.bilevel.endings import Budget, Ending, checked_budget, checked_rtol
 from iterdiff.bilevel.history import STOCHASTIC_COLUMNS, Log
 from iterdiff.bilevel.intervals import MESSAGES, Interval, StochasticMinimized, rounding, student
 from iterdiff.bilevel.posing import snapshot_of_loss
 from iterdiff.bilevel.regions import Region, region_of
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import Tolerance, check_count, check_tolerance
+from iterdiff.jaxtools.arguments import Tolerance, check_count
 from iterdiff.loop.run import stop_gradient
 from iterdiff.problems.checks import check_untraced
 from iterdiff.problems.inputs import check_inputs, with_snapshot
@@ -142,7 +142,7 @@ def minimize_stochastic(
     run = _posed(loss, problem, x0, theta0, samples, method)
     posed, x0, theta0 = run
     check_untraced("iterdiff.bilevel.minimize_stochastic", posed.problem, method, x0, theta0)
-    check_tolerance("rtol", rtol)
+    rtol = checked_rtol(rtol)
     region = region_of(theta0, lower, upper, projection)
     n = posed.samples[0]
     search = _Search(
@@ -153,7 +153,7 @@ def minimize_stochastic(
             check_count("steps", steps),
             check_count("max_rounds", max_rounds, least=0),
             checked_budget(budget),
-            float(rtol),
+            rtol,
         ),
         min(check_count("batch", batch), n),
     )

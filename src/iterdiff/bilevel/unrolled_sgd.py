@@ -121,11 +121,8 @@ def unrolled_sgd(
             f"{problem!r}."
         )
     check_callable(step_sizes=step_sizes)
-    counts = [
-        check_count("samples", samples),
-        check_count("batch", batch),
-        check_count("steps", steps),
-    ]
+    check_count("steps", steps)
+    counts = check_count("samples", samples), check_count("batch", batch)
     many = check_count("chains", chains, least=2)
     one = jnp.zeros(1, jnp.arange(1).dtype)
     _, x0, theta = check_inputs(problem, x0, theta, one)
@@ -133,7 +130,7 @@ def unrolled_sgd(
     keys = jax.random.split(jax.random.key(key) if isinstance(key, int) else key, many)
     dtype = tree.result_dtype(x0)
     sizes = jnp.asarray(jax.vmap(step_sizes)(jnp.arange(steps, dtype=dtype)), dtype)
-    xs, jacobians = _chains(problem, x0, theta, sizes, keys, jnp.asarray(recorded), tuple(counts))
+    xs, jacobians = _chains(problem, x0, theta, sizes, keys, jnp.asarray(recorded), counts)
     xs, jacobians = np.asarray(xs), np.asarray(jacobians)
     mean, half = student(jacobians)
     away = np.sqrt(np.mean(np.sum((jacobians - mean) ** 2, axis=(2, 3)), axis=0))
@@ -148,9 +145,9 @@ def _chains(
     sizes: Array,
     keys: Array,
     recorded: Array,
-    counts: tuple[int, int, int],
+    counts: tuple[int, int],
 ) -> tuple[Any, Any]:
-    samples, batch, _ = counts
+    samples, batch = counts
     floating, rest = floating_part(theta)
     vector, parameters = tree.to_vector(x0), tree.to_vector(floating)
 
@@ -160,7 +157,8 @@ def _chains(
         slope = bound.residual(tree.from_vector(x, x0), eqx.combine(whole, rest))
         return tree.to_vector(slope)
 
-    def step(x, jacobian, size, key):
+    def step(carry, size, key):
+        x, jacobian = carry
         indices = drawn(key, samples, batch)
 
         def moved(x, part):
@@ -183,7 +181,7 @@ def _chains(
             first, last = bounds
 
             def body(k, carry):
-                return step(*carry, sizes[k], every[k])
+                return step(carry, sizes[k], every[k])
 
             carry = jax.lax.fori_loop(first, last, body, carry)
             return carry, carry
