@@ -136,6 +136,8 @@ def _matching(name: str, given: PyTree, like: PyTree, of: str) -> PyTree:
     def cast(u, v):
         if jnp.shape(u) != jnp.shape(v):
             raise ValueError(f"`{name}` must have the shapes of `{of}`: {v.shape}.")
+        if jnp.iscomplexobj(u):
+            raise TypeError(f"`{name}` is complex, but `{of}` is real; pass its real part.")
         return jnp.asarray(u, v.dtype)
 
     return jax.tree.map(cast, given, like)

@@ -118,8 +118,8 @@ def _like(x: PyTree, guess: PyTree) -> PyTree:
     for u, v in zip(jax.tree.leaves(x), jax.tree.leaves(guess), strict=True):
         if u.shape != v.shape:
             raise ValueError(f"`reference` must have the shapes of `x0`: {v.shape}, not {u.shape}.")
-        if not jnp.can_cast(u.dtype, v.dtype, "same_kind"):
-            raise TypeError(f"`reference` must have the dtypes of `x0`: {v.dtype}, not {u.dtype}.")
+        if jnp.iscomplexobj(u):  # the unknowns of a complex `x0` are pairs of real ones
+            raise TypeError("`reference` is complex, but `x0` is real; pass its real part.")
     return jax.tree.map(lambda u, v: u.astype(v.dtype), x, guess)
 
 
