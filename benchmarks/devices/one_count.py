@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +41,9 @@ def measured(mode: itd.Mode, theta: jax.Array, x0: jax.Array) -> dict[str, float
         return jnp.sum(itd.solve(problem, descent, x0, theta, stop=itd.Steps(STEPS), mode=mode).x)
 
     program = jax.jit(jax.grad(total)).lower(theta, x0).compile()
-    plan = program.memory_analysis()
+    plan: Any = program.memory_analysis()
     parts = plan.temp_size_in_bytes, plan.argument_size_in_bytes, plan.output_size_in_bytes
-    text = program.as_text()
+    text = str(program.as_text())
     counts = {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in COLLECTIVES}
     return {"bytes": sum(parts), **counts, "error": _error(program(theta, x0))}
 

@@ -30,13 +30,14 @@ def main(address: str, number: int) -> None:
     """Solve with an unknown that is spread over both processes; check the own parts."""
     jax.config.update("jax_enable_x64", True)
     jax.distributed.initialize(address, num_processes=2, process_id=number)
-    place = NamedSharding(jax.make_mesh((jax.device_count(),), ("d",)), P("d"))
+    mesh = jax.make_mesh((jax.device_count(),), ("d",))
+    place = NamedSharding(mesh, P("d"))
     theta, x0 = (
         jax.make_array_from_callback(v.shape, place, lambda part, v=v: v[part])
         for v in (THETA, 0 * THETA)
     )
     assert not theta.is_fully_addressable
-    with jax.set_mesh(place.mesh):
+    with jax.set_mesh(mesh):
         found = jax.jit(slopes)(theta, x0)
     for slope in found:
         for part in slope.addressable_shards:

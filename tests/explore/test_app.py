@@ -3,6 +3,7 @@
 import pytest
 
 from iterdiff.explore import app
+from iterdiff.explore.files import stored, without_folder
 from iterdiff.explore.server import command
 from iterdiff.study.catalog import load_study
 from iterdiff.study.files import write_netcdf
@@ -55,7 +56,6 @@ def test_a_stored_study_is_shown(tmp_path, arguments):
     assert not test.exception and not test.error
     assert test.sidebar.selectbox[0].value == "Picard"
     path.write_text("nothing")
-    app._opened.cache_clear()
     assert "not a NetCDF file" in started().error[0].value.replace("\\", "")
 
 
@@ -67,3 +67,9 @@ def test_the_server_is_told_to_stay_at_home():
     words = command(None, None, browser=False)
     assert {"--server.address=127.0.0.1", "--browser.gatherUsageStats=false"} <= set(words)
     assert "--server.headless=true" in words
+
+
+def test_a_table_keeps_its_place_and_its_name():
+    path = stored(b"a,y\n1,2\n", "../my table.csv")
+    assert stored(b"a,y\n1,2\n", "../my table.csv") == path and path.name == "my table.csv"
+    assert without_folder(f"`data`: {path}, line 2") == "`data`: my table.csv, line 2"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
+from iterdiff.problems import active_set
 from tests.helpers import compiled, relative_error
 
 STOP = itd.ResidualBelow(rtol=0.0, atol=1e-9, max_steps=500)
@@ -309,3 +310,22 @@ def test_wrong_multipliers_and_empty_constraints_are_one_sentence():
     for wrong in ({"Q": "Q"}, {"c": None}):
         with pytest.raises(TypeError, match="`[Qc]`"):
             itd.QuadraticProgram(**{"Q": np.eye(2), "c": np.zeros(2), **wrong})
+
+
+def test_constraints_too_many_for_a_matrix(monkeypatch):
+    """The multipliers are found, and the derivative taken, without the constraints' Jacobian."""
+    monkeypatch.setattr(active_set, "MAX_JACOBIAN_NUMBERS", 1)
+    problem = itd.ConstrainedMinimization(
+        lambda x, theta: jnp.sum((x - theta) ** 2) / 2,
+        equality=lambda x, theta: jnp.sum(x) - 1,
+        inequality=lambda x, theta: -x,
+    )
+    theta = jnp.array([0.9, 0.5, -1.0])  # the nearest point of the simplex is (0.7, 0.3, 0)
+    x = jnp.array([0.7, 0.3, 0.0])
+    found = itd.multipliers(problem, x, theta)
+    np.testing.assert_allclose(found.equality, 0.2, atol=1e-9)
+    np.testing.assert_allclose(found.inequality, [0, 0, 1.2], atol=1e-9)
+    solver = itd.implicit(problem)(lambda x0, theta: x)
+    slope = jax.jacobian(lambda theta: solver(x, theta))(theta)
+    np.testing.assert_allclose(slope[:2, :2], [[0.5, -0.5], [-0.5, 0.5]], atol=1e-9)
+    np.testing.assert_allclose(slope[2], 0, atol=1e-9)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
+from iterdiff.linalg.solve import Structure
 from tests.cases import NAMES, build
 from tests.helpers import compiled
 
@@ -20,7 +21,7 @@ def test_only_minimisations_have_an_objective(name):
     assert (value is not None) == (smooth or known or constrained)
     # The gradient of the KKT potential is a gradient, too.
     declared = problem.symmetric, problem.positive_definite, smooth or constrained
-    assert problem.structure == declared
+    assert problem.structure == Structure(*declared)
 
 
 def test_the_objective_of_a_composite_problem_includes_the_penalty():

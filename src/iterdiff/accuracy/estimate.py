@@ -41,6 +41,7 @@ from iterdiff.jaxtools.arguments import Tolerance, check_tolerance
 from iterdiff.jaxtools.closures import attach_jvp
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
+from iterdiff.jaxtools.transformations import transforming
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.any_solver import as_linear_solver
 from iterdiff.problems.constrained import PrimalDual
@@ -238,7 +239,7 @@ def derivative_error(
     check_layout(applied(x, theta, *form), x, theta, seen.derivative)
     taken = None if seen.loss is None else snapshot(traced(seen.loss, x, theta)[0])
     given = _Given(problem, unknowns, theta, seen.derivative, form, taken, whole)
-    found = _derivative_error(given, linear_solver, near)
+    found = _derivative_error(given, linear_solver, near, transforming())
     back = as_caller_has_it(problem.layout, found.corrected, cotangent, loss)
     return dataclasses.replace(found, corrected=back)
 
@@ -261,7 +262,10 @@ class _Given(NamedTuple):
 
 @compiled
 def _derivative_error(
-    given: _Given, linear_solver: lx.AbstractLinearSolver | None, near: float
+    given: _Given,
+    linear_solver: lx.AbstractLinearSolver | None,
+    near: float,
+    differentiable: bool,
 ) -> ErrorEstimate:
     problem, x, theta, derivative, form, _, whole = given
     see = (lambda v: v) if whole else problem.answer
@@ -269,6 +273,8 @@ def _derivative_error(
     correction = correct(problem, x, theta, linear_solver, near=near)
     floating = jax.lax.stop_gradient(floating_part(theta)[0])
     estimate = _estimate(correction, floating, derivative, apply)
+    if not differentiable:  # outside all transformations, nobody can ask for a derivative
+        return estimate
     names = "absolute", "relative", "uncertainty", "corrected"
     parts = tuple(getattr(estimate, name) for name in names)
     parts = with_derivative(parts, problem, (derivative, x, theta), apply, linear_solver)

@@ -1,7 +1,7 @@
 """The solution and its Jacobian to machine precision, as the reference for errors."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import equinox as eqx
 import jax
@@ -15,8 +15,8 @@ from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.problems.active_set import completed
-from iterdiff.problems.checks import check_x0
 from iterdiff.problems.constrained import ConstrainedProblem
+from iterdiff.problems.leaf_checks import check_x0
 from iterdiff.problems.problem import Problem
 
 MAX_NEWTON_STEPS = 100
@@ -103,7 +103,7 @@ def find_reference(
     return Reference(x, tangents)
 
 
-def _is_formula(given: PyTree, guess: PyTree) -> bool:
+def _is_formula(given: PyTree, guess: PyTree) -> TypeGuard[Callable[..., PyTree]]:
     """Return whether `given` is a function of theta; a network may be a solution, too."""
     is_leaf = jax.tree_util.all_leaves([given])
     return callable(given) and (is_leaf or jax.tree.structure(given) != jax.tree.structure(guess))

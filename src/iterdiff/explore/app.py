@@ -1,12 +1,7 @@
 """The explorer's page: Streamlit's widgets around pure functions. Run by `iterdiff explore`."""
 
-import csv
-import functools
-import hashlib
-import io
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +12,9 @@ from iterdiff.explore.compute import drawn, shown
 from iterdiff.explore.controls import Control, Flag, Number, Scale, Word, Words
 from iterdiff.explore.downloads import DOWNLOADS, SUFFIXES
 from iterdiff.explore.figures import of_case
+from iterdiff.explore.files import column_names, opened, stored, without_folder
 from iterdiff.explore.words import script
 from iterdiff.jaxtools.extras import import_extra
-from iterdiff.study import open as open_study
 from iterdiff.study.run import cases
 from iterdiff.study.views.advice import advice, sentence
 from iterdiff.study.views.cells import cell, cells, grid_axes
@@ -28,13 +23,13 @@ from iterdiff.study.views.verdicts import verdicts
 MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>$:&])")
 """What Markdown may read as more than itself."""
 
-MADE_BY_STREAMLIT = "streamlit"
 STARTED = "started"
+"""The key of the session that says that the address was read."""
 
 
 def page(path: Path | None) -> None:
     """Draw the page: of a study's results if there is a path, else of what the reader chooses."""
-    st = import_extra(MADE_BY_STREAMLIT, "explore")
+    st = import_extra("streamlit", "explore")
     st.set_page_config(page_title="iterdiff explore", layout="wide")
     st.title("When is the derivative right?")
     if path is None:
@@ -65,7 +60,7 @@ def _live(st: Any) -> None:
         table = _table(st, chosen)
         found = shown(chosen, table)
     except ValueError as error:
-        st.error(literal(_without_folder(str(error))))
+        st.error(literal(without_folder(str(error))))
         return
     [(_, case)] = cases(found.data)
     said = map(sentence, (*advice(case), *verdicts(found.data)[0].verdicts))
@@ -162,30 +157,9 @@ def _table(st: Any, chosen: Choice) -> tuple[str, str] | None:
     if given is None:
         return None
     content = given.getvalue()
-    try:
-        header = next(csv.reader(io.StringIO(content.decode("utf-8-sig"))))
-    except (UnicodeDecodeError, csv.Error, StopIteration) as error:
-        raise ValueError(
-            f"The table {given.name} has no header line in UTF-8. Save it as CSV in UTF-8."
-        ) from error
-    names = [name.strip() for name in header]
+    names = column_names(content, given.name)
     target = st.sidebar.selectbox("column to predict", names, index=len(names) - 1)
-    folder = Path(_folder().name) / hashlib.sha256(content).hexdigest()[:16]
-    folder.mkdir(exist_ok=True)
-    path = folder / Path(given.name).name
-    path.write_bytes(content)
-    return str(path), str(target)
-
-
-def _without_folder(text: str) -> str:
-    """Return a message that names the reader's table as he does: without our folder."""
-    return re.sub(re.escape(_folder().name) + r"[/\\]\w+[/\\]", "", text)
-
-
-@functools.cache
-def _folder() -> tempfile.TemporaryDirectory:
-    """Return the folder of readers' tables; it goes with the server."""
-    return tempfile.TemporaryDirectory(prefix="iterdiff-explore-")
+    return str(stored(content, given.name)), str(target)
 
 
 def _show(
@@ -221,16 +195,11 @@ def _downloads(st: Any, data: Any) -> None:
         )
 
 
-@functools.lru_cache(2)
-def _opened(path: Path) -> Any:
-    return open_study(path)
-
-
 def _stored(st: Any, path: Path) -> None:
     """Show the results of a study: a slider for every axis of the grid, a list of the cases."""
     st.caption(literal(str(path)))
     try:
-        data = _opened(path)
+        data = opened(path)
         axes = grid_axes(data)
         if axes:
             chosen = [_place(st.sidebar, axis.name, axis.labels) for axis in axes]

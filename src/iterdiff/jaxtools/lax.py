@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.jaxtools.closures import hoist
 from iterdiff.jaxtools.manual_axes import aligned, inside, while_loop
-from iterdiff.jaxtools.tree import T, is_traced
+from iterdiff.jaxtools.tree import T, is_traced, result_dtype
 
 
 def only_if(condition: Bool[Array, ""], compute: Callable[[], T], otherwise: T) -> T:
@@ -133,7 +133,8 @@ def _tied(a: T) -> T:
     leaves, structure = jax.tree.flatten(a)
     if len(leaves) == 1:
         return a
-    total = sum((jnp.sum(leaf) for leaf in leaves), jnp.zeros(()))
+    dtype = result_dtype(leaves)
+    total = sum((jnp.sum(leaf).astype(dtype) for leaf in leaves), jnp.zeros((), dtype))
     nothing = jax.lax.select(jnp.zeros((), bool), total, jnp.zeros_like(total))
     return jax.tree.unflatten(structure, [leaf + nothing.astype(leaf.dtype) for leaf in leaves])
 

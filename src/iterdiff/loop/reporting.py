@@ -110,4 +110,4 @@ def as_interval(verbose: Any) -> int:
 def reporting(rule: StoppingRule, verbose: Any) -> StoppingRule:
     """Return a rule that reports as `verbose` says; `rule` itself if it says nothing."""
     every = as_interval(verbose)
-    return Reporting(rule, every) if every else rule
+    return Reporting(rule=rule, every=every) if every else rule  # pyright: ignore[reportCallIssue]

@@ -154,9 +154,10 @@ class Implicit(Mode):
         self, problem: Problem, x: PyTree, theta: PyTree
     ) -> Callable[[PyTree], PyTree] | None:
         """Return the preconditioner at a point; None if there is none, or only that of a run."""
-        if self._without_run() is None:
+        preconditioner = self._without_run()
+        if preconditioner is None:
             return None
-        return applied(self.preconditioner, *stop_gradient((problem, x, theta)))
+        return applied(preconditioner, *stop_gradient((problem, x, theta)))
 
     @property
     def corrects_answer(self) -> bool:

@@ -11,10 +11,11 @@ from iterdiff.jaxtools.arguments import is_number
 from iterdiff.jaxtools.placement import is_spread
 from iterdiff.jaxtools.snapshot import Snapshot
 from iterdiff.problems.active_set import completed
-from iterdiff.problems.checks import check_problem, check_residual, check_theta, check_x0
+from iterdiff.problems.checks import check_problem, check_residual
 from iterdiff.problems.constrained import PrimalDual
 from iterdiff.problems.functions import bind, has_room, lacks_data
 from iterdiff.problems.layout import Layout, is_unknown, layout_of, paired
+from iterdiff.problems.leaf_checks import check_theta, check_x0
 from iterdiff.problems.problem import Problem, replaced
 from iterdiff.problems.seen_problem import seen_problem
 

@@ -19,10 +19,11 @@ from iterdiff.modes.base import Mode
 from iterdiff.modes.checked import Checked
 from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.active_set import completed
-from iterdiff.problems.checks import check_residual, check_theta, check_x0
+from iterdiff.problems.checks import check_residual
 from iterdiff.problems.functions import DATA_NAME
 from iterdiff.problems.inputs import takes_data, with_data, with_snapshot
 from iterdiff.problems.layout import layout_of, paired
+from iterdiff.problems.leaf_checks import check_theta, check_x0
 from iterdiff.problems.problem import Problem
 from iterdiff.problems.seen_problem import seen_problem
 from iterdiff.solving.failures import with_failures
