@@ -90,6 +90,24 @@ def test_a_loss_that_is_not_finite():
     assert float(far.theta) == 2.0
 
 
+@pytest.mark.parametrize("step", [3.0, 40.0])
+def test_an_inner_run_that_diverges(step):
+    """At once, or while it goes on for a decision."""
+
+    def mean(x):
+        return jnp.mean(jnp.log1p((x - 0.5) ** 2))
+
+    problem = itd.Minimization(
+        lambda x, theta: mean(x) + jnp.sum(jnp.exp(theta) * x**2) / 2 + (step == 3) * jnp.sum(x**4)
+    )
+    run = lambda x, theta: mean(x - 1), problem, itd.GradientDescent(step), jnp.zeros(2)
+    result = minimize(*run, jnp.full(2, -2.0), max_outer=3)
+    assert result.status == Ending.INNER_FAILED
+    assert not result.trusted
+    assert result.message == Ending.INNER_FAILED.advice  # nothing of a singular Jacobian
+    np.testing.assert_array_equal(result.theta, -2.0)
+
+
 def test_an_inner_problem_without_or_with_many_solutions():
     """The run ends with its reason, and theta stays."""
     start = jnp.full(3, 0.3), jnp.array(0.5)
