@@ -90,17 +90,20 @@ def test_a_loss_that_is_not_finite():
     assert float(far.theta) == 2.0
 
 
-@pytest.mark.parametrize("step", [3.0, 40.0])
-def test_an_inner_run_that_diverges(step):
-    """At once, or while it goes on for a decision."""
+@pytest.mark.parametrize("power", [2, 4])
+def test_an_inner_run_that_diverges(power):
+    """Within steps, or slowly: while it goes on to decide on a step."""
+    rng = np.random.default_rng(0)
+    matrix = jnp.asarray(rng.standard_normal((2, 8, 2)))
+    target = matrix @ jnp.ones(2) + rng.standard_normal((2, 8))
 
-    def mean(x):
-        return jnp.mean(jnp.log1p((x - 0.5) ** 2))
+    def misfit(x, part):
+        return jnp.mean(jnp.log1p((matrix[part] @ x - target[part]) ** 2))
 
     problem = itd.Minimization(
-        lambda x, theta: mean(x) + jnp.sum(jnp.exp(theta) * x**2) / 2 + (step == 3) * jnp.sum(x**4)
+        lambda x, theta: misfit(x, 0) + jnp.sum(jnp.exp(theta) * x**power) / 2
     )
-    run = lambda x, theta: mean(x - 1), problem, itd.GradientDescent(step), jnp.zeros(2)
+    run = lambda x, theta: misfit(x, 1), problem, itd.GradientDescent(40.0), jnp.zeros(2)
     result = minimize(*run, jnp.full(2, -2.0), max_outer=3)
     assert result.status == Ending.INNER_FAILED
     assert not result.trusted
