@@ -317,6 +317,9 @@ def test_wrong_constraints_are_one_sentence():
         itd.solve(problem, algorithm, jnp.zeros(2), jnp.ones(2), stop=STOP)
     with pytest.raises(ValueError, match="`algorithm`"):
         itd.solve(problem, itd.ADMM(), jnp.zeros(2), jnp.ones(2), stop=STOP)
+    free = itd.Minimization(square)
+    with pytest.raises(ValueError, match="ConstrainedMinimization, QuadraticProgram"):
+        itd.solve(free, algorithm, jnp.zeros(2), jnp.ones(2), stop=STOP)
 
 
 def test_empty_blocks_are_no_constraints():

@@ -11,8 +11,14 @@ from iterdiff.algorithms.base import Algorithm, State
 from iterdiff.algorithms.status import RUNNING, Status
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.arguments import check_count, check_range, scalar
-from iterdiff.problems.constrained import ConstrainedProblem, Multipliers, PrimalDual
+from iterdiff.problems.constrained import (
+    ConstrainedMinimization,
+    ConstrainedProblem,
+    Multipliers,
+    PrimalDual,
+)
 from iterdiff.problems.problem import Minimization, Problem
+from iterdiff.problems.quadratic_program import QuadraticProgram
 
 PENALTY_FACTOR = 8.0
 """The penalty grows by this factor if the violation of the constraints has not shrunk enough."""
@@ -105,7 +111,7 @@ class AugmentedLagrangian(Algorithm):
     inner: Algorithm
     inner_steps: int = eqx.field(static=True, default=10)
     penalty: Float[Array, ""] = eqx.field(converter=scalar, default=10.0)
-    accepts: ClassVar[tuple[type[Problem], ...]] = (ConstrainedProblem,)
+    accepts: ClassVar[tuple[type[Problem], ...]] = (ConstrainedMinimization, QuadraticProgram)
 
     def __check_init__(self):
         """Check the types and ranges of the fields."""
