@@ -100,6 +100,9 @@ def test_constraints_and_losses_that_are_not_real_numbers():
     np.testing.assert_allclose(solve(*parts), 0, atol=1e-7)
     text = message(TypeError, *constrained(inequality=lambda x, theta: x.real > 0))
     assert "bool of shape (2,)" in text and "x and not x > 0" in text
+    squared = itd.Minimization(lambda x, theta: jnp.sum((x - theta) ** 2))
+    text = message(TypeError, squared, jnp.zeros(2, complex))
+    assert "complex128 of shape ()" in text and "jnp.abs" in text
     truth = jnp.eye(2)
     root = itd.RootFinding(lambda x, theta: x - theta)
     with pytest.raises(TypeError, match=r"`loss`.*float64 of shape \(2,\)"):

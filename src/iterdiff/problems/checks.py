@@ -165,9 +165,12 @@ def _check_scalar(name: str, result: Any, x0: PyTree) -> None:
             "return a scalar array."
         )
     if result.shape or not jnp.issubdtype(result.dtype, jnp.floating):
+        advice = "reduce a vector, for example with jnp.sum"
+        if is_complex(result):
+            advice = "sum squares of jnp.abs, or take the real part"
         raise TypeError(
-            f"`problem`: {name} must return one real floating number, but it returns dtype "
-            f"{result.dtype} and shape {result.shape}; reduce a vector, for example with jnp.sum."
+            f"`problem`: {name} must return one real floating number, but it returns "
+            f"{described(result)}; {advice}."
         )
     _check_wide(name, result)
 
