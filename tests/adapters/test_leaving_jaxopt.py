@@ -29,7 +29,7 @@ def section(title: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def names():
-    ((_, code),) = blocks(PAGE)
+    *_, (_, code) = blocks(PAGE)
     given = {"jaxopt": jaxopt, "optax": optax, "scipy": scipy}
     exec(code, given)
     return given

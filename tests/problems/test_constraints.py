@@ -273,6 +273,36 @@ def test_a_wrong_program_is_one_sentence(kind, argument, arguments):
         itd.QuadraticProgram(**{"Q": np.eye(2), "c": np.zeros(2), **arguments})
 
 
+def test_a_stationary_violation_is_no_proof_of_infeasibility():
+    """Zero is the worst point of the circle's constraint, and Newton's method stays at it."""
+
+    def constraint(x, theta):
+        return jnp.sum(x**2) - theta[2]
+
+    square = lambda x, theta: jnp.sum((x - theta[:2]) ** 2)  # noqa: E731
+    circle = itd.ConstrainedMinimization(square, equality=constraint)
+    stop = itd.ResidualBelow(1e-8, max_steps=60)
+
+    @compiled
+    @jax.vmap
+    def ended(x0, theta):
+        algorithm = itd.AugmentedLagrangian(itd.Newton())
+
+        def run(theta):
+            solution = itd.solve(circle, algorithm, x0, theta, stop=stop, throw=False)
+            return solution.x, solution.status
+
+        return *run(theta), jax.jacrev(lambda theta: run(theta)[0])(theta)
+
+    theta = jnp.array([[0.1, 0, 1], [0.1, 0, 1], [3, 4, -1]])  # no point satisfies the last one
+    x, status, slope = ended(jnp.array([[0.0, 0.0], [0.7, 0.4], [1.0, 0.0]]), theta)
+    stuck = itd.Status.LOCALLY_INFEASIBLE
+    assert status.tolist() == [stuck, itd.Status.CONVERGED, stuck]
+    assert np.isnan(slope[0]).all() and np.isnan(slope[2]).all()
+    np.testing.assert_allclose(x[1], [1, 0], atol=1e-7)  # the advice: another start
+    assert "another `x0`" in stuck.advice
+
+
 def test_wrong_constraints_are_one_sentence():
     square = lambda x, theta: jnp.sum((x - theta) ** 2)  # noqa: E731
     with pytest.raises(ValueError, match="`equality`"):
@@ -287,6 +317,9 @@ def test_wrong_constraints_are_one_sentence():
         itd.solve(problem, algorithm, jnp.zeros(2), jnp.ones(2), stop=STOP)
     with pytest.raises(ValueError, match="`algorithm`"):
         itd.solve(problem, itd.ADMM(), jnp.zeros(2), jnp.ones(2), stop=STOP)
+    free = itd.Minimization(square)
+    with pytest.raises(ValueError, match="ConstrainedMinimization, QuadraticProgram"):
+        itd.solve(free, algorithm, jnp.zeros(2), jnp.ones(2), stop=STOP)
 
 
 def test_empty_blocks_are_no_constraints():

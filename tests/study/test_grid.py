@@ -82,6 +82,16 @@ BAD = {
     "no run": (f'problem = "{OWN}:NOTHING"', "line 1", "(problem, x0, theta)"),
     "wrong keys": (f'problem = "{OWN}:wrong"', "line 1", "`x0`"),
     "wrong parameter": (f'[problem]\nfunction = "{OWN}:run"\ntheeta = 1', "`theta`"),
+    "wrong parameter in the grid": (
+        f'problem = "{OWN}:run"\n[grid]\n"problem.theeta" = [1.0]',
+        "grid",
+        "line 3",
+        "`theta`",
+    ),
+    "no spectrum": (
+        f'problem = "{OWN}:run"\n[algorithms.P]\ntype = "Picard"\ndamping = "1/L"',
+        "spectrum=(l, L)",
+    ),
     "missing parameter": (f'problem = "{OWN}:needs"', "`size`"),
     "no algorithm": (f'problem = "{OWN}:as_mapping"', "`algorithms`"),
     "two problems": (f'study = "ridge"\nproblem = "{OWN}:run"', "line 1", "Leave one"),
@@ -96,6 +106,11 @@ def test_wrong_settings_are_named_with_key_line_and_nearest_word(name, load):
     with pytest.raises(ValueError) as error:
         load(text)
     assert all(part in str(error.value) for part in expected), error.value
+
+
+def test_a_spectrum_that_the_function_returns_gives_step_sizes(load):
+    text = f'problem = "{OWN}:as_mapping"\n[algorithms.GD]\ntype = "GradientDescent"\n'
+    assert load(text + 'step_size = "1/L"').size == 1
 
 
 ASSIGNMENTS = {

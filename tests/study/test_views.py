@@ -11,6 +11,8 @@ import pytest
 import xarray
 from rich.console import Console
 
+from iterdiff.study.run import cases
+from iterdiff.study.views.advice import advice
 from iterdiff.study.views.curves import MARKERS, curve, line
 from iterdiff.study.views.page import report
 from iterdiff.study.views.plots import figures, save_figures
@@ -116,6 +118,23 @@ def test_rounding_is_no_finding(made_up):
     assert not found[0].found.has_burn_in
     assert found[2] == ImplicitAgainstUnrolled(None, both_exact=True)
     assert "exact to rounding" in str(found[2]) and "exact to rounding" in str(found[3])
+
+
+def test_an_error_that_falls_is_not_right_to_rounding(made_up):
+    t = np.arange(41)
+    noise = 1 + t % 2
+    curves = {  # of both modes; whose error still falls
+        "exact": (1e-16 * noise, 1e-15 * noise, ()),
+        "at the limit of an ill-conditioned problem": (1e-11 * noise, 1e-10 + 0.1**t, ()),
+        "slow": (1e-16 * noise, 1e-9 * 0.99**t, ("implicit",)),
+        "both": (1e-10 * 0.9**t, 9e-10 * 0.9**t * noise, ("unrolled", "implicit")),
+    }
+    for name, (unrolled, implicit, falling) in curves.items():
+        made_up["jacobian_error"] = made_up.jacobian_error.copy()
+        made_up["jacobian_error"][0] = np.array([unrolled, implicit])
+        use = advice(dict(cases(made_up))["good"])[0]
+        assert (use.falling, use.rounding) == (falling, not falling), name
+        assert ("to rounding" in str(use), " fall" in str(use)) == (not falling, bool(falling))
 
 
 def test_an_alternating_curve_is_a_band(made_up):

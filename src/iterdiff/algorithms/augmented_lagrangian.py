@@ -11,8 +11,14 @@ from iterdiff.algorithms.base import Algorithm, State
 from iterdiff.algorithms.status import RUNNING, Status
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.arguments import check_count, check_range, scalar
-from iterdiff.problems.constrained import ConstrainedProblem, Multipliers, PrimalDual
+from iterdiff.problems.constrained import (
+    ConstrainedMinimization,
+    ConstrainedProblem,
+    Multipliers,
+    PrimalDual,
+)
 from iterdiff.problems.problem import Minimization, Problem
+from iterdiff.problems.quadratic_program import QuadraticProgram
 
 PENALTY_FACTOR = 8.0
 """The penalty grows by this factor if the violation of the constraints has not shrunk enough."""
@@ -27,7 +33,7 @@ ROUNDING_ERRORS = 1e3
 """A violation below this many units of the machine precision cannot shrink."""
 
 STATIONARY_MAX_SLOPE = 1e-4
-"""The violation is at a minimum if the slope of its square is this small, relative to the terms."""
+"""The violation is stationary if the slope of its square is this small, relative to the terms."""
 
 
 class _Multiplied(State):
@@ -42,7 +48,7 @@ class _Multiplied(State):
         Euclidean norm of the violation of the constraints and of complementarity, at the last
         update of the multipliers; infinite before.
     code : integer scalar
-        `Status.INFEASIBLE`, or RUNNING.
+        `Status.LOCALLY_INFEASIBLE`, or RUNNING.
     """
 
     x: PrimalDual
@@ -76,8 +82,9 @@ class AugmentedLagrangian(Algorithm):
     better choice than a fixed step size.
 
     If the penalty is at its limit, and the violation is not zero but cannot be reduced to first
-    order, the run ends with `Status.INFEASIBLE`. For constraints that are not convex this is a
-    local statement.
+    order, the run ends with `Status.LOCALLY_INFEASIBLE`. If the equalities are affine and the
+    inequalities convex, no point satisfies them. Otherwise another start may lead to one: the
+    violation may even be largest where a run of `Newton` ends.
 
     Parameters
     ----------
@@ -104,7 +111,7 @@ class AugmentedLagrangian(Algorithm):
     inner: Algorithm
     inner_steps: int = eqx.field(static=True, default=10)
     penalty: Float[Array, ""] = eqx.field(converter=scalar, default=10.0)
-    accepts: ClassVar[tuple[type[Problem], ...]] = (ConstrainedProblem,)
+    accepts: ClassVar[tuple[type[Problem], ...]] = (ConstrainedMinimization, QuadraticProgram)
 
     def __check_init__(self):
         """Check the types and ranges of the fields."""
@@ -168,7 +175,7 @@ class AugmentedLagrangian(Algorithm):
         limit *= MAX_PENALTY_GROWTH[jnp.finfo(penalty.dtype).bits]
         grows = slow & (penalty < limit)
         stuck = slow & ~grows & _stationary(problem, x, theta)
-        code = jnp.where(stuck, Status.INFEASIBLE, RUNNING).astype(jnp.int32)
+        code = jnp.where(stuck, Status.LOCALLY_INFEASIBLE, RUNNING).astype(jnp.int32)
         return _Multiplied(
             PrimalDual(x, tree.where(grows, multipliers, moved)),
             penalty * jnp.where(grows, PENALTY_FACTOR, 1.0).astype(penalty.dtype),
@@ -209,7 +216,7 @@ def _violation(
 
 
 def _stationary(problem: ConstrainedProblem, x: PyTree, theta: PyTree) -> Array:
-    """Return whether the violation of the constraints is positive and at a minimum."""
+    """Return whether the violation of the constraints is positive and stationary."""
 
     def excess(x):
         values = problem.constraints(x, theta)

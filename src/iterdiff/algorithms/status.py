@@ -60,14 +60,18 @@ class Status(Advised):
 
     INFEASIBLE = (
         6,
-        "No point satisfies all constraints: the iterates hold a certificate, or the violation of "
-        "the constraints has a minimum that is not zero. Loosen the constraints, or penalise their "
-        "violation in the objective.",
+        "No point satisfies all constraints: the iterates hold a certificate. Loosen the "
+        "constraints, or penalise their violation in the objective.",
     )
     UNBOUNDED = (
         7,
         "The objective decreases without bound: the iterates hold a feasible direction along which "
         "it does. Add the missing bounds, or a quadratic term.",
+    )
+    LOCALLY_INFEASIBLE = (
+        8,
+        "The run ended where the violation of the constraints is stationary but not zero. Either "
+        "no point satisfies them, or this is a bad start: try another `x0`.",
     )
 
     @property

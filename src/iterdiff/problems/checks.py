@@ -10,8 +10,10 @@ from jaxtyping import PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import is_known
+from iterdiff.jaxtools.complex_pairs import is_pair
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.problems.constrained import ConstrainedProblem
+from iterdiff.problems.explanations import described, dtype_of, failure, is_complex, list_advice
 from iterdiff.problems.layout import is_narrow
 from iterdiff.problems.least_squares import LeastSquares
 from iterdiff.problems.linear_system import LinearSystem
@@ -44,11 +46,14 @@ class _Part(NamedTuple):
         ``evaluate(x, theta)`` calls the function.
     check : callable
         ``check(name, result, x0)`` raises unless the result is right.
+    inputs : str
+        The names of its inputs without data, for error messages.
     """
 
     name: str
     evaluate: Callable[[PyTree, PyTree], Any]
     check: Callable[[str, Any, PyTree], None]
+    inputs: str = "x, theta"
 
 
 def _parts(problem: Problem) -> list[_Part]:
@@ -64,13 +69,21 @@ def _parts(problem: Problem) -> list[_Part]:
             return [_Part("objective", problem.objective, _check_scalar)]
         case CompositeMinimization():
             step = jnp.asarray(problem.residual_step)
+
+            def prox(x, theta):
+                return problem.forward_backward(x, step, theta)
+
             return [
                 _Part("smooth part", problem.smooth, _check_scalar),
-                _Part("prox", lambda x, t: problem.forward_backward(x, step, t), _check_like_x0),
+                _Part("prox", prox, _check_like_x0, "x, step, theta"),
             ]
         case LinearSystem():  # the right-hand side first: it does not depend on `x0`
+
+            def rhs(_, theta):
+                return problem.rhs(theta)
+
             return [
-                _Part("right-hand side", lambda _, theta: problem.rhs(theta), _check_like_x0),
+                _Part("right-hand side", rhs, _check_like_x0, "theta"),
                 _Part("operator", problem.operator, _check_like_x0),
             ]
         case FixedPoint():
@@ -119,34 +132,28 @@ def check_residual(problem: Problem, x0: PyTree, theta: PyTree) -> Snapshot:
         def evaluate(x, theta, arrays, place=place):
             return _parts(eqx.combine(arrays, static))[place].evaluate(x, theta)
 
-        name = f"the {part.name} of {type(problem).__name__}"
-        jaxpr, result = _traced(name, evaluate, x0, theta, arrays)
-        part.check(name, result, x0)
+        part = part._replace(name=f"the {part.name} of {type(problem).__name__}", evaluate=evaluate)
+        jaxpr, result = _traced(part, x0, theta, arrays)
+        part.check(part.name, result, x0)
         jaxprs.append(jaxpr)
     return snapshot(*jaxprs)
 
 
-def _traced(
-    name: str, function: Callable, x0: PyTree, theta: PyTree, arrays: PyTree
-) -> tuple[Any, Any]:
-    """Return the jaxpr of `function`, and its result as shapes and dtypes.
+def _traced(part: _Part, x0: PyTree, theta: PyTree, arrays: PyTree) -> tuple[Any, Any]:
+    """Return the jaxpr of ``part.evaluate``, and its result as shapes and dtypes.
 
     Raises
     ------
     ValueError
-        If the function raises TypeError or ValueError. JAX's own tracing errors pass through,
-        since they explain the cause better.
+        If the function raises TypeError, ValueError, KeyError or IndexError. JAX's own tracing
+        errors pass through, since they explain the cause better.
     """
     try:
-        return traced(function, x0, theta, arrays)
-    except jax.errors.JAXTypeError:
+        return traced(part.evaluate, x0, theta, arrays)
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
         raise
-    except (TypeError, ValueError) as error:
-        shapes, reason = jax.tree.map(jnp.shape, x0), str(error).rstrip(".")
-        raise ValueError(
-            f"`problem`: {name} cannot be evaluated at `theta` and an `x0` of shape {shapes}: "
-            f"{reason}. If sizes do not match, pass an `x0` of the solution's shape."
-        ) from error
+    except (TypeError, ValueError, LookupError) as error:
+        raise ValueError(failure(part.name, error, part.inputs, x0, theta)) from error
 
 
 def _check_scalar(name: str, result: Any, x0: PyTree) -> None:
@@ -154,13 +161,16 @@ def _check_scalar(name: str, result: Any, x0: PyTree) -> None:
     del x0
     if not isinstance(result, jax.ShapeDtypeStruct):
         raise TypeError(
-            f"`problem`: {name} must return one real floating number, not {result!r}; return a "
-            "scalar array."
+            f"`problem`: {name} must return one real floating number, not {described(result)}; "
+            "return a scalar array."
         )
     if result.shape or not jnp.issubdtype(result.dtype, jnp.floating):
+        advice = "reduce a vector, for example with jnp.sum"
+        if is_complex(result):
+            advice = "sum squares of jnp.abs, or take the real part"
         raise TypeError(
-            f"`problem`: {name} must return one real floating number, but it returns dtype "
-            f"{result.dtype} and shape {result.shape}; reduce a vector, for example with jnp.sum."
+            f"`problem`: {name} must return one real floating number, but it returns "
+            f"{described(result)}; {advice}."
         )
     _check_wide(name, result)
 
@@ -183,10 +193,21 @@ def _check_constraint(name: str, result: Any, x0: PyTree) -> None:
             f"`problem`: {name} returns {result!r}, without an array; leave the constraint out."
         )
     for leaf in leaves:
-        if not hasattr(leaf, "dtype") or leaf.dtype != dtype:
+        found = getattr(leaf, "dtype", None)
+        if found is not None and jnp.issubdtype(found, jnp.bool_):
+            raise TypeError(
+                f"`problem`: {name} must be real, but it returns {described(leaf)}; return the "
+                "number that the comparison tests, x and not x > 0."
+            )
+        if found is not None and jnp.issubdtype(found, jnp.complexfloating):
+            raise TypeError(
+                f"`problem`: {name} must be real, but it returns {described(leaf)}; return its "
+                "real and imaginary parts."
+            )
+        if found is None or found != dtype:
             raise TypeError(
                 f"`problem`: {name} must return real floating arrays of the dtype of `x0`, "
-                f"{dtype}, not {leaf!r}; use one precision for `x0`, `theta` and the data."
+                f"{dtype}, not {described(leaf)}; use one precision for `x0`, `theta` and the data."
             )
 
 
@@ -197,7 +218,8 @@ def _check_numbers(name: str, result: Any, x0: PyTree) -> None:
     for leaf in leaves:
         if not tree.is_floating(leaf):
             raise TypeError(
-                f"`problem`: {name} must be real floating arrays, not {leaf!r}; convert them."
+                f"`problem`: {name} must be real floating arrays, not {described(leaf)}; convert "
+                "them."
             )
         _check_wide(name, leaf)
     if not tree.size(leaves):
@@ -206,11 +228,13 @@ def _check_numbers(name: str, result: Any, x0: PyTree) -> None:
 
 def _check_like_x0(name: str, result: Any, x0: PyTree) -> None:
     """Raise ValueError unless `result` has the structure, shapes and dtypes of `x0`."""
+    _check_as_real(name, result, x0)
     expected, found = jax.tree.structure(x0), jax.tree.structure(result)
     if found != expected:
+        advice = list_advice(x0) or "Change the function or `x0`"
         raise ValueError(
             f"`problem`: {name} must have the structure of `x0`, {expected}, but it has {found}. "
-            "Change the function or `x0`."
+            f"{advice}."
         )
     pairs = zip(jax.tree_util.tree_leaves_with_path(x0), jax.tree.leaves(result), strict=True)
     for (path, leaf), out in pairs:
@@ -230,6 +254,21 @@ def _check_like_x0(name: str, result: Any, x0: PyTree) -> None:
             )
 
 
+def _check_as_real(name: str, result: Any, x0: PyTree) -> None:
+    """Raise ValueError if `result` is complex where `x0` is real."""
+    pairs = jax.tree_util.tree_leaves_with_path(x0, is_leaf=is_pair)
+    leaves, structure = jax.tree.flatten(result, is_leaf=is_pair)
+    if structure != jax.tree.structure(x0, is_leaf=is_pair):
+        return
+    for (path, leaf), out in zip(pairs, leaves, strict=True):
+        if is_complex(out) and not is_complex(leaf):
+            where = f"x0{jax.tree_util.keystr(path)}"
+            raise ValueError(
+                f"`problem`: {name} is {dtype_of(out)}, but `{where}` is {dtype_of(leaf)}. Pass "
+                f"a complex `x0`, for example jnp.asarray({where}, complex)."
+            )
+
+
 def checked_loss(loss: Any, x: PyTree, theta: PyTree) -> Callable:
     """Return `loss`, which must be a function ``(x, theta) -> scalar``.
 
@@ -246,7 +285,7 @@ def checked_loss(loss: Any, x: PyTree, theta: PyTree) -> Callable:
     except TypeError as error:
         raise TypeError(f"{wanted}, but calling it fails: {error}") from error
     if getattr(found, "shape", None) != ():
-        raise TypeError(f"{wanted}, but it returns {found!r}.")
+        raise TypeError(f"{wanted}, but it returns {described(found)}.")
     return loss
 
 

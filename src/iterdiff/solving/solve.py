@@ -90,8 +90,8 @@ def solve(
     throw : bool
         Whether to raise if the run fails. If False, the answer is the last finite iterate with
         its `Status`. The derivative is NaN if its linear solve failed or the run could not start
-        (`Status.NOT_FINITE_AT_START`), or the problem has no solution (`Status.INFEASIBLE`,
-        `Status.UNBOUNDED`).
+        (`Status.NOT_FINITE_AT_START`), the problem has no solution (`Status.INFEASIBLE`,
+        `Status.UNBOUNDED`), or no feasible point was found (`Status.LOCALLY_INFEASIBLE`).
     verbose : bool or int
         Whether to print a line every 100 steps, or every so many: the step, the residual's norm,
         and the estimated factor by which a step changes it. A counted run then is differentiated as
@@ -189,6 +189,7 @@ def _solve(task: Task, mode: Mode, throw: Throw) -> Solution:
         status = jnp.where(status == Status.CONVERGED, Status.STEPS_DONE, status)
     if not throw:
         unsolvable = (status == Status.INFEASIBLE) | (status == Status.UNBOUNDED)
+        unsolvable |= status == Status.LOCALLY_INFEASIBLE
         x = nan_derivative_where(not_started | unsolvable, x, floating_part(task.theta)[0])
     kinks = None
     if task.problem.marks_kinks:

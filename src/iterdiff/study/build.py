@@ -7,6 +7,7 @@ from typing import Any
 import iterdiff as itd
 from iterdiff import theory
 from iterdiff.study.config import Case, PosedProblem, Study, Theory, largest_divisor
+from iterdiff.study.named import UnknownParameter
 from iterdiff.study.options import (
     OPTIMAL_RATIO,
     RATIO,
@@ -70,7 +71,8 @@ def _posed(settings: Settings, source: Source) -> tuple[PosedProblem, ...]:
     except (TypeError, ValueError) as error:
         if source.file is None:
             raise
-        raise ValueError(f"{source.where(['problem'])} is not valid: {error}") from error
+        keys = ["problem", error.key] if isinstance(error, UnknownParameter) else ["problem"]
+        raise ValueError(f"{source.where(keys)} is not valid: {error}") from error
 
 
 def _own_algorithm(posed: PosedProblem, source: Source) -> str:
@@ -208,7 +210,7 @@ def _resolved(value: Any, posed: PosedProblem, where: str) -> Any:
     if posed.spectrum is None:
         raise ValueError(
             f"{where} = {value!r} needs bounds of the spectrum, which this problem does not have. "
-            "Write a number."
+            "Write a number, or return `spectrum=(l, L)` with a problem of your own."
         )
     low, high = posed.spectrum
     return 2 / (high + low) if ratio is None else float(ratio["factor"]) / high

@@ -33,6 +33,20 @@ class RunRaised(ValueError):
     """The user's function raised an error."""
 
 
+class UnknownParameter(ValueError):
+    """The user's function has no parameter of this name.
+
+    Attributes
+    ----------
+    key : str
+        The name.
+    """
+
+    def __init__(self, message: str, key: str):
+        super().__init__(message)
+        self.key = key
+
+
 class Run(NamedTuple):
     """What `solve` takes, and what studies can use besides.
 
@@ -147,7 +161,7 @@ def _check_parameters(function: Callable, place: str, given: Mapping[str, Any]) 
     for key in given:
         if key not in named:
             advice = suggestion(key, named) if named else "It takes none."
-            raise ValueError(f"`{place}` has no parameter `{key}`. {advice}")
+            raise UnknownParameter(f"`{place}` has no parameter `{key}`. {advice}", key)
     for key, parameter in named.items():
         if parameter.default is parameter.empty and key not in given:
             raise ValueError(

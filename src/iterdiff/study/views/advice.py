@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3
 """The relative error of a derivative that is small enough for most outer optimisations."""
 
+ROUNDED_MAX_RELATIVE_ERROR = 1e-13
+"""An error up to this is rounding, also if it still changes: some hundred units of precision."""
+
+TREND_MIN_RECORDS = 16
+"""Smallest number of the last records in which a fall is looked for; the last quarter if longer.
+
+Rounding errors do not fall by chance in that many.
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class UseMode(Verdict):
@@ -31,6 +40,8 @@ class UseMode(Verdict):
         Whether the errors are relative to the norm of the true Jacobian, or absolute.
     rounding : bool
         Whether all of them are at the level of rounding.
+    falling : tuple of str
+        The labels of the modes whose error still falls, if all are small but not at rounding.
     """
 
     mode: str
@@ -38,6 +49,7 @@ class UseMode(Verdict):
     errors: tuple[tuple[str, float], ...]
     relative: bool
     rounding: bool
+    falling: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return the statement as a sentence."""
@@ -45,6 +57,13 @@ class UseMode(Verdict):
         numbers = ", ".join(f"{mode} {error:.2g}" for mode, error in self.errors)
         if self.rounding:
             return f"after {self.steps} iterations every mode is right to rounding ({numbers})."
+        if self.falling:
+            names = " and ".join(self.falling)
+            falls = "falls" if len(self.falling) == 1 else "fall"
+            return (
+                f"{kind} error of the derivative after {self.steps} iterations: {numbers}; {names} "
+                f"still {falls}."
+            )
         if len(self.errors) == 1:
             return f"{kind} error of the derivative after {self.steps} iterations: {numbers}."
         return (
@@ -142,9 +161,12 @@ def advice(case: "xarray.Dataset") -> tuple[Verdict, ...]:
     order = sorted(modes, key=lambda mode: errors[mode])
     best, steps = order[0], int(case.steps)
     relative = numbers[best].relative
-    rounding = max(errors.values()) <= ROUNDING_MAX_RELATIVE_ERROR
+    small = max(errors.values()) <= ROUNDING_MAX_RELATIVE_ERROR
+    falling = tuple(mode for mode in order if small and _falls(case, mode))
     ranked = tuple((mode, errors[mode]) for mode in order)
-    found: list[Verdict] = [UseMode(best, steps, ranked, relative, rounding)]
+    found: list[Verdict] = [
+        UseMode(best, steps, ranked, relative, small and not falling, falling),
+    ]
     firsts = [(reached(case, mode, TOLERANCE), mode) for mode in modes]
     soonest = min((pair for pair in firsts if pair[0] is not None), default=(None, best))
     found.append(WhenToStop(soonest[1], soonest[0], steps, relative))
@@ -152,6 +174,20 @@ def advice(case: "xarray.Dataset") -> tuple[Verdict, ...]:
         for mode in modes:
             found.append(_error_bar(case.sel(mode=mode).isel(iteration=-1), mode))
     return tuple(found)
+
+
+def _falls(case: "xarray.Dataset", mode: str) -> bool:
+    """Return whether a mode's Jacobian error is above rounding and falls in the last records.
+
+    It falls if their second half is below their first one, or its largest error half as large.
+    """
+    norm = float(case.reference_norm)
+    errors = case.jacobian_error.sel(mode=mode).values / (norm if norm > 0 else 1.0)
+    last = errors[-max(TREND_MIN_RECORDS, len(errors) // 4) :]
+    before, after = last[: len(last) // 2], last[len(last) // 2 :]
+    if not before.size or after[-1] <= ROUNDED_MAX_RELATIVE_ERROR:
+        return False
+    return bool(after.max() < before.min() or after.max() < before.max() / 2)
 
 
 def _error_bar(end: "xarray.Dataset", mode: str) -> ErrorBar:
