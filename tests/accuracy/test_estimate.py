@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
-from iterdiff.accuracy.reasons import AWAY, NOT_FINITE, OK, REASONS, SINGULAR, TOO_FAR
+from iterdiff.accuracy.reasons import (
+    AWAY,
+    NO_VALUE,
+    NOT_FINITE,
+    OF_CORRECTED,
+    OK,
+    REASONS,
+    SINGULAR,
+    TOO_FAR,
+)
 from iterdiff.jaxtools import tree
 from tests.cases import build
 from tests.helpers import compiled, dot, fixed_direction, relative_error
@@ -144,8 +153,31 @@ def test_too_far():
     estimate = itd.derivative_error(SQRT, 0.1, 2.0, 1 / 0.2)
     assert not estimate.trusted
     assert estimate.reason_code == TOO_FAR
-    assert estimate.reason == REASONS[TOO_FAR]
+    assert estimate.reason == REASONS[TOO_FAR] + OF_CORRECTED
     assert estimate.exceeds(1e-2)
+
+
+@pytest.mark.parametrize("overflowing", ["loss", "objective"])
+def test_an_overflow_is_no_agreement(overflowing):
+    """Where a square overflows, the gradient of its logarithm is zero: that of the truth is not."""
+
+    def overflows(x, theta):
+        return jnp.sum(jnp.log1p((x - 0.5) ** 2))
+
+    def square(x, theta):
+        return jnp.sum((x - theta) ** 2) / 2
+
+    convex = itd.Minimization(lambda x, theta: overflows(x, theta) + square(x, theta))
+    problem, loss = {
+        "loss": (itd.RootFinding(lambda x, theta: x - theta), overflows),
+        "objective": (convex, lambda x, theta: jnp.tanh(jnp.sum(x))),
+    }[overflowing]
+    at = problem, jnp.full(2, -2e287), jnp.array(0.0)
+    estimate = itd.derivative_error(*at, -0.0, loss=loss, near=np.inf)
+    assert estimate.reason_code == NO_VALUE
+    assert not estimate.trusted
+    assert np.isinf([estimate.absolute, estimate.relative, estimate.uncertainty]).all()
+    assert estimate.exceeds(1e3)
 
 
 @pytest.mark.parametrize("x", [0.0, 1e-310])

@@ -133,6 +133,26 @@ def test_a_run_that_cannot_become_accurate_has_a_status():
     assert int(impossible.counts.steps) < 2000  # it stands still
     lost = itd.bilevel.hypergradient(loss, PROBLEM, itd.GradientDescent(1e3), X0, THETA)
     assert lost.status == itd.Status.DIVERGED
+    assert not lost.trusted
+    assert np.isinf(lost.error)
+    assert "diverged" in lost.reason
+
+
+def test_a_run_that_diverges_knows_nothing():
+    """Where squares overflow, the gradients at iterate and correction are both zero, and agree."""
+
+    def outer(x, theta):
+        return jnp.sum(jnp.log1p((x - 0.5) ** 2))
+
+    problem = itd.Minimization(
+        lambda x, theta: jnp.sum(jnp.log1p((x - 1) ** 2)) + jnp.exp(theta) * jnp.sum(x**2) / 2
+    )
+    run = outer, problem, itd.GradientDescent(50.0), jnp.zeros(2), jnp.array(0.0)
+    lost = itd.bilevel.hypergradient(*run)
+    assert lost.status == itd.Status.DIVERGED
+    assert not lost.trusted
+    assert np.isinf([lost.error, lost.uncertainty, lost.value_error]).all()
+    assert "diverged" in lost.reason
 
 
 def test_wrong_arguments_are_named():

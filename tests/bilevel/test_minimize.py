@@ -90,6 +90,27 @@ def test_a_loss_that_is_not_finite():
     assert float(far.theta) == 2.0
 
 
+@pytest.mark.parametrize("power", [2, 4])
+def test_an_inner_run_that_diverges(power):
+    """Within steps, or slowly: while it goes on to decide on a step."""
+    rng = np.random.default_rng(0)
+    matrix = jnp.asarray(rng.standard_normal((2, 8, 2)))
+    target = matrix @ jnp.ones(2) + rng.standard_normal((2, 8))
+
+    def misfit(x, part):
+        return jnp.mean(jnp.log1p((matrix[part] @ x - target[part]) ** 2))
+
+    problem = itd.Minimization(
+        lambda x, theta: misfit(x, 0) + jnp.sum(jnp.exp(theta) * x**power) / 2
+    )
+    run = lambda x, theta: misfit(x, 1), problem, itd.GradientDescent(40.0), jnp.zeros(2)
+    result = minimize(*run, jnp.full(2, -2.0), max_outer=3)
+    assert result.status == Ending.INNER_FAILED
+    assert not result.trusted
+    assert result.message == Ending.INNER_FAILED.advice  # nothing of a singular Jacobian
+    np.testing.assert_array_equal(result.theta, -2.0)
+
+
 def test_an_inner_problem_without_or_with_many_solutions():
     """The run ends with its reason, and theta stays."""
     start = jnp.full(3, 0.3), jnp.array(0.5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
-from iterdiff.accuracy.reasons import DISAGREES, NOT_REPORTED
+from iterdiff.accuracy.reasons import DISAGREES, NO_VALUE, NOT_REPORTED
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_tolerance
 from tests.cases import build
@@ -365,3 +365,23 @@ def test_a_derivative_that_is_zero_asks_for_an_absolute_tolerance():
 
     with pytest.warns(itd.DerivativeWarning, match="`atol`"):
         done(jax.grad(loss)(jnp.array(0.5)))
+
+
+def test_nothing_is_known_of_a_run_that_diverged():
+    """The gradient of the loss is zero where its square overflows; so is every product with it."""
+    problem = itd.Minimization(lambda x, theta: jnp.sum((x - theta) ** 2))
+
+    def loss(theta, report):
+        mode = itd.Checked(itd.Implicit(), on_failure="nan", report=report)
+        run = problem, itd.GradientDescent(50.0), jnp.zeros(2), theta
+        stop = itd.ResidualBelow(1e-6)
+        return jnp.sum(jnp.log1p(itd.solve(*run, stop=stop, mode=mode, throw=False).x ** 2))
+
+    _, gradient, report = itd.value_and_grad_with_report(loss)(jnp.array(0.5))
+    assert jnp.isnan(gradient)
+    assert report.flagged
+    assert not report.trusted
+    assert report.reason_code == NO_VALUE
+    assert "relative=inf" in repr(report) and "flagged=True" in repr(report)
+    with pytest.raises(TypeError, match=r"`loss` is called as loss\(theta, report"):
+        itd.value_and_grad_with_report(lambda theta: theta)(1.0)

@@ -256,6 +256,22 @@ def test_an_answer_must_be_like_x0(name):
         itd.implicit(quartic)(function)(jnp.zeros(3), THETA)
 
 
+def test_a_wrong_call_and_a_missing_return_are_named():
+    def good(u0, k):
+        return u0 + k
+
+    def forgetful(x0, theta):
+        good(x0, theta)
+
+    solved = itd.implicit(itd.RootFinding(lambda u, k: u - k))(good)
+    assert solved(0.0, theta=2.0) == solved(0.0, 2.0) == solved(x0=0.0, theta=2.0) == 2
+    for call in (lambda: solved(0.0), lambda: solved(0.0, k=2.0), lambda: solved(theta=2.0)):
+        with pytest.raises(TypeError, match=r"`good` is called as good\(x0, theta"):
+            call()
+    with pytest.raises(ValueError, match="`forgetful`.*`return`"):
+        itd.implicit(quartic)(forgetful)(jnp.zeros(3), THETA)
+
+
 def test_a_hidden_tracer_is_found():
 
     @jax.jit

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import iterdiff as itd
 
@@ -52,3 +53,19 @@ def test_message_of_a_batch():
 
 def test_other_leaves():
     assert repr(jax.tree.map(lambda _: None, solved(THETA))).startswith("Solution(x={'a': None}")
+
+
+def test_a_run_that_does_not_converge_names_where_the_numbers_are():
+    """In float32 a residual stops falling at its rounding errors."""
+    problem = itd.Minimization(lambda x, theta: jnp.sum((x - theta) ** 2) + jnp.sum(x**4))
+    dtypes = jnp.float32, jnp.float64
+    starts = [(jnp.ones(3, dtype), jnp.full(3, 0.3, dtype)) for dtype in dtypes]
+    options = {"stop": itd.ResidualBelow(1e-12, max_steps=100)}
+    descent = itd.GradientDescent(0.2)
+    with pytest.raises(itd.SolveError, match="`residual_norm`.*float32"):
+        itd.solve(problem, descent, *starts[0], **options)
+    last = itd.solve(problem, descent, *starts[0], **options, throw=False)
+    assert last.status == itd.Status.MAX_STEPS_REACHED
+    assert last.steps == 100
+    assert 0 < last.residual_norm < 1e-5
+    assert itd.solve(problem, descent, *starts[1], **options).status == itd.Status.CONVERGED

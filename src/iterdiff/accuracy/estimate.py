@@ -9,7 +9,7 @@ reliable that estimate is.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,12 +21,15 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from iterdiff.accuracy.correction import Correction, correct
 from iterdiff.accuracy.estimate_jvp import sizes, with_derivative
 from iterdiff.accuracy.forms import Apply, Form, applied, as_caller_has_it, check_layout
+from iterdiff.accuracy.overflow import finite_at
 from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.accuracy.reasons import (
     AWAY,
     DISAGREES,
     FLOOR,
+    NO_VALUE,
     NOT_FINITE,
+    OF_CORRECTED,
     OK,
     ONE_SIDED,
     REASONS,
@@ -103,22 +106,31 @@ class ErrorEstimate(eqx.Module):
     @property
     def reason(self) -> str:
         """Why the estimate is not trusted; empty if it is. Not available under ``jit``."""
-        return REASONS[int(self.reason_code)]
+        code = int(self.reason_code)
+        return REASONS[code] + (OF_CORRECTED if code == TOO_FAR else "")
 
     def __repr__(self) -> str:
         """Return the numbers and the verdict on one line; shapes while JAX traces."""
-        names = ("relative", "absolute", "uncertainty", "trusted")
-        values = [getattr(self, name) for name in names]
-        if any(tree.is_traced(v) or np.ndim(v) for v in (*values, self.reason_code)):
-            return eqx.tree_pformat(self)
-        shown = [f"{n}={v:.3g}" for n, v in zip(names[:3], map(float, values), strict=False)]
-        shown += [f"trusted={bool(self.trusted)}", f"reason={self.reason!r}"]
-        return f"ErrorEstimate({', '.join(shown)})"
+        return shown(self, "trusted")
 
     @property
     def upper(self) -> Float[Array, ""]:
         """Upper bound of the error, ``absolute + uncertainty``; infinite if nothing is known."""
         return self.absolute + self.uncertainty
+
+    def known_if(self, finite: Bool[Array, ""]) -> "ErrorEstimate":
+        """Return the estimate; unless `finite`, one that knows nothing.
+
+        An overflow makes derivatives zero: two of them agree, and both are wrong.
+        """
+        infinite = {
+            name: jnp.where(finite, getattr(self, name), jnp.inf)
+            for name in ("absolute", "relative", "uncertainty")
+        }
+        reason = jnp.where(finite, self.reason_code, NO_VALUE)
+        return dataclasses.replace(
+            self, **infinite, trusted=self.trusted & finite, reason_code=reason
+        )
 
     def exceeds(self, rtol: Tolerance, atol: Tolerance = 0.0) -> Bool[Array, ""]:
         """Return whether the error may exceed ``rtol * |truth| + atol``: whether `upper` does.
@@ -129,6 +141,17 @@ class ErrorEstimate(eqx.Module):
         """
         size = jnp.maximum(tree.norm(self.corrected) - self.uncertainty, 0.0)
         return ~(self.upper <= rtol * size + atol)
+
+
+def shown(estimate: Any, *verdicts: str) -> str:
+    """Return an estimate's numbers, verdicts and reason on one line; shapes while JAX traces."""
+    numbers = "relative", "absolute", "uncertainty"
+    values = [getattr(estimate, name) for name in (*numbers, *verdicts, "reason_code")]
+    if any(tree.is_traced(v) or np.ndim(v) for v in values):
+        return eqx.tree_pformat(estimate)
+    parts = [f"{name}={float(getattr(estimate, name)):.3g}" for name in numbers]
+    parts += [f"{name}={bool(getattr(estimate, name))}" for name in verdicts]
+    return f"{type(estimate).__name__}({', '.join(parts)}, reason={estimate.reason!r})"
 
 
 def derivative_error(
@@ -273,6 +296,10 @@ def _derivative_error(
     correction = correct(problem, x, theta, linear_solver, near=near)
     floating = jax.lax.stop_gradient(floating_part(theta)[0])
     estimate = _estimate(correction, floating, derivative, apply)
+    finite = tree.all_finite(correction.at.value) & finite_at(problem, x, theta)
+    if form[2] is not None:
+        finite &= jnp.isfinite(jax.lax.stop_gradient(form[2](see(x), theta)))
+    estimate = estimate.known_if(finite)
     if not differentiable:  # outside all transformations, nobody can ask for a derivative
         return estimate
     names = "absolute", "relative", "uncertainty", "corrected"

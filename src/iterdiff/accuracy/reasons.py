@@ -5,8 +5,7 @@ REASONS = (
     "A linear solve failed: the Jacobian of the residual is singular or nearly so. The solution "
     "has no derivative there, or none that this precision can compute.",
     "Too far from a solution to estimate the error: one Newton step does not get close enough. Run "
-    "more steps. (If the derivative you passed is itself a `corrected` one, it may still be "
-    "accurate.)",
+    "more steps.",
     "At the limit of the precision: the estimated error is no larger than rounding errors, or the "
     "noise of the residual, amplified by the condition of the linear system, may be. In float32, "
     "use float64; tighten the tolerances of solvers inside the residual.",
@@ -29,6 +28,13 @@ REASONS = (
     "Differences of nudged inner problems do not shrink with the nudge as those of a smooth "
     "problem do: the solver's errors dominate them, or the loss or the inner problem is not "
     "smooth.",
+    "The run diverged, or the residual, the objective or the loss is not finite at this point: no "
+    "derivative here means anything. Use a smaller step size, or a start closer to the solution.",
 )
 OK, SINGULAR, TOO_FAR, FLOOR, SADDLE, AWAY, DISAGREES, ONE_SIDED, NOT_FINITE = range(9)
-NOT_REPORTED, REPELLED, NOT_SECOND_ORDER = 9, 10, 11
+NOT_REPORTED, REPELLED, NOT_SECOND_ORDER, NO_VALUE = 9, 10, 11, 12
+
+OF_CORRECTED = (
+    " (If the derivative you passed is itself a `corrected` one, it may still be accurate.)"
+)
+"""What `TOO_FAR` leaves open, where the caller passes the derivative."""

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from iterdiff.accuracy.estimate import ErrorEstimate
+from iterdiff.accuracy.estimate import ErrorEstimate, shown
 from iterdiff.accuracy.reasons import NOT_REPORTED, REASONS
 from iterdiff.jaxtools import manual_axes
-from iterdiff.jaxtools.arguments import check_callable
+from iterdiff.jaxtools.arguments import check_call, check_callable
 
 
 class DerivativeReport(eqx.Module):
@@ -35,6 +35,10 @@ class DerivativeReport(eqx.Module):
     trusted: Bool[Array, ""]
     flagged: Bool[Array, ""]
     reason_code: Int[Array, ""]
+
+    def __repr__(self) -> str:
+        """Return the numbers and the verdict on one line; shapes while JAX traces."""
+        return shown(self, "trusted", "flagged")
 
     @property
     def reason(self) -> str:
@@ -130,7 +134,8 @@ def value_and_grad_with_report(
     Raises
     ------
     TypeError
-        If `loss` is not callable.
+        If `loss` is not callable; from the function that is returned, if it cannot be called as
+        ``loss(theta, report, *args)``.
 
     Examples
     --------
@@ -152,6 +157,7 @@ def value_and_grad_with_report(
     check_callable(loss=loss)
 
     def with_report(theta: PyTree, *args):
+        check_call("loss(theta, report, *args)", loss, theta, None, *args)
         silent = manual_axes.aligned(jnp.zeros(REPORT_SIZE), (theta, args))
         graded = jax.value_and_grad(lambda theta, report: loss(theta, report, *args), (0, 1))
         value, (gradient, report) = graded(theta, silent)

@@ -37,7 +37,9 @@ class Status(Advised):
         "The stopping rule was not satisfied within `max_steps`. Raise `max_steps`, loosen the "
         "tolerance (rounding limits how small a residual can become, and a derivative that may be "
         "zero needs the `atol` of DerivativeErrorBelow), or use a faster algorithm; with "
-        "`throw=False` the last iterate is returned.",
+        "`throw=False` the last iterate is returned with its `residual_norm` and `steps`, and if "
+        "that norm stagnates, step and residual may not belong together (see "
+        "iterdiff.check_derivative).",
     )
     DIVERGED = (
         3,

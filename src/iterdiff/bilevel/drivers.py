@@ -278,7 +278,7 @@ def _result(outer: Outer, progress: Progress, ending: Ending) -> Minimized:
     point, layout = progress.point, outer.region.layout
     theta = layout.theta(point.vector)
     message = ending.advice
-    if REASONS[point.reason]:
+    if REASONS[point.reason] and ending is not Ending.INNER_FAILED:  # which gives its own reason
         message += f" At the last theta: {REASONS[point.reason]}"
     return Minimized(
         theta=theta,

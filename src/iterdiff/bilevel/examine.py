@@ -13,6 +13,7 @@ the value of second order. Both are compared with what the Newton correction
 order, and a second correction shows how wrong that still is.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
@@ -22,7 +23,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.accuracy.correction import correct
 from iterdiff.accuracy.estimate import TOO_FAR_MIN_QUOTIENT, compare
-from iterdiff.accuracy.reasons import ONE_SIDED
+from iterdiff.accuracy.overflow import finite_at
+from iterdiff.accuracy.reasons import NO_VALUE, ONE_SIDED
 from iterdiff.accuracy.sensitivity import Helpers, Sensitivity
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.tree import floating_part
@@ -88,7 +90,8 @@ class Examined(eqx.Module):
     @property
     def error(self) -> Float[Array, ""]:
         """The estimated error of `gradient`: absolute, in Euclidean norm."""
-        return tree.norm(tree.sub(self.corrected, self.gradient))
+        difference = tree.norm(tree.sub(self.corrected, self.gradient))
+        return jnp.where(self.reason_code == NO_VALUE, jnp.inf, difference)
 
     @property
     def upper(self) -> Float[Array, ""]:
@@ -114,6 +117,16 @@ class Examined(eqx.Module):
     def one_sided(self) -> Bool[Array, "*b"]:
         """Whether the inner solution is at a kink, where the gradient is one of two."""
         return self.reason_code == ONE_SIDED
+
+    def known_if(self, finite: Bool[Array, ""]) -> "Examined":
+        """As `ErrorEstimate.known_if`."""
+        return dataclasses.replace(
+            self,
+            value_slack=jnp.where(finite, self.value_slack, jnp.inf),
+            uncertainty=jnp.where(finite, self.uncertainty, jnp.inf),
+            trusted=self.trusted & finite,
+            reason_code=jnp.where(finite, self.reason_code, NO_VALUE),
+        )
 
     def mean(self) -> "Examined":
         """Return the mean of a batch: its losses are one loss, their mean.
@@ -177,6 +190,7 @@ def examine(
     corrected = tree.add(partial_there, pulled)
     terms += tree.norm(partial_there)
     estimate = compare(gradient, gradient, corrected, points, loose, terms)
+    finite = jnp.isfinite(value) & tree.all_finite(at.value) & finite_at(problem, x, theta)
     moved = -tree.dot(adjoint, at.value)
     moved = jnp.where(jnp.isfinite(moved), moved, 0.0)  # too far for an adjoint: the plain loss
 
@@ -192,7 +206,7 @@ def examine(
     slack = jnp.where(known & jnp.isfinite(slack), slack, jnp.inf)
     formed = tree.size(x) if at.inverse.factors is not None else jnp.nan
     dtype = tree.result_dtype(x)
-    return Examined(
+    found = Examined(
         x=x,
         nearest=tree.where(known, points.corrected, x),
         value=value + moved,
@@ -206,6 +220,7 @@ def examine(
         adjoint=adjoint,
         products=jnp.asarray(formed + PRODUCTS_PER_CHECK, dtype),
     )
+    return found.known_if(finite)
 
 
 def _adjoint(at: Sensitivity, slope: PyTree, helpers: Helpers) -> PyTree:

@@ -205,6 +205,9 @@ def hypergradient(
     the steps double. A run that has come as far as rounding lets it ends with
     `Status.MAX_STEPS_REACHED`, too.
 
+    The call does not raise if the run fails; look at `status`: `Status.CONVERGED` (as accurate as
+    `rtol` asks), `Status.MAX_STEPS_REACHED`, or `Status.DIVERGED`, where the error is infinite.
+
     The modes that differentiate steps have no place here: a run that goes on from the last solution
     would be differentiated through its last steps only.
 

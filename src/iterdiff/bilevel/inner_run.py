@@ -279,7 +279,8 @@ def _run(
         before = eqx.combine(carry.memory, static)
         plan: Any = carry.plan  # a loop without derivatives takes a traced limit, too
         run = run_loop(Loop(step, None, plan), before)
-        found = examined(run.state.x)
+        diverged = run.status == Status.DIVERGED
+        found = examined(run.state.x).known_if(~diverged)
         carry = carry._replace(
             memory=eqx.filter(run.state, eqx.is_array),
             examined=found,
@@ -290,7 +291,6 @@ def _run(
         still = tree.norm(tree.sub(run.state.x, before.x))
         still = still <= _rounding(run.state.x) * STANDSTILL_ROUNDINGS
         stalled = still & (run.steps > 0)
-        diverged = run.status == Status.DIVERGED
         return _planned(carry, run.steps, accuracy, stalled, diverged)
 
     template = jax.eval_shape(examined, state.memory.x)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from iterdiff.accuracy.reasons import FLOOR, NOT_SECOND_ORDER, OK
+from iterdiff.accuracy.reasons import FLOOR, NO_VALUE, NOT_SECOND_ORDER, OK
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.bilevel.examine import Examined
 from iterdiff.bilevel.inner_run import (
@@ -290,6 +290,8 @@ class _Evaluation:
         uncertainty = numbers.bias + change
         trusted = numbers.second_order and uncertainty <= self._error(numbers) / 2
         reason = OK if trusted else (FLOOR if numbers.second_order else NOT_SECOND_ORDER)
+        if ended == ENDED_FAILED:
+            trusted, reason, uncertainty = False, NO_VALUE, np.inf
         centre = jax.tree.map(lambda v: v[len(NUDGES) // 2], self.xs)
 
         def number(value, kind=dtype):

@@ -225,6 +225,8 @@ class Outer:
             progress = progress._replace(point=point)
             if verdict.accepted:
                 return self._moved(progress, trial, verdict), None
+            if point.failed:
+                return progress, Ending.INNER_FAILED
             if verdict.open:
                 exhausted = ENDED_EXHAUSTED in (trial.ended, point.ended)
                 return progress, Ending.INNER_INACCURATE if exhausted else Ending.AT_PRECISION
@@ -238,7 +240,11 @@ class Outer:
         while True:
             bars = trial.bar + point.bar
             rise = trial.value - point.value + least
-            if trial.failed:
+            if point.failed:  # which it was not before its run went on
+                verdict = Verdict(
+                    "refused: the inner run failed at the last theta", rounds, open=True
+                )
+            elif trial.failed:
                 verdict = Verdict("refused: the inner run failed", rounds)
             elif rise + bars <= 0:
                 text = "accepted: one-sided" if point.one_sided else "accepted"

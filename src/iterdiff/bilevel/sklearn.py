@@ -48,7 +48,7 @@ class RidgeHO(Regressor):
     intercept_ : float
         Its intercept.
     cv_loss_, cv_loss_error_ : float
-        The mean held-out loss, and its error bar.
+        The mean held-out loss, half the mean squared error, and its error bar.
     status_, message_ : str
         How the search ended: the name of a `bilevel.Ending`, and the same in words.
     history_ : dict of arrays
@@ -83,6 +83,8 @@ class LassoHO(SparseRegressor):
 
     The model minimises :math:`\tfrac{1}{2n} \|y - X w - b\|^2 + \sum_j \alpha_j |w_j|`: that of
     ``sklearn.linear_model.Lasso(alpha=alpha_)``.
+    The held-out loss has kinks in the penalties. Where its minimum is at one, the search ends as
+    ``MAX_OUTER_REACHED``: it has closed in on the kink as far as `max_outer` steps allow.
 
     Parameters
     ----------
@@ -109,7 +111,7 @@ class LassoHO(SparseRegressor):
     intercept_ : float
         Its intercept.
     cv_loss_, cv_loss_error_ : float
-        The mean held-out loss, and its error bar.
+        The mean held-out loss, half the mean squared error, and its error bar.
     status_, message_ : str
         How the search ended: the name of a `bilevel.Ending`, and the same in words.
     history_ : dict of arrays
@@ -160,7 +162,7 @@ class ElasticNetHO(SparseRegressor):
     intercept_ : float
         Its intercept.
     cv_loss_, cv_loss_error_ : float
-        The mean held-out loss, and its error bar.
+        The mean held-out loss, half the mean squared error, and its error bar.
     status_, message_ : str
         How the search ended: the name of a `bilevel.Ending`, and the same in words.
     history_ : dict of arrays
@@ -215,7 +217,7 @@ class LogisticRegressionHO(ClassifierMixin, PenaltySearch):
     intercept_ : array of shape (1,) or (classes,)
         Its intercepts.
     cv_loss_, cv_loss_error_ : float
-        The mean held-out loss, and its error bar.
+        The mean held-out loss, the cross-entropy, and its error bar.
     status_, message_ : str
         How the search ended: the name of a `bilevel.Ending`, and the same in words.
     history_ : dict of arrays

@@ -1,6 +1,7 @@
 """Checks and conversions of arguments: arrays, hyper-parameters, counts, tolerances, callables."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -152,6 +153,31 @@ def check_callable(**functions: Any) -> None:
     for name, function in functions.items():
         if not callable(function):
             raise TypeError(f"`{name}` must be a function, not {function!r}; pass a callable.")
+
+
+def check_call(form: str, function: Callable, *inputs: Any) -> None:
+    """Raise TypeError unless `function` can be called with `inputs`.
+
+    Parameters
+    ----------
+    form : str
+        How it is called, such as ``loss(theta, report)``.
+    function : callable
+        The function; one without a signature passes.
+    *inputs
+        Its arguments.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*inputs)
+    except TypeError as error:
+        name = form.partition("(")[0]
+        raise TypeError(
+            f"`{name}` is called as {form}, but its parameters are {signature}: {error}."
+        ) from error
 
 
 def as_array(name: str, leaf: Any, weak: np.dtype | None = None) -> Array:

@@ -26,16 +26,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.accuracy.consistency import disagree, may_leave, remembers, repel
 from iterdiff.accuracy.correction import Correction
 from iterdiff.accuracy.estimate import NEAR, ErrorEstimate, compare
 from iterdiff.accuracy.kinks import at_kink
+from iterdiff.accuracy.overflow import finite_at
 from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.accuracy.reasons import REASONS
 from iterdiff.accuracy.report import REPORT_SIZE, check_report, to_vector
 from iterdiff.accuracy.sensitivity import Equation, Sensitivity
+from iterdiff.algorithms.status import Status
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.arguments import Tolerance, check_tolerance, check_word
 from iterdiff.jaxtools.closures import Perturbed, attach_jvp, hoist
@@ -54,7 +56,7 @@ from iterdiff.problems.problem import Problem
 OnFailure = Literal["warn", "raise", "nan"]
 
 LIKELY_ZERO_RELATIVE_ERROR = 1e6
-"""A derivative with a relative error above this is likely to be zero."""
+"""A relative error above this says that the better derivative is zero, or the other one huge."""
 
 
 class DerivativeWarning(UserWarning):
@@ -135,10 +137,15 @@ class Checked(Mode):
     def solve(self, task: Task, *, throw: Throw) -> Outcome:
         """Run as the wrapped mode does, and check the derivative."""
         outcome = self.mode.solve(stop_gradient(task), throw=throw)
-        return outcome._replace(x=self.answer(task, outcome.x, throw=throw))
+        ran = outcome.status != Status.DIVERGED
+        return outcome._replace(x=self._answer(task, outcome.x, throw, ran))
 
     def answer(self, task: Task, x: PyTree, *, throw: Throw) -> PyTree:
         """Return `x` with the checked derivative."""
+        return self._answer(task, x, throw, jnp.array(True))
+
+    def _answer(self, task: Task, x: PyTree, throw: Throw, ran: Bool[Array, ""]) -> PyTree:
+        """Return `x` with the checked derivative; where the run failed, nothing is known of it."""
         x = jax.lax.stop_gradient(x)
 
         def step(y: PyTree, task: Task) -> PyTree:
@@ -154,7 +161,7 @@ class Checked(Mode):
             step if testable and doubtful else None,
             step if testable and leaves else None,
         )
-        return self._attached(task, parts, x, throw, near=math.inf)
+        return self._attached(task, parts, x, throw, _Expected(math.inf, ran))
 
     def attach(self, problem: Problem, x: PyTree, theta: PyTree, *, throw: Throw) -> PyTree:
         """Return a solution found elsewhere, with the checked implicit derivative in `theta`.
@@ -168,16 +175,23 @@ class Checked(Mode):
         parts = parts_of(
             problem, lambda _, given: plain.attach(given.problem, x, given.theta, throw=throw)
         )
-        return self._attached(_ForeignAnswer(problem, theta), parts, x, throw, near=NEAR)
+        given = _ForeignAnswer(problem, theta)
+        return self._attached(given, parts, x, throw, _Expected(NEAR, jnp.array(True)))
 
     def _attached(
-        self, given: "Task | _ForeignAnswer", parts: "Parts", x: PyTree, throw: Throw, near: float
+        self,
+        given: "Task | _ForeignAnswer",
+        parts: "Parts",
+        x: PyTree,
+        throw: Throw,
+        expected: "_Expected",
     ) -> PyTree:
         """Attach the checked derivative in everything that `given` holds."""
         problem, dependent = regular_at(given.problem, x, given.theta)
         given = given._replace(problem=problem)
         parts, explicit = parts.explicit(given, x)
-        tolerances = jax.lax.stop_gradient((jnp.asarray(self.rtol), jnp.asarray(self.atol)))
+        finite = expected.ran & finite_at(given.problem, x, given.theta)
+        tolerances = jax.lax.stop_gradient((jnp.asarray(self.rtol), jnp.asarray(self.atol), finite))
         report = jnp.zeros(REPORT_SIZE) if self.report is None else self.report
         inputs = manual_axes.aligned((explicit, tolerances, report), x)
         leaves = jax.tree.leaves(inputs)
@@ -201,7 +215,7 @@ class Checked(Mode):
             derivative = _CheckedDerivative(
                 bound,
                 at,
-                Correction(at, near),
+                Correction(at, expected.near),
                 lambda estimate, value: self._judge(estimate, value, perturbed.inputs[1], throw),
                 shared,
                 place_of_report in perturbed.places,
@@ -219,7 +233,9 @@ class Checked(Mode):
         self, estimate: ErrorEstimate, derivative: PyTree, tolerances: tuple, throw: Throw
     ) -> "_Judgement":
         """Act on the estimate; return the derivative to pass on and the report."""
-        rtol, atol = (t.astype(estimate.absolute.dtype) for t in tolerances)
+        *accepted, finite = tolerances
+        rtol, atol = (t.astype(estimate.absolute.dtype) for t in accepted)
+        estimate = estimate.known_if(finite)
         flagged = estimate.exceeds(rtol, atol)
         if self.on_failure == "raise":
             derivative = raise_if(derivative, flagged, _RAISED, estimate.reason_code, throw or True)
@@ -261,7 +277,10 @@ def _warn(flagged: Any, relative: Any, reason: Any, rtol: Any) -> None:
     if not text:
         text = f"estimated relative error {float(np.max(relative)):.2g}"
         if np.max(relative) > LIKELY_ZERO_RELATIVE_ERROR:
-            text += " (the derivative may be zero: then it needs an absolute tolerance, `atol`)"
+            text += (
+                " (the run may be far from a solution, or diverge; a derivative that may be zero "
+                "needs an absolute tolerance, `atol`)"
+            )
     warnings.warn(
         f"The derivative of a solve may be wrong by more than rtol={float(np.max(rtol)):.2g}: "
         f"{text}",
@@ -275,6 +294,13 @@ class _Judgement(NamedTuple):
 
     derivative: PyTree
     report: Float[Array, " 6"]
+
+
+class _Expected(NamedTuple):
+    """What is known of a point: how near a solution it must be, and whether the run was finite."""
+
+    near: float
+    ran: Bool[Array, ""]
 
 
 class _ForeignAnswer(NamedTuple):

@@ -138,6 +138,11 @@ class SolverCall(NamedTuple):
         TypeError
             If a leaf is complex, and that of `x0` is not.
         """
+        if x is None and self.x0 is not None:
+            raise ValueError(
+                f"`{self.name}` must return an answer like `x0`, but it returned None; is a "
+                "`return` missing?"
+            )
         expected, found = jax.tree.structure(self.x0), jax.tree.structure(x)
         if expected != found:
             raise ValueError(

@@ -125,8 +125,7 @@ def implicit(
     def decorate(solver: Callable[..., Any]) -> Callable[..., PyTree]:
         check_callable(solver=solver)
 
-        @functools.wraps(solver)
-        def solved(x0: PyTree, theta: PyTree, *args, **kwargs) -> PyTree:
+        def differentiable(x0: PyTree, theta: PyTree, *args, **kwargs) -> PyTree:
             x0 = check_x0(x0)
             theta = check_theta(theta, x0)
             data = kwargs.get(DATA_NAME) if takes_data(problem) else None
@@ -148,9 +147,25 @@ def implicit(
             x = with_failures(run, (current, x, theta), current, throw)
             return x if layout is None else layout.restored(x)
 
+        @functools.wraps(solver)
+        def solved(*args, **kwargs) -> PyTree:
+            _check_called(solver, args, kwargs)
+            return differentiable(*args, **kwargs)
+
         return solved
 
     return decorate
+
+
+def _check_called(solver: Callable, args: tuple, kwargs: dict) -> None:
+    """Raise TypeError unless `x0` and `theta` are given: the solver's names for them differ."""
+    named = [name for name in ("x0", "theta") if name in kwargs]
+    if len(args) + len(named) < 2:
+        name = getattr(solver, "__name__", type(solver).__name__)
+        raise TypeError(
+            f"the decorated `{name}` is called as {name}(x0, theta, ...), whatever the names of "
+            "its parameters, and one of the two is missing; pass both by position."
+        )
 
 
 def _check_mode(problem: Problem, mode: Mode) -> Implicit | Checked:

@@ -26,6 +26,12 @@ from iterdiff.problems.prox import weakly_active
 from iterdiff.solving.failures import with_failures
 from iterdiff.solving.solution import Solution
 
+IN_FLOAT32 = (
+    " The run is in float32, where a relative tolerance below about 1e-6 is out of reach: enable "
+    "float64 by jax.config.update('jax_enable_x64', True)."
+)
+"""What a run that does not converge in float32 is told in addition."""
+
 
 def solve(
     problem: Problem,
@@ -196,6 +202,8 @@ def _solve(task: Task, mode: Mode, throw: Throw) -> Solution:
 def _raise_on_failure(solution: Solution, throw: Throw) -> Solution:
     failed = solution.status >= Status.MAX_STEPS_REACHED
     advice = [member.advice for member in Status]
+    if solution.residual_norm.dtype == jnp.float32:
+        advice[Status.MAX_STEPS_REACHED] += IN_FLOAT32
     checked = solution.x, solution.multipliers
     x, multipliers = raise_if(checked, failed, advice, solution.status, throw)
     return dataclasses.replace(solution, x=x, multipliers=multipliers)
