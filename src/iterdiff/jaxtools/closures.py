@@ -27,18 +27,25 @@ def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, PyTree]:
     another trace than the one that made the closure, so that traced values have to reach it as
     arguments.
     """
-    if isinstance(function, types.FunctionType) and function.__closure__ is None:
+    if isinstance(function, types.FunctionType) and not _holds_values(function):
         return (lambda _, *args: function(*args)), []
-    jaxpr, shapes, static = eqx.filter_make_jaxpr(function)(*examples)
-    structure, count = jax.tree.structure(shapes), len(jaxpr.in_avals)
+    closed, shapes, static = eqx.filter_make_jaxpr(function)(*examples)
+    # Without its constants, which would outlive their trace.
+    jaxpr, structure, count = closed.jaxpr, jax.tree.structure(shapes), len(closed.in_avals)
 
     def converted(closed_over: list, *args: PyTree) -> PyTree:
         arrays = jax.tree.leaves(eqx.filter(args, eqx.is_array))
         assert len(arrays) == count
-        found = eval_jaxpr(jaxpr.jaxpr, closed_over, *arrays)
+        found = eval_jaxpr(jaxpr, closed_over, *arrays)
         return eqx.combine(jax.tree.unflatten(structure, found), static)
 
-    return converted, list(jaxpr.consts)
+    return converted, list(closed.consts)
+
+
+def _holds_values(function: types.FunctionType) -> bool:
+    """Return whether a function has values of its own: in its closure, or as defaults."""
+    held = function.__closure__, function.__defaults__, function.__kwdefaults__
+    return any(value is not None for value in held)
 
 
 def detach(function: Callable, *examples: PyTree, seen: dict | None = None) -> Callable:
