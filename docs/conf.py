@@ -6,6 +6,8 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# With more threads, batched LAPACK calls of jaxlib 0.10 can wait for each other for ever.
+os.environ.setdefault("NPROC", "1")
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "iterdiff"

@@ -51,6 +51,10 @@ def computed_once(vector: Float[Array, " n"]) -> Float[Array, " n"]:
 
 @jax.custom_batching.custom_vmap
 def _through_solves(vectors: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+    if vectors.shape[-1] == 1:  # many scalar systems: one call instead of one for each
+        one, solve = jnp.ones((1, 1), vectors.dtype), jax.lax.linalg.triangular_solve
+        row = solve(one, vectors.reshape(1, -1), left_side=True, lower=True, unit_diagonal=True)
+        return row.reshape(vectors.shape)
     ones = jnp.ones((*vectors.shape[:-1], 1, 1), vectors.dtype)
     solve, rows = jax.lax.linalg.triangular_solve, vectors[..., None, :]
     return solve(ones, rows, left_side=True, lower=True, unit_diagonal=True)[..., 0, :]

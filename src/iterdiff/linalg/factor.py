@@ -91,6 +91,9 @@ def factor(matrix: Float[Array, "n n"], *, positive_definite: bool, keep: bool) 
 def _decomposed(matrix: Float[Array, "n n"], positive_definite: bool) -> tuple:
     """Return `left`, `right`, `order` and `definite` of `Factors`."""
     if not positive_definite:
+        if matrix.shape[0] == 1:  # a batch of scalar systems needs no routine for matrices
+            packed = _without_zero_pivots(matrix)
+            return packed, packed, jnp.zeros(1, jnp.int32), None
         packed, _, order = jax.lax.linalg.lu(matrix)
         packed = _without_zero_pivots(packed)
         return packed, packed, order, None
@@ -185,6 +188,8 @@ def _triangular(
     transpose: bool = False,
     unit: bool = False,
 ) -> Float[Array, "n k"]:
+    if a.shape[0] == 1:
+        return b if unit else b / a
     return jax.lax.linalg.triangular_solve(
         a, b, left_side=True, lower=lower, transpose_a=transpose, unit_diagonal=unit
     )
