@@ -24,10 +24,7 @@ BATCH, STATES, CONTROLS, HORIZON = 1000, 4, 2, 10
 OURS = "iterdiff ADMM, Implicit(refine=1)"
 TIGHT = "iterdiff ADMM to 1e-9, Implicit()"
 PEER = "jaxopt OSQP, implicit"
-ACCURATE = 1e-4
-"""A gradient counts as right up to this relative error."""
-
-TARGET = Target("batch of 1,000 control problems", "≤ 1.2 × the fastest right one", 1.2)
+TARGET = Target("batch of 1,000 control problems", "≤ 1.2 × the fastest", 1.2)
 
 
 class Program(NamedTuple):
@@ -140,10 +137,14 @@ def run(effort: Effort) -> Section:
     comparison = Comparison(f"Batch of {count} programs", functions, (program.c, program), truth)
     rows = compare(section, comparison, effort)
     if not effort.toy:
-        ours, other = named(rows, OURS), best(rows, ACCURATE)
+        ours, other = named(rows, OURS), best(rows)  # however wrong it is
         section.measurements.append(
             Measurement(
-                TARGET, ours.seconds / other.seconds, other.name, 1.0, f"error {ours.error:.1e}"
+                TARGET,
+                ours.seconds / other.seconds,
+                other.name,
+                1.0,
+                f"error {ours.error:.1e}, of the other {other.error:.1e}",
             )
         )
     return section
