@@ -46,7 +46,7 @@ class Factors(NamedTuple):
         the packed array of LAPACK's LU: ``B[order] = L U``, with `U` in the upper triangle and
         `L` below the diagonal (its unit diagonal is not stored).
     order : array of int, shape (n,), or None
-        The row permutation of LU.
+        The row permutation of LU; None if there is none to make.
     definite : bool or None
         Whether ``A`` is symmetric and Cholesky succeeded; None if it was not tried.
     matrix : array, shape (n, n), or None
@@ -93,7 +93,7 @@ def _decomposed(matrix: Float[Array, "n n"], positive_definite: bool) -> tuple:
     if not positive_definite:
         if matrix.shape[0] == 1:  # a batch of scalar systems needs no routine for matrices
             packed = _without_zero_pivots(matrix)
-            return packed, packed, jnp.zeros(1, jnp.int32), None
+            return packed, packed, None, None
         packed, _, order = jax.lax.linalg.lu(matrix)
         packed = _without_zero_pivots(packed)
         return packed, packed, order, None
