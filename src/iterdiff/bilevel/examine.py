@@ -30,8 +30,8 @@ from iterdiff.accuracy.sensitivity import Helpers, Sensitivity
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.solve import Inverse
-from iterdiff.modes.helpers import applied
 from iterdiff.modes.implicit import Implicit
+from iterdiff.modes.preconditioners import applied
 from iterdiff.problems.problem import Problem
 
 Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
