@@ -167,6 +167,12 @@ def test_the_reference_lists_every_public_name():
     assert public - of_extend <= set(listed)
     assert of_extend - set(listed) <= {"Scalar", "Tolerance", "tree"}  # aliases, and a module
     assert set(listed) <= public | of_extend
+    for module, elsewhere in (("prox", {"weakly_active"}), ("bilevel", set())):
+        pattern = rf"^\.\. auto(?:class|function):: iterdiff\.{module}\.(\w+)$"
+        names = re.findall(pattern, text, re.MULTILINE)
+        assert len(names) == len(set(names))
+        file = f"{module}.py" if module == "prox" else f"{module}/__init__.py"
+        assert {*names} | elsewhere == passed_on(file)
 
 
 def test_the_reference_shows_every_public_name_in_use():
@@ -267,12 +273,13 @@ def test_no_line_break_between_a_formula_and_a_comma(mathml):
         strong,
         ": but ",
         nodes.math("", "c"),
-        " is",
+        " is, in\n",
+        nodes.math("", "d"),
     ]
     page += nodes.paragraph(
         "", "", *[p if isinstance(p, nodes.Node) else nodes.Text(p) for p in parts]
     )
     mathml.keep_together(None, page, "page")
-    assert page.astext() == "where (a), and not for b: but c is"
+    assert page.astext() == "where (a), and not for b: but c is, in\nd"
     kept = [inline.astext() for inline in page.findall(nodes.inline)]
     assert kept == ["(a),", "b:"]

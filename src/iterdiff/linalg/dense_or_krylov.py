@@ -69,6 +69,7 @@ class Limits:
     lu_max_unknowns : int
         Up to this many unknowns LU is used, whatever the structure. At 200 it takes 6 % longer
         than Cholesky (measured), but Cholesky with QR as its fallback compiles twice as long.
+        Where it is asked whether the matrix is positive definite, Cholesky answers beside LU.
     factored_max_unknowns : int
         Up to this many unknowns the matrix is formed and factored: it takes milliseconds.
     dense_max_unknowns : int
@@ -254,7 +255,7 @@ class DenseOrKrylov(CheckedSolver):
             budget = self.budget(linear_map, positive_definite)
             if budget.trial_products >= limits.trial_min_products:
                 return None
-        return factored(linear_map, positive_definite)
+        return factored(linear_map, positive_definite, by_lu=size <= limits.lu_max_unknowns)
 
     def _iterate(
         self, system: System, b: Vector, guess: Vector | None
@@ -377,9 +378,13 @@ def _on_vectors(function: Callable[[PyTree], PyTree], like: PyTree) -> Matvec:
 
 
 def factored(
-    linear_map: LinearMap, positive_definite: bool, zero: Int[Array, ""] | int = 0
+    linear_map: LinearMap,
+    positive_definite: bool,
+    zero: Int[Array, ""] | int = 0,
+    *,
+    by_lu: bool = False,
 ) -> Factors:
-    """Factor the map's matrix; `zero` as in `LinearMap.matrix`.
+    """Factor the map's matrix; `zero` as in `LinearMap.matrix`, `by_lu` as in `factor`.
 
     The matrix is kept to check answers if a product with it takes less than half the operations
     of a product with the map.
@@ -389,4 +394,5 @@ def factored(
         linear_map.with_constants(constants).matrix(zero),
         positive_definite=positive_definite,
         keep=linear_map.product_flops > 2 * (2 * linear_map.size**2),
+        by_lu=by_lu,
     )
