@@ -121,9 +121,15 @@ class ADMM(Algorithm):
 
     .. math::
 
-        (Q + \Sigma + M^\top R M) \tilde x = \Sigma x - c + M^\top (R s - \lambda), \quad
-        x^+ = \alpha \tilde x + (1 - \alpha) x, \\
-        w = \alpha M \tilde x + (1 - \alpha) s + R^{-1} \lambda, \quad
+        (Q + \Sigma + M^\top R M) \tilde x = \Sigma x - c + M^\top (R s - \lambda),
+
+    .. math::
+
+        x^+ = \alpha \tilde x + (1 - \alpha) x, \quad
+        w = \alpha M \tilde x + (1 - \alpha) s + R^{-1} \lambda,
+
+    .. math::
+
         s^+ = \Pi_C(w), \quad \lambda^+ = R (w - s^+).
 
     A step is `iterations` of these. It ends with an update of the penalty :math:`R` that balances
