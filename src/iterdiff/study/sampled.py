@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
 import iterdiff as itd
 from iterdiff.jaxtools.extras import import_extra
@@ -170,8 +171,7 @@ class Noise:
                 return float("inf")
             noise = np.hstack([of_x, apart @ jacobian[:, j]])
             covariance = noise.T @ noise / len(noise) / batch
-            lyapunov = np.kron(matrix, np.eye(2 * n)) + np.kron(np.eye(2 * n), matrix)
-            spread = np.linalg.solve(lyapunov, covariance.reshape(-1)).reshape(2 * n, 2 * n)
+            spread = scipy.linalg.solve_continuous_lyapunov(matrix, covariance)
             total += float(np.trace(spread[n:, n:]))
         return total
 
