@@ -45,5 +45,7 @@ def test_norm_of_zero_and_of_what_is_not_finite():
     value, gradient = jax.value_and_grad(tree.norm)(jnp.zeros(3))
     assert value == 0 and not gradient.any()
     assert tree.norm([jnp.zeros(0), jnp.ones(4)]) == 2
+    several = tree.norms({"a": jnp.ones(4), "b": jnp.zeros(())}, {"a": jnp.zeros(4), "b": 3.0})
+    assert [float(length) for length in several] == [2, 3]
     for bad in (jnp.inf, -jnp.inf, jnp.nan):
         assert jnp.isnan(tree.norm(jnp.array([bad, 1.0])))

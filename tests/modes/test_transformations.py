@@ -63,8 +63,9 @@ REVERSIBLE = {
     "map": lambda f, theta: jnp.mean(jax.lax.map(f, theta * jnp.arange(1.0, 3.0))),
     "scan carry": in_a_scan_carry,
     "scan closure": in_a_scan_closure,
-    "cond": lambda f, theta: jax.lax.cond(theta > 0, f, lambda t: t, theta),
-    "checkpoint": lambda f, theta: jax.checkpoint(f)(theta),
+    "checkpoint in cond": lambda f, theta: jax.lax.cond(
+        theta > 0, jax.checkpoint(f), lambda t: t, theta
+    ),
 }
 FORWARD = {
     "map": REVERSIBLE["map"],

@@ -28,10 +28,10 @@ from iterdiff.accuracy.points import (
     CHORD_MAX_FACTOR,
     NOISE_FACTOR,
     Corrections,
+    Lengths,
     NewtonPoints,
     judge,
-    rounding_of,
-    violation,
+    value_and_violation,
 )
 from iterdiff.accuracy.sensitivity import (
     LOOSE_RTOL,
@@ -75,45 +75,57 @@ class Correction:
         def residual(y):
             return at.residual(y, at.theta)
 
-        value, self._operator = jax.linearize(residual, corrected)
-        excess = violation(residual, corrected, value, self._operator)
+        value, excess = value_and_violation(residual, corrected)
+        self._operator = jax.linearize(residual, corrected)[1]
         systems = value, unit(inverse_random), self._operator(first)
-        if at.inverse.factors is None:  # a bound replaces one iterative solve
-            chord, stretched, bent = _solve_all(at.loosely, *systems)
-            noise = tree.norm(excess) * tree.norm(stretched)
-        else:
-            chord, stretched, bent, unexplained = _solve_all(at.loosely, *systems, excess)
-            noise = tree.norm(unexplained)
-        condition = at.condition_from(random, stretched)
-        rounding = rounding_of(condition, corrected)
+        bounded = at.inverse.factors is None  # a bound replaces one iterative solve
+        if not bounded:
+            systems = *systems, excess
+        chord, stretched, bent, *solved = _solve_all(at.loosely, *systems)
+        predicted = tree.scale(0.5, tree.sub(first, bent))
+        excess = excess if bounded else solved[0]
+        vectors = corrected, first, chord, predicted, stretched, excess
+        size, *lengths, inverse, noise = tree.norms(*vectors)
+        condition = at.condition_from(random, inverse)
+        rounding = NOISE_FACTOR * float(jnp.finfo(tree.result_dtype(at.x)).eps) * condition * size
+        factor = self._newton_per_chord(chord, lengths[0], lengths[1], rounding)
         steps = Corrections(
             first=first,
-            second=self._newton_from_chord(chord, first, rounding),
+            second=tree.scale(factor, chord),
             chord=chord,
-            predicted=tree.scale(0.5, tree.sub(first, bent)),
+            predicted=predicted,
             stretched=stretched,
+            lengths=Lengths(size, lengths[0], jnp.abs(factor) * lengths[1], lengths[2]),
+            noise=noise * inverse if bounded else noise,
+            condition=condition,
+            rounding=rounding,
         )
-        self.points = judge(at, corrected, steps, condition, noise, near)
+        self.points = judge(at, corrected, steps, near)
 
-    def _newton_from_chord(
-        self, chord: PyTree, first: PyTree, rounding: Float[Array, ""]
-    ) -> PyTree:
-        r"""Return about ``A(x^+)^{-1} r(x^+)``, from the chord step ``A(x)^{-1} r(x^+)``.
+    def _newton_per_chord(
+        self,
+        chord: PyTree,
+        first_length: Float[Array, ""],
+        length: Float[Array, ""],
+        rounding: Float[Array, ""],
+    ) -> Float[Array, ""]:
+        r"""Return how many times as long as the chord step the second Newton step is.
+
+        The chord step is ``A(x)^{-1} r(x^+)``, and the Newton step ``A(x^+)^{-1} r(x^+)``.
 
         If the curvature differs between the points, the chord step may be far too short. Its
         `image` under :math:`A(x)^{-1} A(x^+)` shows the factor. The less of the image is in line
         with the chord, the longer the result. A chord stays as it is if it is noise, or too short
         for any factor to matter: a Krylov method then solves for zero, without a step.
         """
-        least = jnp.maximum(tree.norm(first) / CHORD_MAX_FACTOR, rounding)
-        matters = tree.norm(chord) > least
+        matters = length > jnp.maximum(first_length / CHORD_MAX_FACTOR, rounding)
         image = self._operator(chord)
         image = self.at.loosely(tree.where(matters, image, tree.zeros_like(image)))
         square, inner = tree.dot(chord, chord), tree.dot(image, chord)
         least = square / CHORD_MAX_FACTOR
         inner = jnp.where(jnp.abs(inner) > least, inner, least)
         factor = square / jnp.where(inner == 0, 1.0, inner)
-        return tree.scale(jnp.where(matters, factor, 1.0), chord)
+        return jnp.where(matters, factor, 1.0)
 
     def exactly(self) -> Sensitivity:
         """Return the residual linearised at the corrected point, with a factorisation there."""

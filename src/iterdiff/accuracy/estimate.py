@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.accuracy.correction import Correction, correct
-from iterdiff.accuracy.estimate_jvp import sizes, with_derivative
+from iterdiff.accuracy.estimate_jvp import in_layout, relative_size, with_derivative
 from iterdiff.accuracy.forms import Apply, Form, applied, as_caller_has_it, check_layout
 from iterdiff.accuracy.overflow import finite_at
 from iterdiff.accuracy.points import NewtonPoints
@@ -313,21 +313,20 @@ def _estimate(
 ) -> ErrorEstimate:
     """Compare `derivative` with the implicit ones at the point and at its correction."""
 
-    def implicit(at: Sensitivity, signs: PyTree | None = None) -> PyTree:
-        def pushed(tangents):
-            if signs is None:
-                return at.forward(tangents)
-            return at.inverse(jax.tree.map(jnp.multiply, signs, at.pushed(tangents)))
-
+    def implicit(at: Sensitivity, pushed: Callable[[PyTree], PyTree]) -> PyTree:
         def solution(there):
             return attach_jvp(at.x, there, lambda _, perturbed: pushed(perturbed.all_tangents()))
 
         return apply(solution, floating)
 
-    exactly = correction.exactly()
-    here, better, terms = implicit(correction.at), implicit(exactly), 0.0
+    def mixed(tangents):
+        signs = tree.irregular(exactly.x)
+        return exactly.inverse(jax.tree.map(jnp.multiply, signs, exactly.pushed(tangents)))
+
+    at, exactly, terms = correction.at, correction.exactly(), 0.0
+    here, better = implicit(at, at.forward_unchecked), implicit(exactly, exactly.forward)
     if apply.transposes:  # the adjoint solve is the same as that of `better`
-        terms = tree.norm(implicit(exactly, tree.irregular(exactly.x)))
+        terms = tree.norm(implicit(exactly, mixed))
     return compare(derivative, here, better, correction.points, terms=terms)
 
 
@@ -352,13 +351,14 @@ def compare(
     terms : scalar
         The size of the terms whose sum is `better`, which may cancel.
     """
-    absolute, relative = sizes(derivative, better)
-    size = tree.norm(better)
+    derivative, here = (in_layout(better, d) for d in (derivative, here))
+    differences = tree.sub(better, derivative), tree.sub(better, here)
+    absolute, change, size, size_here = tree.norms(*differences, better, here)
+    relative = relative_size(absolute, size)
     floor = points.rounding * jnp.maximum(size, terms)
-    change = tree.norm(tree.sub(better, here))
     uncertainty = change * (points.remaining + slack) + floor
     finite = tree.all_finite(derivative)
-    singular = ~jnp.isfinite(size + tree.norm(here) + points.quotient + points.rounding)
+    singular = ~jnp.isfinite(size + size_here + points.quotient + points.rounding)
     singular |= finite & ~jnp.isfinite(absolute)
     unknown = singular | ~finite
     eps = jnp.finfo(tree.result_dtype(better)).eps

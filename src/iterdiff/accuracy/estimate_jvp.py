@@ -87,10 +87,19 @@ def with_derivative(
 
 def sizes(derivative: PyTree, better: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Return the norm of the difference, absolute and relative to the better derivative."""
-    derivative = jax.tree.unflatten(jax.tree.structure(better), jax.tree.leaves(derivative))
-    absolute, size = tree.norm(tree.sub(better, derivative)), tree.norm(better)
+    absolute, size = tree.norms(tree.sub(better, in_layout(better, derivative)), better)
+    return absolute, relative_size(absolute, size)
+
+
+def relative_size(absolute: Float[Array, ""], size: Float[Array, ""]) -> Float[Array, ""]:
+    """Return the quotient; zero over zero is zero."""
     relative = jnp.where(size > 0, absolute / jnp.where(size > 0, size, 1.0), jnp.inf)
-    return absolute, jnp.where(absolute == 0, 0.0, relative)
+    return jnp.where(absolute == 0, 0.0, relative)
+
+
+def in_layout(like: PyTree, a: PyTree) -> PyTree:
+    """Return the leaves of `a` in the structure of `like`."""
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(a))
 
 
 def _attached(parts: tuple, again: Callable, inputs: Any) -> tuple:

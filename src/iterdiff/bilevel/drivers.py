@@ -184,6 +184,11 @@ def minimize(
     needs a Lipschitz or convexity constant. The accuracy that is asked for relaxes
     after a step that was decided at once, and tightens after one that was not.
 
+    An inner run that is not accurate enough goes on from its Newton correction, if that is certain
+    to be better: if Newton's method converges there, or decreases a convex inner objective.
+    A trial step may cost as many inner steps as the whole run before it; then a shorter one is
+    tried.
+
     At a kink of the inner solution, where only one-sided derivatives exist, a step is made if it
     decreases the loss, and otherwise refused.
 
@@ -232,7 +237,7 @@ def _run(
     layout = outer.region.layout
     start = outer.region.project(layout.vector(layout.floating))
     memory = outer.method.init(start, outer.region)
-    template = Progress(_blank(start, inner), memory, FIRST_ACCURACY, 0.0, 0, 0, 0.0)
+    template = Progress(_blank(start, inner), memory, FIRST_ACCURACY, 0.0, np.inf, 0, 0, 0.0)
     mark = ""
     if path is not None:
         settings = (outer.rtol, outer.max_steps, *outer.region[1:], outer.method)
@@ -282,7 +287,7 @@ def _result(outer: Outer, progress: Progress, ending: Ending) -> Minimized:
         message += f" At the last theta: {REASONS[point.reason]}"
     return Minimized(
         theta=theta,
-        x=point.x,
+        x=outer.posed.problem.answer(point.x),
         value=point.value,
         value_error=point.value_error,
         gradient=layout.part(point.gradient),

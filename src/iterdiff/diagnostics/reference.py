@@ -201,14 +201,14 @@ def _halve_until_lower(
 
     def too_long(carry):
         _, shorter_height, halvings = carry
-        return ~(shorter_height < height) & (halvings < MAX_HALVINGS)
+        return ~(shorter_height < height) & (halvings <= MAX_HALVINGS)
 
     def halve(carry):
         fraction, _, halvings = carry
         shorter = tree.axpy(fraction / 2, direction, x)
         return fraction / 2, residual_norm(shorter), halvings + 1
 
-    full = residual_norm(tree.add(x, direction))
-    start = (jnp.ones_like(height), full, jnp.array(0))
+    # Twice the step, at no height: the first round is the full step, compiled once with the others.
+    start = (jnp.full_like(height, 2.0), jnp.full_like(height, jnp.inf), jnp.array(0))
     fraction, shorter_height, _ = jax.lax.while_loop(too_long, halve, start)
     return tree.axpy(fraction, direction, x), shorter_height
