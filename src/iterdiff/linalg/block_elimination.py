@@ -173,7 +173,9 @@ class BlockElimination(lx.AbstractLinearSolver):
         inverses = inverted(jnp.moveaxis(columns, 0, 2))
         onto = jnp.einsum("cmk,mkl->cml", coupling, inverses)
         schur = of_kept - jnp.einsum("cml,dml->cd", onto, coupling)
-        return _Eliminated(coupling, inverses, factor(schur, positive_definite=False, keep=False))
+        return _Eliminated(
+            coupling, inverses, factor(schur, positive_definite=False, keep=False, by_lu=True)
+        )
 
     def compute(
         self, state: _Eliminated, vector: PyTree, options: dict[str, Any]
