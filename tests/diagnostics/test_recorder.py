@@ -19,7 +19,7 @@ def test_a_recorder_can_be_run_apart_from_trace():
     task = (case.problem, case.algorithms[0].algorithm, case.x0, case.theta)
     options = {"steps": 12, "modes": {"unrolled": itd.Unrolled()}}
     recorder, data = build_recorder(*task, **options), itd.trace(*task, **options)
-    (state, _), rows = record(recorder, begin(recorder), recorder.count)
+    (state, _), rows, _ = record(recorder, begin(recorder), recorder.count)
     assert rows.shape == (12, 4)
     np.testing.assert_allclose(rows[:, 0], data.iterate_error[:-1], rtol=1e-12)
     end = tree.norm(tree.sub(state.x, recorder.reference.x))

@@ -228,7 +228,7 @@ def test_every_records_a_subset():
 def test_progress_is_reported_and_changes_nothing():
     seen = []
     data = ridge(progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(k, 12) for k in range(1, 13)]
+    assert seen == [(k, 13) for k in range(1, 14)]  # the start included
     xarray.testing.assert_allclose(data, ridge(), rtol=1e-13)
 
 

@@ -154,22 +154,37 @@ def begin(recorder: Recorder) -> Carry:
 
 
 def record_rows(
-    recorder: Recorder, carry: Carry, count: int
-) -> tuple[Carry, Float[Array, "count k"]]:
+    recorder: Recorder, carry: Carry, count: int, ends: bool = False
+) -> tuple[Carry, Float[Array, "count k"], Record]:
     """Make `count` records, and take the steps between them.
 
     The program is one scan whose only output per record is one row of numbers, the leaves of its
     `Record`: writing them one by one takes longer than a step of a small problem. Work that the
     record and the next step have in common, such as a gradient, is done once.
 
+    Parameters
+    ----------
+    recorder : Recorder
+        What is recorded.
+    carry
+        The state and the tangents at the first record.
+    count : int
+        The number of records.
+    ends : bool
+        Whether the last record is that of the last iterate. Only one step follows it then, as part
+        of the work in common: a record without it would be a second program, as large as this one.
+
     Returns
     -------
     carry
-        The state and the tangents after ``count * recorder.every`` steps.
+        The state and the tangents after ``count * recorder.every`` steps, unless it `ends`.
     rows : float array of shape (count, k)
         One row per record.
+    layout : Record of jax.ShapeDtypeStruct
+        Structure and dtypes of a record, for `unstacked`.
     """
     dynamic, static = eqx.partition(carry, eqx.is_array)
+    layout: Any = None
 
     def one_step(dynamic, _):
         advanced = recorder.advance(eqx.combine(dynamic, static))
@@ -177,17 +192,23 @@ def record_rows(
 
     @shared
     def measured_step(dynamic):
-        row = _row(recorder.measure(eqx.combine(dynamic, static)))
-        return one_step(dynamic, None)[0], row
+        nonlocal layout
+        measured = recorder.measure(eqx.combine(dynamic, static))
+        layout = jax.tree.map(lambda v: jax.ShapeDtypeStruct((), v.dtype), measured)
+        return one_step(dynamic, None)[0], _row(measured)
 
-    def one_record(dynamic, _):
+    def one_record(dynamic, more):
         dynamic, row = measured_step(dynamic)
         if recorder.every > 1:
-            dynamic, _ = jax.lax.scan(one_step, dynamic, None, recorder.every - 1)
+            step = lambda _, dynamic: one_step(dynamic, None)[0]  # noqa: E731
+            dynamic = jax.lax.fori_loop(0, more, step, dynamic)
         return dynamic, row
 
-    dynamic, rows = jax.lax.scan(one_record, dynamic, None, count)
-    return eqx.combine(dynamic, static), rows
+    more = np.full(count, recorder.every - 1, np.int32)
+    if ends:
+        more[-1] = 0
+    dynamic, rows = jax.lax.scan(one_record, dynamic, more)
+    return eqx.combine(dynamic, static), rows, layout
 
 
 record = compiled(record_rows)
@@ -202,27 +223,27 @@ def record_all(recorder: Recorder, progress: Progress | None = None) -> Record:
     Record
         NumPy arrays of shape (records,), the last iterate included.
     """
-    carry, chunks, done = begin(recorder), [], 0
-    total = recorder.count
+    carry, chunks, done, layout = begin(recorder), [], 0, None
+    total = recorder.count + 1
     chunk = total if progress is None else -(-total // MAX_REPORTS)
     while done < total:
         length = min(chunk, total - done)
-        carry, rows = record(recorder, carry, length)
+        # Without steps between records, the last chunk is no other program.
+        ends = recorder.every > 1 and done + length == total
+        carry, rows, layout = record(recorder, carry, length, ends)
         chunks.append(np.asarray(rows))
         done += length
         if progress is not None:
             progress(done, total)
-    last, structure = jax.tree.flatten(jax.device_get(_measure(recorder, carry)))
-    columns = [
-        np.append(column, end).astype(end.dtype)
-        for column, end in zip(np.concatenate(chunks).T, last, strict=True)
-    ]
+    assert layout is not None
+    return unstacked(np.concatenate(chunks), layout)
+
+
+def unstacked(rows: np.ndarray, layout: Record) -> Record:
+    """Return the rows of `record_rows` as a record of arrays."""
+    leaves, structure = jax.tree.flatten(layout)
+    columns = [column.astype(like.dtype) for column, like in zip(rows.T, leaves, strict=True)]
     return jax.tree.unflatten(structure, columns)
-
-
-@compiled
-def _measure(recorder: Recorder, carry: Carry) -> Record:
-    return recorder.measure(carry)
 
 
 def _row(record: Record) -> Float[Array, " k"]:

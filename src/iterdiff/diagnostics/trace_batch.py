@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.algorithms.base import Algorithm, traceable_step
 from iterdiff.diagnostics.dataset import to_dataset
-from iterdiff.diagnostics.recorder import Record, Recorder, record_rows
+from iterdiff.diagnostics.recorder import Record, Recorder, record_rows, unstacked
 from iterdiff.diagnostics.reference import MAX_ROUNDING, Reference, implicit_tangents, polish
 from iterdiff.diagnostics.trace import build_recorder
 from iterdiff.jaxtools import tree
@@ -43,7 +43,6 @@ class _Numbers(NamedTuple):
     """What the program returns of each run; every array has a first axis of runs."""
 
     rows: Float[Array, "..."]
-    last: Record
     reference: Reference
     found: Bool[Array, "..."]
 
@@ -91,11 +90,12 @@ def trace_batch(
     )
     if recorder.task.problem.layout is not None:
         return None
+    options = probes, steps, every, estimate
     with traceable_step(algorithm):
-        found = jax.device_get(
-            _run_all(stacked, dict(modes), recorder.directions, probes, steps, every, estimate)
-        )
-    return [_dataset(recorder, jax.tree.map(lambda v, i=i: v[i], found)) for i in range(len(runs))]
+        found, layout = _run_all(stacked, dict(modes), recorder.directions, *options)
+    found = jax.device_get(found)
+    each = [jax.tree.map(lambda v, i=i: v[i], found) for i in range(len(runs))]
+    return [_dataset(recorder, numbers, layout) for numbers in each]
 
 
 def _as_arrays(run: Run) -> tuple:
@@ -138,10 +138,12 @@ def _run_all(
     steps: int,
     every: int,
     estimate: bool,
-) -> _Numbers:
+) -> tuple[_Numbers, Record]:
     arrays, static = eqx.partition(runs, eqx.is_array)
+    layout: Any = None
 
     def one(arrays: Run) -> _Numbers:
+        nonlocal layout
         problem, algorithm, x0, theta, args = eqx.combine(arrays, static)
         task = Task(with_data(problem, args), algorithm, x0, theta, Steps(steps))
         guess = run_loop(task.loop(), task.state()).state.x
@@ -150,21 +152,17 @@ def _run_all(
         followers = {label: mode.tangents(task, directions) for label, mode in modes.items()}
         truth = Reference(x, tangents)
         recorder = Recorder(task, followers, truth, directions, probes, every, estimate)
-        carry, rows = record_rows(recorder, recorder.begin(), recorder.count)
+        records = recorder.count + 1
+        _, rows, layout = record_rows(recorder, recorder.begin(), records, ends=True)
         found = converged & tree.all_finite(tangents) & (rounding <= MAX_ROUNDING)
-        return _Numbers(rows, recorder.measure(carry), truth, found)
+        return _Numbers(rows, truth, found)
 
-    return jax.vmap(one)(arrays)
+    return jax.vmap(one)(arrays), layout
 
 
-def _dataset(recorder: Recorder, numbers: _Numbers) -> "xarray.Dataset | None":
+def _dataset(recorder: Recorder, numbers: _Numbers, layout: Record) -> "xarray.Dataset | None":
     """Return the dataset of one run; None without a reference."""
     if not numbers.found:
         return None
-    last, structure = jax.tree.flatten(numbers.last)
-    columns = [
-        np.append(column, end).astype(end.dtype)
-        for column, end in zip(numbers.rows.T, last, strict=True)
-    ]
     own = dataclasses.replace(recorder, reference=numbers.reference)
-    return to_dataset(own, jax.tree.unflatten(structure, columns))
+    return to_dataset(own, unstacked(numbers.rows, layout))
