@@ -26,6 +26,9 @@ extensions = [
 exclude_patterns = ["_ext", "generated/**/*.ipynb", "generated/**/*.py.md5", "generated/**/*.json"]
 suppress_warnings = ["config.cache"]
 
+# Two hyphens begin an option of a command: only quotes and ellipses are made typographic.
+smartquotes_action = "qe"
+
 html_theme = "furo"
 html_title = "iterdiff"
 html_math_renderer = "mathml"

@@ -82,7 +82,7 @@ print(f"training loss {value:.3f}, accuracy on unseen images {accuracy:.2f}")
 assert accuracy > 0.85
 
 # %%
-# What the compiled gradient plans to hold, over the iterations of the layer.
+# The memory that the compiled gradient plans, over the number of iterations of the layer.
 
 counts, planned = (5, 50), {}
 picard = {"Implicit()": itd.Implicit(), "Unrolled()": itd.Unrolled(checkpoint="none")}

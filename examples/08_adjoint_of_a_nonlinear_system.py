@@ -70,8 +70,8 @@ for name, other in {"by hand": by_hand, "by adjoint": by_adjoint}.items():
     assert difference < 1e-10
 
 # %%
-# Where do the three differ? In effort. By hand means all columns of the sensitivity and the
-# entries of A and B to write; the adjoint method saves the columns, iterdiff also the entries.
+# Where do the three differ? In effort. By hand, you write the entries of A and B and solve for
+# every column of the sensitivity. The adjoint method saves the columns, iterdiff also the entries.
 
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 stage = np.arange(1, STAGES + 1)

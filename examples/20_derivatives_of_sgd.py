@@ -79,7 +79,7 @@ below.set_ylabel("error of one chain's Jacobian")
 below.set_xlabel("steps; dotted: the floor O(√h), and log k / √k")
 
 # %%
-# The floors of the two constant steps differ by the square root of their ratio, in mean.
+# On average, the floors of two constant steps differ by the square root of their ratio.
 
 errors = {name: run.spread[-1] for name, run in runs.items()}
 print({name: round(float(value), 4) for name, value in errors.items()})

@@ -140,6 +140,15 @@ def test_examples_run(path, monkeypatch, default_promotion):
     plt.close("all")
 
 
+PASSED_ON = re.compile(r" as (\w+)$", re.MULTILINE)
+"""A name that a module of the package passes on."""
+
+
+def passed_on(module: str) -> set[str]:
+    """Return the names that a module takes from deeper ones, for its users."""
+    return set(PASSED_ON.findall((ROOT / "src" / "iterdiff" / module).read_text(encoding="utf-8")))
+
+
 def public_names() -> set[str]:
     """Return the public names that are no modules."""
     return {
@@ -154,11 +163,16 @@ def test_the_reference_lists_every_public_name():
     text = (DOCS / "api.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\.\. auto(?:class|function|exception):: (\w+)$", text, re.MULTILINE)
     assert len(listed) == len(set(listed))
-    text_of_extend = (ROOT / "src" / "iterdiff" / "extend.py").read_text(encoding="utf-8")
-    of_extend = set(re.findall(r" as (\w+)$", text_of_extend, re.MULTILINE))
+    of_extend = passed_on("extend.py")
     assert public - of_extend <= set(listed)
     assert of_extend - set(listed) <= {"Scalar", "Tolerance", "tree"}  # aliases, and a module
     assert set(listed) <= public | of_extend
+    for module, elsewhere in (("prox", {"weakly_active"}), ("bilevel", set())):
+        pattern = rf"^\.\. auto(?:class|function):: iterdiff\.{module}\.(\w+)$"
+        names = re.findall(pattern, text, re.MULTILINE)
+        assert len(names) == len(set(names))
+        file = f"{module}.py" if module == "prox" else f"{module}/__init__.py"
+        assert {*names} | elsewhere == passed_on(file)
 
 
 def test_the_reference_shows_every_public_name_in_use():
@@ -167,6 +181,19 @@ def test_the_reference_shows_every_public_name_in_use():
     shown = re.findall(r"\bitd\.(\w+)", program("docs/api.md") + examples)
     missing = sorted(public_names() - set(shown))
     assert missing == [], "use it in a cell of docs/api.md, or in an example of a docstring"
+
+
+@pytest.mark.parametrize("module", ["extend.py", "bilevel/__init__.py", "bilevel/sklearn.py"])
+def test_the_reference_shows_every_name_of_a_module_in_use(module):
+    names = passed_on(module)
+    if module == "bilevel/sklearn.py":
+        pytest.importorskip("sklearn", reason="this module needs the extra `sklearn`")
+        names = {name for name in vars(itd.bilevel.sklearn) if name.endswith("HO")}
+    assert len(names) >= 4
+    # The lines that import a name do not use it.
+    cells = re.sub(r"^from .* import .*$", "", program("docs/api.md"), flags=re.MULTILINE)
+    missing = names - set(re.findall(r"\w+", cells))
+    assert missing == set(), "use it in a cell of docs/api.md"
 
 
 @pytest.mark.parametrize("module", [itd.adapters, itd.prox, itd.theory], ids=lambda m: m.__name__)
@@ -201,6 +228,20 @@ def test_relative_links_lead_somewhere():
             assert made_by_the_build or ((ROOT / page).parent / target).exists(), (page, target)
 
 
+@pytest.mark.parametrize(("cell", "fails"), [("1 / 0", True), ("print(6 * 7)", False)])
+def test_the_build_fails_where_a_cell_fails(cell, fails, tmp_path):
+    reason = "the pages need the extra `docs`"
+    sphinx = pytest.importorskip("sphinx.cmd.build", reason=reason)
+    pytest.importorskip("myst_parser", reason=reason)
+    settings = "extensions = ['myst_parser', 'measured']\n"
+    path = f"import sys\nsys.path.insert(0, {str(DOCS / '_ext')!r})\n"
+    (tmp_path / "conf.py").write_text(path + settings, encoding="utf-8")
+    (tmp_path / "index.md").write_text(f"# Page\n\n```{{cell}}\n{cell}\n```\n", encoding="utf-8")
+    status = sphinx.main(["-Q", "-b", "html", str(tmp_path), str(tmp_path / "out")])
+    assert (status != 0) is fails
+    assert fails or ">42" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def mathml(monkeypatch):
     pytest.importorskip("latex2mathml", reason="formulas need the extra `docs`")
@@ -232,12 +273,13 @@ def test_no_line_break_between_a_formula_and_a_comma(mathml):
         strong,
         ": but ",
         nodes.math("", "c"),
-        " is",
+        " is, in\n",
+        nodes.math("", "d"),
     ]
     page += nodes.paragraph(
         "", "", *[p if isinstance(p, nodes.Node) else nodes.Text(p) for p in parts]
     )
     mathml.keep_together(None, page, "page")
-    assert page.astext() == "where (a), and not for b: but c is"
+    assert page.astext() == "where (a), and not for b: but c is, in\nd"
     kept = [inline.astext() for inline in page.findall(nodes.inline)]
     assert kept == ["(a),", "b:"]

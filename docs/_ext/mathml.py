@@ -95,7 +95,7 @@ def keep_together(_app, doctree: nodes.document, _docname: str) -> None:
         whole = _alone(formula)
         parent = whole.parent
         place = parent.index(whole)
-        before, after = _taken(parent, place - 1, r"\S+$"), _taken(parent, place + 1, r"^\S+")
+        before, after = _taken(parent, place - 1, r"\S+\Z"), _taken(parent, place + 1, r"^\S+")
         if before or after:
             del parent[parent.index(whole)]
             parts = [nodes.Text(before), whole, nodes.Text(after)]

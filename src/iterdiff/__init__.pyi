@@ -50,11 +50,11 @@ from .linalg.dense_or_krylov import DenseOrKrylov as DenseOrKrylov
 from .loop.stopping import ResidualBelow as ResidualBelow
 from .loop.stopping import Steps as Steps
 from .loop.stopping import StoppingRule as StoppingRule
+from .modes.adjoint_state import AdjointState as AdjointState
+from .modes.adjoint_state import value_and_grad_with_state as value_and_grad_with_state
 from .modes.base import Mode as Mode
 from .modes.checked import Checked as Checked
 from .modes.checked import DerivativeWarning as DerivativeWarning
-from .modes.helpers import AdjointState as AdjointState
-from .modes.helpers import value_and_grad_with_state as value_and_grad_with_state
 from .modes.implicit import Implicit as Implicit
 from .modes.unrolled import OneStep as OneStep
 from .modes.unrolled import Unrolled as Unrolled

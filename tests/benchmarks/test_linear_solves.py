@@ -7,6 +7,7 @@ import numpy as np
 
 from benchmarks.linear_solves import run
 from benchmarks.linear_solves.convection_diffusion import Case
+from iterdiff.linalg.handed import STALE_MAX_PRODUCTS
 
 
 def test_the_operator_is_the_matrix_that_the_truth_comes_from():
@@ -23,8 +24,9 @@ def test_the_operator_is_the_matrix_that_the_truth_comes_from():
 
 def test_a_warm_start_saves_products():
     with jax.numpy_rank_promotion("allow"):
-        table = run.sequence(24, 4)
-    cold, warm = table.column("products")
-    assert warm < 0.9 * cold
+        table = run.sequence(24, 8)
+    cold, warm, recycled, factors, _ = table.column("products of the others")
+    assert recycled < warm < 0.9 * cold
+    assert factors < 7 * STALE_MAX_PRODUCTS
     assert max(table.column("largest relative error")) < 1e-7
     assert all(math.isfinite(seconds) for seconds in table.column("time"))

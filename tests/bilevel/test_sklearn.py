@@ -83,6 +83,9 @@ def test_wrong_arguments_are_named():
     ):
         with pytest.raises((TypeError, ValueError), match=f"`{name}`"):
             clone(RidgeHO()).set_params(**{name: value}).fit(FEATURES, TARGET)
+    with pytest.raises(TypeError, match="'alpha'"):
+        LassoHO(alpha=1.0)
+    assert LassoHO.__init__.__qualname__ == "LassoHO.__init__"  # Python's message begins with it
     with pytest.raises(ValueError, match="`y`"):
         LogisticRegressionHO().fit(FEATURES, np.ones(COUNT))
     with pytest.raises(ValueError, match="`y`"):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, Limits
-from iterdiff.linalg.solve import Inverse, Method, Structure
+from iterdiff.linalg.operators import Structure
+from iterdiff.linalg.solve import Inverse, Method
 
 SIZE = 12
 GENERAL = Structure(symmetric=False, positive_definite=False)

@@ -12,7 +12,8 @@ import pytest
 import iterdiff as itd
 from iterdiff.linalg.any_solver import AnySolver
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
-from iterdiff.linalg.solve import Inverse, Method, Structure
+from iterdiff.linalg.operators import Structure
+from iterdiff.linalg.solve import Inverse, Method
 from tests.helpers import compiled, relative_error
 from tests.linalg.systems import (
     DEFINITE,

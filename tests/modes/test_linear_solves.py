@@ -152,7 +152,8 @@ def test_the_inverse_of_the_run_preconditions_its_derivative(algorithm):
 
     found, exact = both(0.01 * jnp.asarray(RHS))
     np.testing.assert_allclose(found, exact, rtol=1e-7)
-    run = problem, itd.Newton(), jnp.zeros(SIZE), jnp.asarray(RHS)
+    iterative = itd.Newton(lambda matvec, b: b)
+    run = problem, iterative, jnp.zeros(SIZE), jnp.asarray(RHS)
     with pytest.raises(ValueError, match="Newton holds no inverse"):
         itd.solve(*run, stop=stop, mode=mode)
     with pytest.raises(ValueError, match="`preconditioner='algorithm'`"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import iterdiff as itd
-from iterdiff.linalg.solve import Structure
+from iterdiff.linalg.operators import Structure
 from tests.cases import NAMES, build
 from tests.helpers import compiled
 

@@ -15,11 +15,16 @@ from iterdiff.study.grid_run import run_grid
 from iterdiff.study.run import cases, run
 from iterdiff.study.views.advice import ErrorBar, UseMode, WhenToStop, advice
 from iterdiff.study.views.cells import cells
-from iterdiff.study.views.page import MAX_CASES
+from iterdiff.study.views.page import MAX_CASES, _summary
 from iterdiff.study.views.provenance import as_toml, reproduction
 from iterdiff.study.views.summary import reached
 
 MAX_BYTES = 1_500_000
+
+
+def settings_of(page):
+    """Return the table of settings."""
+    return re.search(r"<th>setting</th>.*?</table>", page, re.DOTALL)[0]
 
 
 def content_of(page):
@@ -95,12 +100,32 @@ def test_the_page_of_a_grid_names_failures_and_escapes_labels(grid):
     assert "<img" not in page and page.count("<script") == page.count("</script>") == 2
     assert "4 cells: 2 done, 2 failed, 0 missing" in page
     assert "broken &lt;b&gt;on purpose&lt;/b&gt;" in page
+    # The settings are of all cells: neither the first one's steps nor its fault.
+    assert "<td>steps</td><td>varies over the grid</td>" in page
+    assert "fault varies over the grid" in page and "fault = " not in settings_of(page)
     found = content_of(page)["cases"]
     assert [len(case["curves"][0]["points"]) for case in found] == [4, 5]
     assert found[0]["curves"][0]["name"] == HOSTILE
     # x_t = 2 (1 - 2**-t): the error of the derivative is that of the iterate, 2 * 2**-t.
     logs = [point[1] for point in found[1]["curves"][0]["points"]]
     np.testing.assert_allclose(logs, np.log10(2 * 0.5 ** np.arange(5)), atol=1e-3)
+
+
+def test_entries_of_algorithms_that_vary_are_marked_and_empty_tables_left_out():
+    given = {"algorithms": {"GD": {"type": "GradientDescent", "step_size": 0.1}}, "modes": {}}
+    axis = {"name": "s", "keys": [["algorithms", "GD", "step_size"]], "values": [[0.1], [0.2]]}
+    attributes = {"settings": json.dumps(given), "grid": json.dumps([axis])}
+    said = _summary(xarray.Dataset(attrs=attributes), [])
+    assert "GD = {type = &quot;GradientDescent&quot;, step_size varies over the grid}" in said
+    assert "modes" not in said
+
+
+def test_the_axis_of_time_ends_with_the_run(scalar):
+    exact = scalar.copy(deep=True)
+    exact.jacobian_error[{"iteration": slice(5, None)}] = 0.0
+    drawn = content_of(iterdiff.study.report(exact))["cases"][0]
+    assert max(point[0] for point in drawn["curves"][1]["points"]) < 5
+    assert drawn["last"] == 1000
 
 
 def test_the_settings_in_the_page_give_the_same_grid(grid, tmp_path):

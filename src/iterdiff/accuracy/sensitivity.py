@@ -26,7 +26,9 @@ from iterdiff.jaxtools.closures import hoist
 from iterdiff.jaxtools.reverse_only import custom_rules_in, first_order_only, reverse_only
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
-from iterdiff.linalg.solve import DEFAULT_METHOD, Inverse, Method, Structure
+from iterdiff.linalg.handed import HandedFactors
+from iterdiff.linalg.operators import Structure
+from iterdiff.linalg.solve import DEFAULT_METHOD, Inverse, Method
 from iterdiff.problems.active_set import regular_at
 from iterdiff.problems.problem import Problem
 
@@ -65,17 +67,18 @@ class Equation(NamedTuple):
     theta: PyTree
     structure: Structure
 
-    def derivative(self, v: PyTree, method: Method) -> PyTree:
+    def derivative(self, v: PyTree, method: Method, moved: HandedFactors | None = None) -> PyTree:
         """Return ``J v``, which JAX transposes and differentiates; `method` solves.
 
         A residual that has a reverse rule only (`jax.custom_vjp`) is no obstacle to the transpose.
+        The argument `moved` is that of `Inverse`.
         """
         try:
-            return Sensitivity(self, method, factor=False).forward(v)
+            return Sensitivity(self, method, factor=False).forward(v, moved)
         except TypeError:
             if "custom_vjp" not in custom_rules_in(self.residual, self.x, self.theta):
                 raise
-        return self._derivative_by_reverse(v, method)
+        return self._derivative_by_reverse(v, method._replace(factors=None))
 
     def _derivative_by_reverse(self, v: PyTree, method: Method) -> PyTree:
         """Return ``J v`` such that JAX can transpose it, if the residual has a reverse rule only.
@@ -140,10 +143,10 @@ class Sensitivity:
         """Return ``r_theta v``."""
         return jax.jvp(lambda theta: self.residual(self.x, theta), (self.theta,), (v,))[1]
 
-    def forward(self, v: PyTree) -> PyTree:
-        """Return ``J v``."""
+    def forward(self, v: PyTree, moved: HandedFactors | None = None) -> PyTree:
+        """Return ``J v``; `moved` is that of `Inverse`."""
         # The sign is on the right-hand side, so that the transposed solve is that of the adjoint.
-        t = self.inverse(tree.scale(-1.0, self.pushed(v)))
+        t = self.inverse(tree.scale(-1.0, self.pushed(v)), moved)
         return self.inverse.refused(t, v) if self.inverse.ignores_unknowns else t
 
     def forward_unchecked(self, v: PyTree) -> PyTree:
@@ -190,10 +193,24 @@ class Helpers(NamedTuple):
         ``v -> M v``, about the inverse of :math:`\partial r / \partial x`.
     guess : pytree, optional
         Like `x`: where adjoint solves start. Its own cotangent is the adjoint that they find.
+    earlier : pytree, optional
+        Adjoints before it, stacked along a first axis: solves start at the best combination.
+    factors : HandedFactors, optional
+        Those of a nearby matrix.
     """
 
     preconditioner: Callable[[PyTree], PyTree] | None = None
     guess: PyTree | None = None
+    earlier: PyTree | None = None
+    factors: HandedFactors | None = None
+
+    def span(self) -> Float[Array, "k n"] | None:
+        """Return the guess and the earlier adjoints as rows; None if there are no earlier ones."""
+        if self.earlier is None:
+            return None
+        first = jax.tree.map(lambda v: v[None], self.guess)
+        rows = jax.tree.map(lambda *parts: jnp.concatenate(parts), first, self.earlier)
+        return tree.stack_to_matrix(rows)
 
 
 def sensitivity(

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Int, PyTree
 
+from iterdiff.linalg.handed import HandedFactors
 from iterdiff.problems.checks import check_problem
 from iterdiff.problems.problem import Problem
 
@@ -111,6 +112,20 @@ class Algorithm(eqx.Module):
 
         A linear function ``v -> M v`` of vectors like the iterate, which JAX can transpose. It
         preconditions solves with the Jacobian at the iterate; its error costs time only.
+        """
+        del state
+
+    def keeping_factors(self) -> "Algorithm":
+        """Return the algorithm such that its states hold the factors that its steps make, if any.
+
+        Not by default: states that carry a matrix are copied at every step.
+        """
+        return self
+
+    def last_factors(self, state: Any) -> HandedFactors | None:
+        """Return the factors of the residual's Jacobian at an earlier iterate, if a state has them.
+
+        A derivative at the iterate uses them, if they are near enough, and makes none of its own.
         """
         del state
 

@@ -232,7 +232,7 @@ def _run(
     layout = outer.region.layout
     start = outer.region.project(layout.vector(layout.floating))
     memory = outer.method.init(start, outer.region)
-    template = Progress(_blank(start, inner), memory, FIRST_ACCURACY, 0.0, 0, 0, 0.0)
+    template = Progress(_blank(start, inner), memory, FIRST_ACCURACY, 0.0, np.inf, 0, 0, 0.0)
     mark = ""
     if path is not None:
         settings = (outer.rtol, outer.max_steps, *outer.region[1:], outer.method)
@@ -282,7 +282,7 @@ def _result(outer: Outer, progress: Progress, ending: Ending) -> Minimized:
         message += f" At the last theta: {REASONS[point.reason]}"
     return Minimized(
         theta=theta,
-        x=point.x,
+        x=outer.posed.problem.answer(point.x),
         value=point.value,
         value_error=point.value_error,
         gradient=layout.part(point.gradient),

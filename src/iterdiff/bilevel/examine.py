@@ -24,13 +24,14 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from iterdiff.accuracy.correction import correct
 from iterdiff.accuracy.estimate import TOO_FAR_MIN_QUOTIENT, compare
 from iterdiff.accuracy.overflow import finite_at
+from iterdiff.accuracy.points import NewtonPoints
 from iterdiff.accuracy.reasons import NO_VALUE, ONE_SIDED
 from iterdiff.accuracy.sensitivity import Helpers, Sensitivity
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.solve import Inverse
-from iterdiff.modes.helpers import applied
 from iterdiff.modes.implicit import Implicit
+from iterdiff.modes.preconditioners import applied
 from iterdiff.problems.problem import Problem
 
 Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
@@ -38,6 +39,9 @@ Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
 
 ROUNDINGS = 10
 """Rounding errors of a value, in units of the machine precision times its terms."""
+
+DESCENT_SHARE = 0.5
+"""Least decrease of the inner objective by a Newton correction, as a part of that of a parabola."""
 
 GRADIENTS_PER_CHECK = 4
 """Residuals that an examination evaluates: at the iterate, at its two corrections, and beside the
@@ -55,7 +59,10 @@ class Examined(eqx.Module):
     x : pytree
         The iterate.
     nearest : pytree
-        The corrected point; the iterate itself where nothing is known of the correction.
+        The corrected point; the iterate itself where it may be better.
+    improves : bool
+        Whether the run may go on from the corrected point: Newton's method converges, or decreases
+        the inner objective.
     value : scalar
         The adjoint-corrected value.
     value_change, value_slack : scalar
@@ -76,6 +83,7 @@ class Examined(eqx.Module):
 
     x: PyTree
     nearest: PyTree
+    improves: Bool[Array, "*b"]
     value: Float[Array, "*b"]
     value_change: Float[Array, "*b"]
     value_slack: Float[Array, "*b"]
@@ -141,6 +149,7 @@ class Examined(eqx.Module):
         return Examined(
             self.x,
             self.nearest,
+            jnp.all(self.improves),
             *averaged,
             uncertainty=jnp.mean(self.uncertainty),
             trusted=jnp.all(self.trusted),
@@ -201,6 +210,8 @@ def examine(
     better = jnp.where(jnp.isfinite(better), better, value + moved)
     best = value_at(points.twice, loss(points.twice, theta))
     known = (points.quotient < TOO_FAR_MIN_QUOTIENT) & tree.all_finite(points.corrected)
+    converges = known & (estimate.uncertainty < estimate.absolute)
+    improves = (converges | _descends(problem, at, points)) & finite
     rounding = _rounding(at, jnp.abs(value) + jnp.abs(moved), adjoint)
     slack = jnp.abs(best - better) + rounding
     slack = jnp.where(known & jnp.isfinite(slack), slack, jnp.inf)
@@ -208,7 +219,8 @@ def examine(
     dtype = tree.result_dtype(x)
     found = Examined(
         x=x,
-        nearest=tree.where(known, points.corrected, x),
+        nearest=tree.where(known | improves, points.corrected, x),
+        improves=improves,
         value=value + moved,
         value_change=better - (value + moved),
         value_slack=slack,
@@ -221,6 +233,19 @@ def examine(
         products=jnp.asarray(formed + PRODUCTS_PER_CHECK, dtype),
     )
     return found.known_if(finite)
+
+
+def _descends(problem: Problem, at: Sensitivity, points: NewtonPoints) -> Bool[Array, ""]:
+    """Return whether the Newton correction decreases a convex objective as a parabola would."""
+    if not (problem.residual_is_gradient and at.structure.positive_definite):
+        return jnp.array(False)
+    factors = at.inverse.factors
+    convex = ~points.saddle
+    if factors is not None and factors.definite is not None:
+        convex &= factors.definite
+    predicted = tree.dot(at.value, tree.sub(at.x, points.corrected)) / 2
+    before, after = (problem.value(x, at.theta) for x in (at.x, points.corrected))
+    return convex & (predicted > 0) & (after < before - DESCENT_SHARE * predicted)
 
 
 def _adjoint(at: Sensitivity, slope: PyTree, helpers: Helpers) -> PyTree:

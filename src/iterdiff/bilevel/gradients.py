@@ -252,7 +252,7 @@ def hypergradient(
             _check_state(state, posed, x0, theta)
             inner, same = state.inner, _all_equal((state.theta, state.args), (theta, args))
         found = posed.go_on(theta, inner, same, accuracy_of(x0, rtol, max_steps))
-    return _result(found, HypergradientState(theta, args, found.state))
+    return _result(found, posed.problem, HypergradientState(theta, args, found.state))
 
 
 def accuracy_of(
@@ -318,7 +318,7 @@ def _summary(found: Found) -> tuple:
     return examined.value_error, examined.error, relative, counts, status_of(found.ended)
 
 
-def _result(found: Found, state: HypergradientState) -> Hypergradient:
+def _result(found: Found, problem: Problem, state: HypergradientState) -> Hypergradient:
     examined = found.examined
     value_error, error, relative, counts, status = _summary(found)
     return Hypergradient(
@@ -330,7 +330,7 @@ def _result(found: Found, state: HypergradientState) -> Hypergradient:
         relative_error=relative,
         trusted=examined.trusted,
         corrected=examined.corrected,
-        x=examined.x,
+        x=problem.answer(examined.x),
         status=status,
         counts=counts,
         reason_code=examined.reason_code,

@@ -39,6 +39,10 @@ are faster than those to come, so that predictions are too short rather than too
 MIN_PREDICTED_PART = 2
 """And at least this part of them, so that there are few checks, whatever is predicted."""
 
+JUMPED_MAX_PART = 0.5
+"""Newton corrections follow each other, without steps between them, while each leaves at most this
+part of the error."""
+
 STANDSTILL_ROUNDINGS = 4
 """An iterate that moves by less than this many roundings of itself between checks has come as far
 as it can."""
@@ -85,16 +89,23 @@ class Posed(eqx.Module):
         """Return what the run finds when it goes on, see `gone_on`."""
         return go_on_compiled(self, theta, state, same, accuracy)
 
+    @property
+    def members(self) -> int:
+        """How many inner problems there are."""
+        return jax.tree.leaves(self.args)[0].shape[0] if self.batched else 1
+
     def first(self) -> "Posed":
         """Return what is posed for the first member of a batch."""
         return _member(self, jax.tree.map(lambda v: v[0], self.args)) if self.batched else self
 
     def bound(self) -> tuple[Problem, Callable]:
-        """Return the problem and the loss with their data."""
-        if self.args is None:
-            return self.problem, self.loss
-        loss = bind(self.loss, 2, self.args)
-        if not takes_data(self.problem):
+        """Return the problem and the loss of its unknowns, with their data."""
+        of_answer = self.loss if self.args is None else bind(self.loss, 2, self.args)
+
+        def loss(unknowns, theta):  # which may have multipliers
+            return of_answer(self.problem.answer(unknowns), theta)
+
+        if self.args is None or not takes_data(self.problem):
             return self.problem, loss
         problem = with_data(self.problem, self.args)
         if self.problem.snapshot is not None:
@@ -150,7 +161,8 @@ class Accuracy(NamedTuple):
     rtol, atol : scalar
         The upper bound of the gradient's error is at most ``rtol * |gradient| + atol``.
     of_corrected : bool
-        Whether the corrected gradient counts, not that at the iterate.
+        Whether the corrected gradient counts, not that at the iterate. Such a run may also go on
+        from the corrected point.
     reject_above : scalar
         Also if the corrected value is certainly above this.
     max_steps : integer scalar
@@ -263,10 +275,13 @@ def _run(
     posed: Posed, theta: PyTree, state: InnerState, same: Bool[Array, ""], accuracy: Accuracy
 ) -> Found:
     problem, loss = posed.bound()
-    renewed = _strong(posed.algorithm.init(problem, state.nearest, theta))
     arrays, static = eqx.partition(state.memory, eqx.is_array)
-    fresh = eqx.filter(renewed, jax.tree.map(eqx.is_array, state.memory))
-    arrays = jax.tree.map(lambda old, new: jnp.where(same, old, new), arrays, fresh)
+
+    def start_at(x):
+        renewed = _strong(posed.algorithm.init(problem, x, theta))
+        return eqx.filter(renewed, jax.tree.map(eqx.is_array, state.memory))
+
+    arrays = tree.where(same, arrays, start_at(state.nearest))
 
     def examined(x):
         x = _refined(posed.mode, problem, x, theta)
@@ -291,7 +306,10 @@ def _run(
         still = tree.norm(tree.sub(run.state.x, before.x))
         still = still <= _rounding(run.state.x) * STANDSTILL_ROUNDINGS
         stalled = still & (run.steps > 0)
-        return _planned(carry, run.steps, accuracy, stalled, diverged)
+        known = carry.schedule.relative
+        carry = _planned(carry, run.steps, accuracy, stalled, diverged)
+        closer = (run.steps > 0) | (carry.schedule.relative <= known * JUMPED_MAX_PART)
+        return _jumped(carry, accuracy.of_corrected & found.improves & closer, start_at)
 
     template = jax.eval_shape(examined, state.memory.x)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), template)
@@ -315,6 +333,15 @@ def _run(
     memory = eqx.combine(end.memory, static)
     found = InnerState(memory, end.examined.nearest, end.examined.adjoint, end.schedule)
     return Found(end.examined, found, end.steps, end.checks, end.products, end.ended)
+
+
+def _jumped(carry: _Carry, allowed: Bool[Array, ""], start_at: Callable) -> _Carry:
+    """Let an unfinished run go on from the corrected point, with another check at once."""
+    jumps = allowed & (carry.ended == RUNNING)
+    return carry._replace(
+        memory=tree.where(jumps, start_at(carry.examined.nearest), carry.memory),
+        plan=jnp.where(jumps, 0, carry.plan),
+    )
 
 
 def _planned(

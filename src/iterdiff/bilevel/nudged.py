@@ -115,6 +115,11 @@ class Nudged(eqx.Module):
         """False: a batch has no nudges of its own."""
         return False
 
+    @property
+    def members(self) -> int:
+        """How many inner problems are nudged."""
+        return len(NUDGES)
+
     def first(self) -> "Nudged":
         """Return itself: there is no batch."""
         return self
@@ -300,6 +305,7 @@ class _Evaluation:
         examined = Examined(
             x=centre,
             nearest=centre,
+            improves=jnp.array(False),
             value=number(numbers.value),
             value_change=number(numbers.value_change),
             value_slack=number(numbers.value_bias + (np.inf if spread is None else spread)),

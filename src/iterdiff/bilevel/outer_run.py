@@ -46,6 +46,14 @@ MAX_ROUNDS = 30
 MIN_SHRINK, MAX_SHRINK = 0.1, 0.5
 """Range of the factor between two trial steps."""
 
+TRIAL_LEAST_STEPS = 1000
+"""A trial step may cost as many inner steps as the whole run before it, and at least this many:
+where the inner problem is so much harder, a shorter step is tried first."""
+
+GROWTH_AFTER_REFUSAL = 2.0
+"""After an iteration that refused a step, the next one tries at most this many times the step that
+was accepted."""
+
 AT_ONE_POINT_ROUNDINGS = 4
 """A step shorter than this many roundings of theta is no step."""
 
@@ -111,6 +119,7 @@ class Outer:
         same: bool = False,
         reject_above: float = np.inf,
         step: float = 0.0,
+        max_steps: int | None = None,
     ) -> Point:
         """Let the inner run go on at `vector`, and record what it finds."""
         if self.posed.batched:  # a member's value tells nothing about their mean
@@ -118,7 +127,7 @@ class Outer:
         asked = accuracy_of(
             inner.adjoint,
             accuracy,
-            self.max_steps,
+            max_steps or self.max_steps,
             of_corrected=True,
             reject_above=reject_above,
         )
@@ -207,30 +216,41 @@ class Outer:
             progress.memory, point.vector, point.direction, self.region
         )
         progress = progress._replace(memory=memory)
-        scale = 1.0
+        displacement = _limited(displacement, progress.longest)
+        refused = False
         for _ in range(MAX_ROUNDS):
-            candidate = self.region.project(point.vector + scale * displacement)
+            candidate = self.region.project(point.vector + displacement)
             moved = candidate - point.vector
             length, predicted = float(np.linalg.norm(moved)), -float(point.direction @ moved)
             if length <= _shortest(point.vector):
                 break
             if predicted <= 0:  # the projection of a quasi-Newton step may ascend
-                scale *= MAX_SHRINK
+                displacement = MAX_SHRINK * displacement
                 continue
             above = point.value + point.bar - DECREASE_SHARE * predicted
+            limit = max(TRIAL_LEAST_STEPS, self.gradients // self.posed.members)
+            limit = min(limit, self.max_steps)
             trial = self.evaluate(
-                candidate, point.inner, progress.accuracy, reject_above=above, step=length
+                candidate,
+                point.inner,
+                progress.accuracy,
+                reject_above=above,
+                step=length,
+                max_steps=limit,
             )
             trial, point, verdict = self._decide(trial, point, predicted)
             progress = progress._replace(point=point)
             if verdict.accepted:
+                longest = GROWTH_AFTER_REFUSAL * length if refused else np.inf
+                progress = progress._replace(longest=longest)
                 return self._moved(progress, trial, verdict), None
             if point.failed:
                 return progress, Ending.INNER_FAILED
-            if verdict.open:
-                exhausted = ENDED_EXHAUSTED in (trial.ended, point.ended)
+            exhausted = ENDED_EXHAUSTED in (trial.ended, point.ended)
+            if verdict.open and not (exhausted and limit < self.max_steps):
                 return progress, Ending.INNER_INACCURATE if exhausted else Ending.AT_PRECISION
-            scale *= _shrink(predicted, trial.value - point.value)
+            refused = True
+            displacement = _shrink(predicted, trial.value - point.value) * moved
         return progress, Ending.AT_KINK if point.one_sided else Ending.NO_DECREASE
 
     def _decide(self, trial: Point, point: Point, predicted: float) -> tuple[Point, Point, Verdict]:
@@ -251,12 +271,14 @@ class Outer:
                 verdict = Verdict(text, rounds, accepted=True)
             elif rise - bars > 0:
                 verdict = Verdict("refused: no decrease", rounds)
-            elif (trial.final and point.final) or rounds >= MAX_ROUNDS:
+            elif rounds >= MAX_ROUNDS or any(
+                one.final and one.bar >= abs(rise) for one in (trial, point)
+            ):  # a smaller bar of the other would not decide
                 verdict = Verdict("refused: the error bars overlap", rounds, open=True)
             else:
                 rounds += 1  # the bars are of second order in the gradient's error
                 factor = float(np.clip(np.sqrt(abs(rise) / (2 * bars)), TIGHTENED / 8, TIGHTENED))
-                if point.final or (trial.bar >= point.bar and not trial.final):
+                if not trial.final and (point.final or trial.bar >= point.bar):
                     trial = self.refine(trial, factor)
                 else:
                     point = self.refine(point, factor)
@@ -302,6 +324,12 @@ def _shortest(vector: Vector) -> float:
     """Return the length of a step that rounding swallows."""
     eps = float(np.finfo(vector.dtype).eps)
     return AT_ONE_POINT_ROUNDINGS * eps * float(np.linalg.norm(vector))
+
+
+def _limited(displacement: Vector, longest: float) -> Vector:
+    """Return the displacement, shortened to `longest` if it is longer."""
+    length = float(np.linalg.norm(displacement))
+    return displacement * (longest / length) if length > longest else displacement
 
 
 def _shrink(predicted: float, rise: Any) -> float:

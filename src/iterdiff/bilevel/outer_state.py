@@ -123,6 +123,8 @@ class Progress(NamedTuple):
         What the next inner run is asked for.
     scale : float
         Length of the projected gradient at the start; zero until it is known.
+    longest : float
+        The longest step that the next iteration may try.
     iteration : int
         Iterations that have run.
     gradients : int
@@ -137,6 +139,7 @@ class Progress(NamedTuple):
     memory: PyTree
     accuracy: float
     scale: float
+    longest: float
     iteration: int
     gradients: int
     seconds: float

@@ -1,5 +1,7 @@
 """Fit penalties by the gradient of a held-out loss: what our scikit-learn estimators share."""
 
+import functools
+import types
 import warnings
 from typing import Any, ClassVar
 
@@ -56,6 +58,18 @@ class PenaltySearch(BaseEstimator):
         self.penalty_range = penalty_range
         self.max_outer = max_outer
         self.rtol = rtol
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give the class its own `__init__`, so that Python's errors about keywords name it."""
+        super().__init_subclass__(**kwargs)
+        shared = PenaltySearch.__init__
+        if getattr(cls.__init__, "__code__", None) is not shared.__code__:
+            return  # a subclass of a user's, which has one
+        own = types.FunctionType(shared.__code__, shared.__globals__, closure=shared.__closure__)
+        own.__kwdefaults__ = shared.__kwdefaults__
+        functools.update_wrapper(own, shared)
+        own.__qualname__ = f"{cls.__qualname__}.__init__"
+        cls.__init__ = own
 
     def fit(self, X, y):
         """Learn the penalties by cross-validation, and fit the model to all data.

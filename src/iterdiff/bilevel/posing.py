@@ -16,7 +16,6 @@ from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.checks import checked_loss
-from iterdiff.problems.constrained import ConstrainedProblem
 from iterdiff.problems.functions import bind, has_room
 from iterdiff.problems.inputs import check_inputs, takes_data, with_snapshot
 from iterdiff.problems.problem import Minimization, Problem
@@ -52,11 +51,6 @@ def posed_of(
         check_fits(problem, algorithm)
     else:
         _check_nudged(problem, algorithm, how)
-    if isinstance(problem, ConstrainedProblem):
-        raise ValueError(
-            f"`problem` must have no constraints here, but it is a {type(problem).__name__}. Use "
-            "jax.grad through iterdiff.solve in an outer loop of your own."
-        )
     mode = Implicit() if mode is None else mode
     if not isinstance(mode, Implicit):
         raise TypeError(
@@ -84,7 +78,7 @@ def posed_of(
             "others; write complex numbers as two leaves, and pass the rest in `args`."
         )
     x0, theta = stop_gradient((x0, theta))
-    taken = snapshot_of_loss(loss, x0, theta, one)
+    taken = snapshot_of_loss(loss, problem.answer(x0), theta, one)
     assert bound.snapshot is not None
     problem = with_snapshot(problem, bound.snapshot)
     if how.hessian_free is not None and isinstance(problem, Minimization):

@@ -33,6 +33,8 @@ class UnrolledSGD:
         Numbers of steps.
     x : array of shape (k, n)
         The mean iterate, as a vector.
+    x_spread : array of shape (k,)
+        The root mean square distance of a chain's iterate from the mean one.
     jacobian, half_width : array of shape (k, n, p)
         The mean Jacobian with respect to the floating numbers of theta, and half of the confidence
         interval of each entry.
@@ -42,6 +44,7 @@ class UnrolledSGD:
 
     steps: np.ndarray
     x: np.ndarray
+    x_spread: np.ndarray
     jacobian: np.ndarray
     half_width: np.ndarray
     spread: np.ndarray
@@ -58,6 +61,7 @@ def unrolled_sgd(
     steps: int = 1000,
     chains: int = 32,
     key: Array | int = 0,
+    every: int | None = None,
 ) -> UnrolledSGD:
     r"""Differentiate stochastic gradient descent through its steps, in independent chains.
 
@@ -78,6 +82,8 @@ def unrolled_sgd(
         The number of samples.
     batch, steps, chains, key
         As in `minimize_stochastic`, without rounds.
+    every : int, optional
+        Record after every so many steps; by default at most 60 times, evenly in the logarithm.
 
     Returns
     -------
@@ -126,15 +132,21 @@ def unrolled_sgd(
     many = check_count("chains", chains, least=2)
     one = jnp.zeros(1, jnp.arange(1).dtype)
     _, x0, theta = check_inputs(problem, x0, theta, one)
-    recorded = np.unique(np.geomspace(1, steps, min(RECORDS, steps)).round().astype(int))
+    if every is None:
+        recorded = np.unique(np.geomspace(1, steps, min(RECORDS, steps)).round().astype(int))
+    else:
+        recorded = np.arange(check_count("every", every), steps + 1, every)
     keys = jax.random.split(jax.random.key(key) if isinstance(key, int) else key, many)
     dtype = tree.result_dtype(x0)
     sizes = jnp.asarray(jax.vmap(step_sizes)(jnp.arange(steps, dtype=dtype)), dtype)
     xs, jacobians = _chains(problem, x0, theta, sizes, keys, jnp.asarray(recorded), counts)
     xs, jacobians = np.asarray(xs), np.asarray(jacobians)
     mean, half = student(jacobians)
-    away = np.sqrt(np.mean(np.sum((jacobians - mean) ** 2, axis=(2, 3)), axis=0))
-    return UnrolledSGD(recorded, xs.mean(axis=0), mean, half, away)
+    x_spread, spread = (
+        np.sqrt(np.mean(np.sum((v - v.mean(axis=0)) ** 2, axis=tuple(range(2, v.ndim))), axis=0))
+        for v in (xs, jacobians)
+    )
+    return UnrolledSGD(recorded, xs.mean(axis=0), x_spread, mean, half, spread)
 
 
 @compiled

@@ -35,6 +35,7 @@ from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.lax import computed_once, only_if
 from iterdiff.jaxtools.linear_map import LinearMap
 from iterdiff.linalg.factor import Factors, factor
+from iterdiff.linalg.handed import HandedFactors
 from iterdiff.linalg.iterate import (
     Rows,
     System,
@@ -42,9 +43,12 @@ from iterdiff.linalg.iterate import (
     is_regular,
     iterate,
     or_by_bands,
+    with_handed,
 )
 from iterdiff.linalg.krylov import Budget, Matvec, Vector
 from iterdiff.linalg.residual_check import (
+    FACTORS,
+    HANDS_ON,
     SPREAD,
     UNIQUE,
     Answer,
@@ -176,7 +180,10 @@ class DenseOrKrylov(CheckedSolver):
         rtol = default_rtol(b.dtype) if self.rtol is None else self.rtol
         definite, spread = state.positive_definite, state.spread
         system = System(_on_vectors(state.product, vector), definite, unique, rtol, spread)
-        if state.factors is None:
+        stats: dict[str, Any] = {}
+        if FACTORS in options:
+            x, accepted, stats[FACTORS] = self._by_handed(state, system, b, options)
+        elif state.factors is None:
             helper, guess = options.get("preconditioner"), options.get("y0")
             if helper is not None:
                 system = system.helped_by(_on_vectors(helper.mv, vector), b)
@@ -191,7 +198,7 @@ class DenseOrKrylov(CheckedSolver):
                 state.factors, system.matvec, b, transpose=transpose, unique=unique, rtol=rtol
             )
         result = result_of(accepted, b, lx.RESULTS.successful)
-        return tree.from_vector(x, vector), result, {}
+        return tree.from_vector(x, vector), result, stats
 
     def transpose(self, state: State, options: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         """Return the state for the transposed operator, which shares the factors."""
@@ -275,6 +282,33 @@ class DenseOrKrylov(CheckedSolver):
         if system.spread:
             return answers, solved
         return or_by_bands(system, rows, answers, solved)
+
+    def _by_handed(
+        self, state: State, system: System, b: Vector, options: dict[str, Any]
+    ) -> tuple[Vector, Bool[Array, ""], HandedFactors | None]:
+        """Solve by the factors of a nearby matrix; if that fails, by new ones, and return these.
+
+        The factors are always those of the operator, which may have been transposed since.
+        """
+        handed, transpose = options[FACTORS], state.product.transposed
+        guess = options.get("y0")
+        x, solved = with_handed(system, b, guess, handed, transpose=transpose)
+        linear_map = LinearMap.of(state.product.operator.mv, b)
+        zero = jnp.zeros((), jnp.int32)  # closed over: see LinearMap.matrix
+
+        def anew() -> tuple[Vector, Bool[Array, ""], HandedFactors | None]:
+            factors = factored(linear_map, False, zero)
+            found, accepted = solve_by_factors(
+                factors,
+                system.matvec,
+                b,
+                transpose=transpose,
+                unique=system.unique,
+                rtol=system.rtol,
+            )
+            return found, accepted, HandedFactors.of(factors) if options[HANDS_ON] else None
+
+        return only_if(~solved, anew, (x, solved, handed if options[HANDS_ON] else None))
 
     def may_be_dense(self, operator: lx.AbstractLinearOperator) -> bool:
         """Return whether the matrix may be formed: it fits, and its vectors are on one device."""

@@ -11,6 +11,7 @@ does. Every answer is checked by its residual: neither can make it wrong.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.closures import hoist
 from iterdiff.jaxtools.lax import only_if
 from iterdiff.linalg.factor import inverse_power_of_two
+from iterdiff.linalg.handed import STALE_MAX_PRODUCTS, HandedFactors
 from iterdiff.linalg.krylov import Budget, Matvec, Vector, conjugate_gradients, gmres
 from iterdiff.linalg.probing import diagonal_by_probing, row_lengths
 from iterdiff.linalg.residual_check import known_answer, known_found, residual_small
@@ -134,6 +136,35 @@ def is_regular(system: System, like: Vector, budget: Budget, restart: int) -> Bo
     known = known_answer(like)
     found, solved = iterate(system, system.matvec(known)[None], None, budget, restart)
     return solved[0] & known_found(known, found[0], system.rtol)
+
+
+def with_handed(
+    system: System,
+    b: Vector,
+    guess: Vector | None,
+    handed: HandedFactors,
+    *,
+    transpose: bool,
+) -> tuple[Vector, Bool[Array, ""]]:
+    """Return the answer by the factors of a nearby matrix, and whether it is accepted.
+
+    Right-preconditioned GMRES: iterative refinement that also converges if the matrix is not so
+    near. It takes `STALE_MAX_PRODUCTS` at most, and none if the factors are not known.
+    """
+    system = system._replace(positive_definite=False)
+    system = system.helped_by(partial(handed.solve, transpose=transpose), b)
+    scales = _Scales(jnp.ones_like(b), jnp.ones_like(b), jnp.array(True))
+    most = jnp.where(handed.known, STALE_MAX_PRODUCTS, 0)
+
+    def solve(b: Vector, guess: Vector | None) -> tuple[Vector, Bool[Array, ""]]:
+        return _solved(system, scales, b, guess, Budget(most, most), STALE_MAX_PRODUCTS)
+
+    x, solved = solve(b, guess)
+    if system.unique:
+        known = known_answer(b)
+        found, told = solve(system.matvec(known), None)
+        solved &= told & known_found(known, found, system.rtol)
+    return x, solved & handed.known
 
 
 def or_by_bands(

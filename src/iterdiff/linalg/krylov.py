@@ -36,8 +36,8 @@ class Budget(NamedTuple):
         Number of products in total, if its progress predicts that they suffice.
     """
 
-    trial_products: int
-    max_products: int
+    trial_products: int | Int[Array, ""]
+    max_products: int | Int[Array, ""]
 
 
 def _worthwhile(

@@ -62,6 +62,13 @@ UNIQUE = "unique"
 """The option of a solver's `compute` that says whether the answer has to be the only one. If False,
 a singular operator is no failure as long as the answer solves the system."""
 
+FACTORS = "factors"
+"""The option of `DenseOrKrylov.compute` for the factors of a nearby matrix, and the name under
+which it returns those that it used, or made: see `iterdiff.linalg.handed`."""
+
+HANDS_ON = "hands on"
+"""The option that says whether somebody asks for these factors."""
+
 MAX_CONDITION = {64: 3e13, 32: 2e6}
 """Largest condition number of a matrix that counts as regular, by bits of its dtype. A singular
 matrix, rounded, has one of about 1 / eps, which is 5e15 and 8e6. Systems of condition 1e12 and 1e6

@@ -15,23 +15,40 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jax.tree_util import Partial
 from jaxtyping import Array, Bool, PyTree
 
-from iterdiff.jaxtools import manual_axes, placement, tree
-from iterdiff.jaxtools.closures import hoist
+from iterdiff.jaxtools import placement, tree
 from iterdiff.jaxtools.jaxpr import depends, narrowest_float
 from iterdiff.jaxtools.raise_if import Throw, raise_if
 from iterdiff.linalg.any_solver import AnySolver
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, State
 from iterdiff.linalg.factor import substitute
+from iterdiff.linalg.handed import HandedFactors, best_in_span
 from iterdiff.linalg.krylov import Vector
-from iterdiff.linalg.residual_check import SPREAD, UNIQUE, CheckedSolver, Product, default_rtol
+from iterdiff.linalg.operators import (
+    Structure,
+    checked_helper,
+    of_vectors,
+    transposed_helper,
+)
+from iterdiff.linalg.residual_check import (
+    FACTORS,
+    HANDS_ON,
+    UNIQUE,
+    CheckedSolver,
+    Product,
+    default_rtol,
+)
 
 HELPED_FAILURE = (
     "The linear solve behind an implicit derivative failed with `preconditioner`: the Jacobian of "
     "the residual is singular, or the preconditioner does not approximate its inverse. Try "
     "`preconditioner=None`, or pass `throw=False` for NaN."
+)
+
+NO_FACTORS = (
+    "`guess` with factors needs the default `linear_solver`, and unknowns on one device whose "
+    "matrix fits into memory. Leave out `linear_solver`, or start with factors=False."
 )
 
 MATRIX_OF_SPREAD = (
@@ -45,40 +62,6 @@ NEGLIGIBLE_MAX_CHANGE = 100
 than this many times eps. It is then the rounding error of a loss of order one that does not depend
 on x to first order, as the value of an optimum. For a loss of another order there is no such limit
 that its cotangent alone could tell."""
-
-
-class Structure(NamedTuple):
-    """What is known of a linear operator in advance.
-
-    Attributes
-    ----------
-    symmetric, positive_definite : bool
-        As in `Problem`: claims, which the check of every answer verifies.
-    hessian : bool
-        Whether the operator is a Hessian, so that it is its own transpose. This is a fact, not a
-        claim: transposed solves are then not traced separately.
-    spread : bool
-        Whether the vectors are known to be spread over several devices: no matrix is formed.
-    """
-
-    symmetric: bool
-    positive_definite: bool
-    hessian: bool = False
-    spread: bool = False
-
-    def without_claims(self) -> "Structure":
-        """Return what is known of a general operator on the same vectors."""
-        return Structure(False, False, spread=self.spread)
-
-    @property
-    def tags(self) -> frozenset[object]:
-        """The structure as tags of a lineax operator."""
-        claims = {
-            lx.symmetric_tag: self.symmetric,
-            lx.positive_semidefinite_tag: self.positive_definite,
-            SPREAD: self.spread,
-        }
-        return frozenset(tag for tag, claimed in claims.items() if claimed)
 
 
 class Method(NamedTuple):
@@ -96,6 +79,10 @@ class Method(NamedTuple):
         solvers use it; JAX transposes it.
     guess : pytree, optional
         Where iterative solves with the transpose start.
+    span : array, shape (k, n), optional
+        Vectors whose best combination replaces the guess: earlier solutions.
+    factors : HandedFactors, optional
+        Of a matrix near that of the operator: all solves use them, or factor anew.
     unique : bool
         As in `Inverse`.
     """
@@ -104,6 +91,8 @@ class Method(NamedTuple):
     throw: Throw = False
     preconditioner: Callable[[PyTree], PyTree] | None = None
     guess: PyTree | None = None
+    span: Array | None = None
+    factors: HandedFactors | None = None
     unique: bool = True
 
 
@@ -157,7 +146,7 @@ class Inverse:
         structure = structure._replace(spread=structure.spread or placement.is_spread(like))
         self.operator, self.like, self.structure = operator, like, structure
         self.method, self.unique = method, method.unique if unique is None else unique
-        self._of_vectors = _of_vectors(operator, like, structure)
+        self._of_vectors = of_vectors(operator, like, structure)
         jaxpr = jax.make_jaxpr(self._of_vectors.mv)(self._of_vectors.in_structure()).jaxpr
         self.ignores_unknowns = not any(depends(jaxpr, [True]))
         solver, policy = method.solver, _policy(method.solver)
@@ -169,33 +158,47 @@ class Inverse:
         # Cut here: JAX cannot differentiate a solve of which only such a constant has a tangent.
         self._sizes = jnp.maximum(jnp.abs(jax.lax.stop_gradient(tree.to_vector(like))), 1.0)
         self.factors = None
-        if factor and policy is not None:
+        if method.factors is not None and (policy is None or not self._may_be_dense):
+            raise ValueError(NO_FACTORS)
+        if factor and policy is not None and method.factors is None:
             self.factors = policy.factors(self._of_vectors, structure.positive_definite)
         self._prepared = self._prepare()
         self._helper = None
         if method.preconditioner is not None:
-            self._helper = _checked_helper(method.preconditioner, like, structure)
+            self._helper = checked_helper(method.preconditioner, like, structure)
 
     def _prepare(self) -> Any:
         """Return the solver's state: the shared factors, or what it makes of the operator."""
         # Derivatives come from `custom_linear_solve`, never through the solver.
         arrays, static = eqx.partition(self._of_vectors, eqx.is_array)
         fixed = eqx.combine(jax.lax.stop_gradient(arrays), static)
-        if self.factors is None:
+        if self.factors is None and self.method.factors is None:
             return self._solver.init(fixed, {})
         return State(Product(fixed), self.factors, self.structure.positive_definite, False)
 
-    def __call__(self, b: PyTree) -> PyTree:
-        """Return ``A^{-1} b``, checked."""
+    def __call__(self, b: PyTree, moved: HandedFactors | None = None) -> PyTree:
+        """Return ``A^{-1} b``, checked.
+
+        Parameters
+        ----------
+        b : pytree
+            Like `like`.
+        moved : HandedFactors, optional
+            Tangents of the factors that `method` has. They have no influence; but their cotangents
+            are the factors that the transposed solve has used or made.
+        """
         prepared = self._prepared
 
         def solve(_: Any, b: Vector) -> Vector:
-            x, failed = self._computed(prepared, b, self.unique, self._helper)
+            x, failed, _ = self._computed(prepared, b, self.unique, self._helper)
             return self._raised(x, failed)
 
         def transposed_solve(_: Any, w: Vector) -> Vector:
-            return self._adjoint(*self._transposed_parts(), w)
+            return self._adjoint(*self._transposed_parts(), w)[0]
 
+        if moved is not None:
+            x = self._handing_on(solve, tree.to_vector(b), moved)
+            return tree.from_vector(x, self.like)
         x = jax.lax.custom_linear_solve(
             self._of_vectors.mv,
             tree.to_vector(b),
@@ -205,14 +208,28 @@ class Inverse:
         )
         return tree.from_vector(x, self.like)
 
+    def _handing_on(self, solve: Callable, b: Vector, moved: HandedFactors) -> Vector:
+        """Return ``solve(None, b)``, the solution of one system for `b` and `moved`."""
+
+        def transposed_solve(_: Any, both: tuple) -> tuple:
+            x, factors = self._adjoint(*self._transposed_parts(), both[0], True)
+            return x, factors
+
+        return jax.lax.custom_linear_solve(
+            lambda both: (self._of_vectors.mv(both[0]), both[1]),
+            (b, moved),
+            lambda _, both: (solve(_, both[0]), both[1]),
+            transposed_solve,
+        )[0]
+
     def constant(self, w: PyTree) -> PyTree:
         """Return ``A^{-1} w`` without a derivative, for a cotangent w; checked.
 
         Nothing is transposed but the preconditioner, which is one of the transpose: `operator` may
         be any function that is linear in value.
         """
-        helper = None if self._helper is None else _transposed_helper(self._helper)
-        x = self._adjoint(self._prepared, helper, tree.to_vector(w))
+        helper = None if self._helper is None else transposed_helper(self._helper)
+        x = self._adjoint(self._prepared, helper, tree.to_vector(w))[0]
         return tree.from_vector(x, self.like)
 
     def _transposed_parts(self) -> tuple[Any, lx.AbstractLinearOperator | None]:
@@ -222,7 +239,7 @@ class Inverse:
         """
         if self.structure.hessian:
             return self._prepared, self._helper
-        helper = None if self._helper is None else _transposed_helper(self._helper)
+        helper = None if self._helper is None else transposed_helper(self._helper)
         return self._solver.transpose(self._prepared, {})[0], helper
 
     def _computed(
@@ -232,8 +249,9 @@ class Inverse:
         unique: bool,
         helper: lx.AbstractLinearOperator | None,
         guess: Vector | None = None,
-    ) -> tuple[Vector, Bool[Array, ""]]:
-        """Return the solver's answer to `b`, and whether it failed.
+        hands_on: bool = False,
+    ) -> tuple[Vector, Bool[Array, ""], HandedFactors | None]:
+        """Return the solver's answer to `b`, whether it failed, and factors for the next solve.
 
         A zero cotangent has the answer zero, whatever the operator: a member of a batch may have
         failed, and the loss ignores it. A zero right-hand side of a tangent does not determine it
@@ -251,19 +269,41 @@ class Inverse:
             options["preconditioner"] = helper
         if guess is not None:
             options["y0"] = jnp.where(enlarged, guess / unit, guess)
-        x, result, _ = self._solver.compute(state, b, options)
+        if self.method.factors is not None:
+            options |= {FACTORS: self.method.factors, HANDS_ON: hands_on}
+        x, result, stats = self._solver.compute(state, b, options)
         x, failed = jnp.where(enlarged, x * unit, x), result != lx.RESULTS.successful
+        factors = stats.get(FACTORS)
         if unique:
-            return x, failed
-        return jnp.where(zero, 0.0, x), failed & ~zero
+            return x, failed, factors
+        return jnp.where(zero, 0.0, x), failed & ~zero, factors
 
-    def _adjoint(self, state: Any, helper: lx.AbstractLinearOperator | None, w: Vector) -> Vector:
-        """Return the answer to a cotangent, of which the residual is what matters."""
-        guess = self.method.guess
-        guess = None if guess is None else tree.to_vector(guess)
-        x, failed = self._computed(state, w, False, helper, guess)
+    def _adjoint(
+        self,
+        state: Any,
+        helper: lx.AbstractLinearOperator | None,
+        w: Vector,
+        hands_on: bool = False,
+    ) -> tuple[Vector, HandedFactors | None]:
+        """Return the answer to a cotangent, of which the residual is what matters, and factors."""
+        guess = self._guess(state, w)
+        x, failed, factors = self._computed(state, w, False, helper, guess, hands_on)
         negligible = self._negligible(w)
-        return self._raised(jnp.where(failed & negligible, 0.0, x), failed & ~negligible)
+        x = self._raised(jnp.where(failed & negligible, 0.0, x), failed & ~negligible)
+        return x, factors
+
+    def _guess(self, state: Any, w: Vector) -> Vector | None:
+        """Return where an iterative solve for a cotangent starts; None if there is no guess."""
+        guess, span = self.method.guess, self.method.span
+        direct = isinstance(state, State) and state.factors is not None
+        if guess is None or direct:
+            return None
+        if span is None:
+            return tree.to_vector(guess)
+        while isinstance(state, tuple):  # that of a solver which wraps another one
+            state = state[0]
+        product = state if isinstance(state, Product) else state.product
+        return best_in_span(product, w, span)
 
     def _negligible(self, w: Vector) -> Bool[Array, ""]:
         """Whether a cotangent is zero to rounding: see `NEGLIGIBLE_MAX_CHANGE`."""
@@ -330,71 +370,3 @@ def _attainable_rtol(policy: DenseOrKrylov, jaxpr: Any) -> float | None:
     if narrowest is None or jnp.finfo(narrowest).eps <= jnp.finfo(jaxpr.invars[-1].aval.dtype).eps:
         return None
     return default_rtol(narrowest)
-
-
-def _checked_helper(
-    preconditioner: Callable[[PyTree], PyTree], like: PyTree, structure: Structure
-) -> lx.FunctionLinearOperator:
-    """Return a preconditioner as an operator on vectors.
-
-    Raises
-    ------
-    ValueError
-        If its result is not like the unknown.
-    """
-    expected, found = jax.eval_shape(lambda v: v, like), jax.eval_shape(preconditioner, like)
-    if jax.tree.structure(expected) != jax.tree.structure(found) or any(
-        a.shape != b.shape for a, b in zip(*map(jax.tree.leaves, (expected, found)), strict=True)
-    ):
-        raise ValueError(
-            f"`preconditioner` must return a function from vectors like x to vectors like x, but "
-            f"that one maps {expected} to {found}."
-        )
-    # A claim of symmetry would keep lineax from transposing it. Conjugate gradients ask for one.
-    definite = Structure(False, structure.positive_definite)
-    return _of_vectors(preconditioner, like, definite)
-
-
-def _transposed_helper(helper: lx.FunctionLinearOperator) -> lx.FunctionLinearOperator:
-    """Return the transpose of a preconditioner.
-
-    Raises
-    ------
-    TypeError
-        If JAX cannot transpose it.
-    """
-    vector = helper.in_structure()
-
-    def transposed(w: Vector) -> Vector:
-        return manual_axes.linear_transpose(helper.mv, w)
-
-    try:
-        jax.eval_shape(transposed, vector)
-    except Exception as error:
-        raise TypeError(
-            "`preconditioner` returned a function that JAX cannot transpose, as the adjoint solve "
-            "needs: make it linear in its argument, out of jax.numpy operations."
-        ) from error
-    return _operator(transposed, vector, helper.tags)
-
-
-def _of_vectors(
-    operator: Callable[[PyTree], PyTree], like: PyTree, structure: Structure
-) -> lx.FunctionLinearOperator:
-    """Return an operator on pytrees as an operator on vectors."""
-
-    def matvec(v: Vector) -> Vector:
-        return tree.to_vector(operator(tree.from_vector(manual_axes.aligned(v, like), like)))
-
-    vector = jax.eval_shape(tree.to_vector, like)
-    return _operator(matvec, vector, structure.tags)
-
-
-def _operator(matvec: Callable, vector: Any, tags: frozenset) -> lx.FunctionLinearOperator:
-    """Return a function of vectors as an operator, with the values it closes over as its leaves.
-
-    Not if vectors vary over mesh axes, or are typed as spread: lineax drops that from the leaves.
-    """
-    if not manual_axes.inside() and not placement.is_spread(vector):
-        matvec = Partial(*hoist(matvec, vector))
-    return lx.FunctionLinearOperator(matvec, vector, tags, closure_convert=False)

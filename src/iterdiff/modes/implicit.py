@@ -17,20 +17,21 @@ from iterdiff.jaxtools.raise_if import Throw
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.any_solver import as_linear_solver
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov
+from iterdiff.linalg.handed import HandedFactors
 from iterdiff.linalg.minimum_norm import MinimumNorm
 from iterdiff.linalg.solve import Method
 from iterdiff.loop.run import stop_gradient
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
+from iterdiff.modes.adjoint_state import helpers_from
 from iterdiff.modes.base import Mode, Outcome
-from iterdiff.modes.helpers import (
+from iterdiff.modes.implicit_rule import attached
+from iterdiff.modes.preconditioners import (
     OfTheRun,
     Preconditioner,
     applied,
     as_preconditioner,
-    guess_like,
 )
-from iterdiff.modes.implicit_rule import attached
 from iterdiff.problems.least_squares import without_curvature
 from iterdiff.problems.problem import Problem
 
@@ -74,10 +75,12 @@ class Implicit(Mode):
         it for the adjoint solve. It changes how long a solve takes, never its answer. With
         "diagonal", the inverse diagonal of ``A`` is found by 31 products; with "block", the inverse
         of the blocks that the entries along the last axis of each leaf make (of up to 16). With
-        "algorithm", it is what `Broyden` or `Chord` held at the end of `solve`.
+        "algorithm", it is what the algorithm held at the end of `solve`: the inverse of `Broyden`,
+        the factors of `Chord`, or those of the last step of `Newton`, by which the derivative needs
+        no factors of its own.
     guess : AdjointState or pytree, optional
-        Where iterative adjoint solves start, like `x`: see `value_and_grad_with_state`. Forward
-        mode does not use it.
+        Where iterative adjoint solves start, like `x`, or what an earlier derivative left to this
+        one: see `value_and_grad_with_state`. Forward mode uses the factors of a state only.
     singular : {"raise", "least_squares"}
         What happens if ``A`` is singular. With "least_squares", the solution of least norm is
         taken, if the system has one: a gauge or a conserved quantity makes ``A`` singular, and
@@ -170,11 +173,14 @@ class Implicit(Mode):
 
     def solve(self, task: Task, *, throw: Throw) -> Outcome:
         """Run without a derivative, then attach the implicit one."""
-        end, mode = self.primal(task), self
+        mode, factors = self, None
         if isinstance(self.preconditioner, OfTheRun):
-            helper = self.preconditioner.at(task.algorithm, stop_gradient(end.state))
+            task = task._replace(algorithm=task.algorithm.keeping_factors())
+        end = self.primal(task)
+        if isinstance(self.preconditioner, OfTheRun):
+            helper, factors = self.preconditioner.at(task.algorithm, stop_gradient(end.state))
             mode = dataclasses.replace(self, preconditioner=helper)
-        x = mode.attach(task.problem, end.state.x, task.theta, throw=throw)
+        x = mode._attached(task.problem, end.state.x, task.theta, throw, factors)
         return Outcome(x, end.steps, end.status)
 
     def attach(self, problem: Problem, x: PyTree, theta: PyTree, *, throw: Throw) -> PyTree:
@@ -191,12 +197,25 @@ class Implicit(Mode):
         throw : bool
             Whether a linear solve that fails raises.
         """
+        return self._attached(problem, x, theta, throw)
+
+    def _attached(
+        self,
+        problem: Problem,
+        x: PyTree,
+        theta: PyTree,
+        throw: Throw,
+        factors: HandedFactors | None = None,
+    ) -> PyTree:
+        """Return the answer of `attach`, with the factors of a Jacobian nearby."""
         x = jax.lax.stop_gradient(x)
         if self.gauss_newton:
             problem = without_curvature(problem)
         if self.refine:
             x = self._refined(problem, x, theta)
-        helpers = Helpers(guess=None if self.guess is None else guess_like(self.guess, x))
+        helpers = Helpers() if self.guess is None else helpers_from(self.guess, x)
+        if factors is not None:
+            helpers = helpers._replace(factors=factors)
         if self.preconditioner is not None:
             here = stop_gradient((problem, x, theta))
             helpers = helpers._replace(preconditioner=applied(self.preconditioner, *here))

@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from iterdiff.jaxtools.arguments import check_callable
 from iterdiff.jaxtools.reverse_only import custom_rules_in
-from iterdiff.linalg.solve import Structure
+from iterdiff.linalg.operators import Structure
 from iterdiff.problems.problem import Problem, ProblemOfFunctions
 
 

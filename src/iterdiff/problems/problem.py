@@ -20,7 +20,7 @@ from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_callable, check_tolerance
 from iterdiff.jaxtools.reverse_only import custom_rules_in
 from iterdiff.jaxtools.snapshot import Snapshot
-from iterdiff.linalg.solve import Structure
+from iterdiff.linalg.operators import Structure
 from iterdiff.problems.functions import Bound
 from iterdiff.problems.layout import Layout
 

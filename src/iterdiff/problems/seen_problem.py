@@ -3,7 +3,7 @@
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools.complex_pairs import from_pairs
-from iterdiff.linalg.solve import Structure
+from iterdiff.linalg.operators import Structure
 from iterdiff.problems.layout import Layout, Seen
 from iterdiff.problems.problem import P, Problem, replaced
 from iterdiff.problems.quadratic_program import QuadraticProgram

@@ -57,6 +57,12 @@ def grid_axes(data: "xarray.Dataset | xarray.DataTree") -> tuple[Axis, ...]:
     )
 
 
+def varied_settings(data: "xarray.Dataset | xarray.DataTree") -> frozenset[tuple[str, ...]]:
+    """Return the paths of the settings that a grid varies; none for a single study."""
+    axes = json.loads(data.attrs.get("grid", "[]"))
+    return frozenset(tuple(keys) for axis in axes for keys in axis["keys"])
+
+
 def _point(axis: Mapping, row: list) -> str:
     pairs = zip(axis["keys"], row, strict=True)
     return ", ".join(f"{dotted(keys)} = {in_words(value)}" for keys, value in pairs)

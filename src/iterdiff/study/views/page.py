@@ -6,14 +6,15 @@ import itertools
 import json
 import math
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from iterdiff.study.run import cases
+from iterdiff.study.settings import dotted
 from iterdiff.study.views.advice import advice, sentence
-from iterdiff.study.views.cells import Cell, cells, grid_axes
+from iterdiff.study.views.cells import Cell, cells, grid_axes, varied_settings
 from iterdiff.study.views.palette import CYCLE
 from iterdiff.study.views.provenance import as_toml, provenance, reproduction, settings
 from iterdiff.study.views.summary import divergence, factor, jacobian_of, reached
@@ -39,6 +40,9 @@ LISTED = 12
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-6, 1e-9)
 """Relative errors of the Jacobian in the table of iterations to tolerance."""
+
+VARIES = "varies over the grid"
+"""Stands for the value of a setting that is not the same in all cells."""
 
 SOLID, DASHED, DOTTED = "", "7 4", "2 5"
 
@@ -133,15 +137,28 @@ def _summary(data: Any, found: Sequence[Cell]) -> str:
     failed = [(cell.label, cell.cause) for cell in found if cell.status == "failed"]
     if failed:
         parts.append(table(("failed cell", "cause"), failed[:MAX_ROWS]))
-    lines = [(key, _in_lines(value)) for key, value in settings(data).items()]
+    varied = varied_settings(data)
+    given = {key: value for key, value in settings(data).items() if value != {}}
+    lines = [(key, _in_words(value, (key,), varied)) for key, value in given.items()]
     return "".join([*parts, table(("setting", "value"), lines)])
 
 
-def _in_lines(value: Any) -> str:
-    """Return a setting as text; the entries of a table below each other."""
+def _in_words(value: Any, place: tuple[str, ...], varied: Container[tuple[str, ...]]) -> str:
+    """Return a setting as text, without the first cell's value of what the grid varies.
+
+    The entries of a table are below each other, those of a table inside it in one line.
+    """
+    if place in varied:
+        return VARIES
     if not isinstance(value, Mapping):
         return as_toml(value)
-    return "\n".join(f"{key} = {as_toml(inner)}" for key, inner in value.items())
+    pairs = []
+    for key, inner in value.items():
+        here = (*place, key)
+        between = " " if here in varied else " = "
+        if inner is not None or here in varied:
+            pairs.append(f"{dotted([key])}{between}{_in_words(inner, here, varied)}")
+    return "\n".join(pairs) if len(place) == 1 else "{" + ", ".join(pairs) + "}"
 
 
 def _paragraphs(shown: Sequence[_Case]) -> str:
@@ -189,7 +206,13 @@ def _drawn(case: _Case, count: int) -> dict[str, Any]:
         drawn.append(
             {"panel": panel, "name": name, "colour": colour, "dash": dash, "points": points}
         )
-    return {"label": case.label, "curves": drawn, "burn": _burn_in(case.data), "alt": _alt(case)}
+    return {
+        "label": case.label,
+        "curves": drawn,
+        "last": int(t[-1]),
+        "burn": _burn_in(case.data),
+        "alt": _alt(case),
+    }
 
 
 def _burn_in(case: "xarray.Dataset") -> list[int | float] | None:

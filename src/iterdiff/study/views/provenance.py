@@ -12,13 +12,20 @@ if TYPE_CHECKING:
 NOT_PROVENANCE = ("title", "axis", "grid", "settings", "checksum", "study", "status")
 """Attributes that a report shows elsewhere."""
 
+EMPTY = ("", "{}", "[]")
+"""Values of attributes that say nothing."""
+
 
 def provenance(
     data: "xarray.Dataset | xarray.DataTree", names: Sequence[str] | None = None
 ) -> list[tuple[str, str]]:
-    """Return name and value of the attributes that say where the results come from."""
+    """Return name and value of the attributes that say where the results come from.
+
+    Without those that are empty, such as the commit of a folder that git does not know.
+    """
     chosen = names or [str(name) for name in data.attrs if name not in NOT_PROVENANCE]
-    return [(name, str(data.attrs[name])) for name in chosen if name in data.attrs]
+    found = [(name, str(data.attrs[name])) for name in chosen if name in data.attrs]
+    return [(name, value) for name, value in found if value not in EMPTY]
 
 
 def settings(data: "xarray.Dataset | xarray.DataTree") -> dict[str, Any]:

@@ -52,7 +52,7 @@ function draw(panel) {
   const wide = Math.max(300, Math.min(960, plot.parentNode.clientWidth)), tall = 300;
   const box = {l: 56, r: wide - 12, t: 12, b: tall - 40};
   const curves = one.curves.filter(c => c.panel === panel && !hidden.has(c.name));
-  const steps = Math.max(1, ...one.curves.flatMap(c => c.points.map(p => p[0])));
+  const steps = Math.max(1, one.last);
   const s = scales(curves, steps);
   const X = t => box.l + (box.r - box.l) * s.x(t), Y = v => box.b - (box.b - box.t) * s.y(v);
   plot.replaceChildren();
