@@ -55,6 +55,11 @@ def test_code_of_the_pages_runs(page, tmp_path, default_promotion):
     plt.close("all")
 
 
+def test_the_build_runs_what_is_not_run_here():
+    for page in {*PAGES} - {*RUN_HERE}:  # the build runs cells, and no other blocks
+        assert "\n```python" not in (ROOT / page).read_text(encoding="utf-8"), page
+
+
 def test_every_page_is_in_the_table_of_contents():
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     listed = re.findall(

@@ -24,7 +24,7 @@ def test_the_operator_is_the_matrix_that_the_truth_comes_from():
 
 def test_a_warm_start_saves_products():
     with jax.numpy_rank_promotion("allow"):
-        table = run.sequence(24, 8)
+        table = run.sequence(16, 8)
     cold, warm, recycled, factors, _ = table.column("products of the others")
     assert recycled < warm < 0.9 * cold
     assert factors < 7 * STALE_MAX_PRODUCTS

@@ -160,12 +160,6 @@ def test_wrong_arguments_are_named():
         itd.bilevel.hypergradient(lambda x, theta: x, PROBLEM, DESCENT, X0, THETA)
     with pytest.raises(TypeError, match="`mode`"):
         found_at(mode=itd.Unrolled())
-    constrained = itd.ConstrainedMinimization(
-        lambda x, theta: x @ x, equality=lambda x, theta: x[0] - theta[0]
-    )
-    inner = itd.AugmentedLagrangian(itd.Newton())
-    with pytest.raises(ValueError, match="`problem`"):
-        itd.bilevel.hypergradient(loss, constrained, inner, X0, THETA)
     with pytest.raises(ValueError, match="`mode`"):
         found_at(mode=itd.Implicit(singular="least_squares"))
     with pytest.raises(ValueError, match="`rtol`"):

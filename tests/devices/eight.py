@@ -201,6 +201,27 @@ def examinations() -> None:
     assert itd.diagnose(problem, DESCENT, x0, theta).recommended is not None
 
 
+def outer_loss_of_members() -> None:
+    """A batch of inner problems, one on each device, whose hypergradient is that of one device."""
+    data = np.random.default_rng(0).standard_normal((COUNT, 6, 3))
+
+    def objective(x, theta, rows):
+        fit = jnp.sum((rows[:4, :2] @ x - rows[:4, 2]) ** 2)
+        return fit / 2 + jnp.exp(theta) * jnp.sum(x**2) / 2
+
+    def loss(x, theta, rows):
+        return jnp.sum((rows[4:, :2] @ x - rows[4:, 2]) ** 2)
+
+    run = loss, itd.Minimization(objective), itd.GradientDescent(0.05), jnp.zeros(2)
+    spread = jax.device_put(data, NamedSharding(mesh_of(AxisType.Auto), P("d")))
+    at = {"batched": True, "rtol": 1e-6}
+    there = itd.bilevel.hypergradient(*run, jnp.array(0.3), args=spread, **at)
+    here = itd.bilevel.hypergradient(*run, jnp.array(0.3), args=data, **at)
+    np.testing.assert_allclose(there.gradient, here.gradient, rtol=1e-12)
+    assert there.counts.steps.tolist() == here.counts.steps.tolist()
+    assert len(there.x.sharding.device_set) == COUNT and not there.x.is_fully_replicated
+
+
 CHECKS = (
     lambda: spread_unknown(AxisType.Explicit),
     lambda: spread_unknown(AxisType.Auto),
@@ -211,6 +232,7 @@ CHECKS = (
     failures,
     lines,
     examinations,
+    outer_loss_of_members,
 )
 
 if __name__ == "__main__":

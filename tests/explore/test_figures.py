@@ -42,6 +42,8 @@ def test_the_errors_have_their_closed_form_and_the_peak_is_marked(scalar):
     np.testing.assert_allclose(peak["y"], [exact.max()], rtol=1e-12)
     [shade] = charts["convergence"]["layout"]["shapes"]
     assert shade["x0"] == 0 and shade["x1"] == t[exact > exact[0] * (1 + 1e-9)][-1]
+    names = [text["text"] for text in charts["explanation"]["layout"]["annotations"]]
+    assert names == ["linear", "× exponential", "= error"]
     product = curve_of(charts["explanation"], "product")
     np.testing.assert_allclose(product["y"][1:], exact, rtol=1e-12)
 

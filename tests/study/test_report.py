@@ -1,5 +1,6 @@
 """The report: one page with everything, of a study and of a grid, and nothing from elsewhere."""
 
+import dataclasses
 import json
 import re
 
@@ -64,6 +65,8 @@ def test_advice_is_data(scalar):
     assert all(isinstance(bar, ErrorBar) for bar in bars) and len(bars) == 2
     trusted = [bar for bar in bars if bar.trusted]
     assert trusted and all(0.5 <= bar.estimated / bar.true <= 2 for bar in trusted)
+    late = dataclasses.replace(use, errors=(("unrolled", 7.5), ("implicit", 7.7)))
+    assert "zero would be closer" in str(late) and "use unrolled" not in str(late)
     away = scalar.isel(b=[1]).assign(status=("b", ["diverged: not finite from 3 on"]))
     assert advice(dict(cases(away))["b = 1"]) == ()
 

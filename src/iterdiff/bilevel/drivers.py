@@ -184,6 +184,11 @@ def minimize(
     needs a Lipschitz or convexity constant. The accuracy that is asked for relaxes
     after a step that was decided at once, and tightens after one that was not.
 
+    An inner run that is not accurate enough goes on from its Newton correction, if that is certain
+    to be better: if Newton's method converges there, or decreases a convex inner objective.
+    A trial step may cost as many inner steps as the whole run before it; then a shorter one is
+    tried.
+
     At a kink of the inner solution, where only one-sided derivatives exist, a step is made if it
     decreases the loss, and otherwise refused.
 

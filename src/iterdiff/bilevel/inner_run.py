@@ -2,7 +2,8 @@
 
 The run never restarts. Between two checks it takes as many steps as the observed convergence
 predicts to be needed. Where theta has changed, the run goes on from the last iterate, with a new
-memory of the algorithm.
+memory of the algorithm. A check computes a Newton correction anyway: where the corrected gradient
+is wanted, an unfinished run goes on from the corrected point, if that is certainly better.
 """
 
 from collections.abc import Callable

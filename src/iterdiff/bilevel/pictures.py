@@ -62,10 +62,10 @@ def plot(result: Any) -> "Figure":
         figure, axes = pyplot.subplots(3, 1, figsize=(6.4, 6.6), sharex=True, layout="constrained")
         work = np.cumsum(rows["gradients"])
         _points(axes[0], work, rows, "value", "value_error")
-        axes[0].set_ylabel("outer loss, with bar")
+        axes[0].set_ylabel("outer loss")
         _points(axes[1], work, rows, "gradient_norm", "gradient_uncertainty")
         axes[1].set_yscale("log")
-        axes[1].set_ylabel("‖projected gradient‖, with bar")
+        axes[1].set_ylabel("‖projected gradient‖")
         for label, (bar, color) in BARS.items():
             axes[2].plot(work, rows[bar], ".-", color=color, linewidth=0.8, label=label)
         axes[2].set_yscale("log")

@@ -113,6 +113,13 @@ def band(low: float, high: float, colour: str, axis: str = "y") -> dict[str, Any
     }
 
 
+def heading(text: str, x_axis: str, y_axis: str) -> dict[str, Any]:
+    """Return a text at the upper left of a panel: beside it there is no room on a phone."""
+    place = {"xref": f"{x_axis} domain", "yref": f"{y_axis} domain", "x": 0, "y": 1}
+    anchor = {"xanchor": "left", "yanchor": "bottom", "showarrow": False}
+    return {"text": text, **place, **anchor}
+
+
 def upright(x: float, axis: str = "y") -> dict[str, Any]:
     """Return a dotted vertical line."""
     place = {"type": "line", "xref": "x", "yref": f"{axis} domain", "x0": x, "x1": x}

@@ -12,6 +12,7 @@ from iterdiff.explore.charts import (
     curve,
     error_curve,
     escaped,
+    heading,
     layout,
     log_axis,
     look,
@@ -155,16 +156,17 @@ def explanation(case: "xarray.Dataset") -> Figure:
     ]
     if measured is not None:
         drawn.append(curve("measured error", t, measured, {"color": VERMILION}, **last))
-    axes = {}
-    for number, name in enumerate(("linear", "× exponential", "= Jacobian error"), 1):
+    axes, names = {}, []
+    for number, name in enumerate(("linear", "× exponential", "= error"), 1):
         key = "" if number == 1 else str(number)
         left = (number - 1) * 0.36
         x = {"title": {"text": "iteration t"}, "domain": [left, left + 0.28], "anchor": f"y{key}"}
         axes[f"xaxis{key}"] = x
-        axes[f"yaxis{key}"] = {"title": {"text": name}, "anchor": f"x{key}", "rangemode": "tozero"}
+        axes[f"yaxis{key}"] = {"anchor": f"x{key}", "rangemode": "tozero"}
+        names.append(heading(name, f"x{key}", f"y{key}"))
     line = {**upright(peak), "xref": "x3", "yref": "y3 domain"}
     title = f"Why it first gets worse: peak at {peak:.1f}"
-    return {"data": drawn, "layout": layout(title, 380, shapes=[line], **axes)}
+    return {"data": drawn, "layout": layout(title, 380, shapes=[line], annotations=names, **axes)}
 
 
 def _green() -> dict[str, Any]:

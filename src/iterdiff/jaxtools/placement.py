@@ -20,6 +20,17 @@ from jaxtyping import Array, Float, PyTree
 from iterdiff.jaxtools import manual_axes, tree
 
 
+def on_accelerator() -> bool:
+    """Return whether programs run on another device than a processor of the host, by default.
+
+    There, a loop whose end depends on data waits at every step until the host has read the
+    condition; a loop of known length does not.
+    """
+    chosen = jax.config.jax_default_device
+    platform = jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)
+    return platform != "cpu"
+
+
 def is_spread(a: PyTree) -> bool:
     """Return whether JAX knows that some array of `a` is spread over several devices."""
     leaves = jax.tree.leaves(a)

@@ -11,6 +11,10 @@ policy         number of steps known   unknown (a stopping rule)
 "log"          `unroll`                `run_loop` for their number, then `unroll`
 "none"         `unroll`                `unroll_kept`, as "iterates"
 =============  ======================  ==========================================
+
+On an accelerator, a known number of steps is taken by `unroll` under "iterates", too: a scan of
+known length, which keeps the iterates and recomputes each step once. The explicit reverse sweep has
+loops whose lengths depend on data, for which the host would wait at every step.
 """
 
 from typing import Any, Literal
@@ -20,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from iterdiff.jaxtools import manual_axes, tree
+from iterdiff.jaxtools import manual_axes, placement, tree
 from iterdiff.jaxtools.closures import detach
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.checkpoints import Checkpoints, run_with_checkpoints
@@ -85,7 +89,7 @@ def steps_back(last: int, task: Task) -> int:
 
 
 def _by_policy(loop: Loop, state: Any, checkpoint: Checkpoint) -> Run:
-    if loop.satisfied is None and checkpoint != "iterates":
+    if loop.satisfied is None and (checkpoint != "iterates" or placement.on_accelerator()):
         return unroll(loop.step, state, loop.max_steps, checkpoint)
     return unroll_kept(loop, state, "sqrt" if checkpoint == "sqrt" else "iterates")
 

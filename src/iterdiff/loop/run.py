@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
 from iterdiff.algorithms.status import RUNNING, Status
-from iterdiff.jaxtools import manual_axes, tree
+from iterdiff.jaxtools import manual_axes, placement, tree
 from iterdiff.jaxtools.closures import detach
 from iterdiff.jaxtools.jaxpr import shared
 
@@ -109,7 +109,8 @@ def run_loop(loop: Loop, state: Any) -> Run:
     """Run the loop, keeping nothing but the present state.
 
     The result carries no derivative, neither in `state` nor in the values that the loop's functions
-    close over.
+    close over. A fixed number of steps is a loop of known length on an accelerator: a step after
+    the end changes nothing.
 
     Parameters
     ----------
@@ -133,8 +134,14 @@ def run_loop(loop: Loop, state: Any) -> Run:
     def body(dynamic):
         return eqx.filter(advance(loop, eqx.combine(dynamic, static)), eqx.is_array)
 
-    end = eqx.combine(manual_axes.while_loop(running, body, dynamic), static)
-    return finish(loop, end)
+    def masked(dynamic):
+        return tree.where(running(dynamic), body(dynamic), dynamic)
+
+    if loop.satisfied is None and placement.on_accelerator():
+        end = manual_axes.scan(masked, dynamic, loop.max_steps)
+    else:
+        end = manual_axes.while_loop(running, body, dynamic)
+    return finish(loop, eqx.combine(end, static))
 
 
 # States: pytrees in which some leaves are no arrays.

@@ -117,6 +117,7 @@ def _case(
         reference=posed.reference,
         args=posed.args,
         spectrum=posed.spectrum,
+        sampling=posed.sampling,
         curves=compared.curves(posed, algorithm, modes) if compared and modes else {},
         rate=_late_start_rate(compared, posed, algorithm) if compared and late else None,
     )

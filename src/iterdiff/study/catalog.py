@@ -13,6 +13,7 @@ from iterdiff.study.problems.own import own_settings
 from iterdiff.study.problems.physics import Bratu, Diffusion
 from iterdiff.study.problems.quadratics import Quadratic, ScalarQuadratic
 from iterdiff.study.problems.regressions import LogisticRegression, Regression, RidgeRegression
+from iterdiff.study.problems.sampled import SampledRidge
 from iterdiff.study.settings import (
     Override,
     ProblemOptions,
@@ -183,6 +184,19 @@ BUILT_IN: Mapping[str, BuiltIn] = {
                 modes=MODES_WITH_LATE_START,
                 steps=600,
             ),
+            theory=True,
+        ),
+        BuiltIn(
+            "stochastic gradient descent on ridge regression, constant and decreasing steps",
+            _settings(
+                SampledRidge(penalty=0.5),
+                study="sgd",
+                algorithms={"SGD": {"type": "GradientDescent", "step_size": "0.5/L"}},
+                modes={"unrolled": {"type": "Unrolled"}},
+                steps=10_000,
+                every=50,
+            ),
+            axis="decay",
             theory=True,
         ),
     )

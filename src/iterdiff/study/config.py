@@ -42,6 +42,31 @@ class Theory(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How minibatches are drawn, for a study of stochastic gradient descent.
+
+    Attributes
+    ----------
+    problem : Minimization
+        Its objective receives indices of samples, and returns their mean.
+    samples, batch, chains, seed : int
+        Number of samples, of those in a minibatch, and of independent chains; seed of all draws.
+    decay : float
+        Step k shrinks as ``k ** -decay``.
+    slowest : float
+        Lower bound of the Hessian's spectrum, which decides when steps begin to shrink.
+    """
+
+    problem: itd.Minimization
+    samples: int
+    batch: int
+    chains: int
+    seed: int
+    decay: float
+    slowest: float
+
+
+@dataclasses.dataclass(frozen=True)
 class PosedProblem:
     """A problem with a start, parameters, and the facts that algorithms and theory need.
 
@@ -63,6 +88,8 @@ class PosedProblem:
         As in `iterdiff.solve`.
     algorithm : Algorithm, optional
         The algorithm that comes with the problem, for a study that names none.
+    sampling : Sampling, optional
+        Minibatches, where the study is one of stochastic gradient descent.
     """
 
     problem: itd.Problem
@@ -75,6 +102,7 @@ class PosedProblem:
     theory: Theory | None = None
     args: PyTree = None
     algorithm: itd.Algorithm | None = None
+    sampling: Sampling | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +130,8 @@ class Case:
         As in `iterdiff.solve`.
     spectrum : (float, float), optional
         As in `PosedProblem`.
+    sampling : Sampling, optional
+        As in `PosedProblem`.
     """
 
     label: str | float
@@ -116,6 +146,7 @@ class Case:
     rate: float | None = None
     args: PyTree = None
     spectrum: tuple[float, float] | None = None
+    sampling: Sampling | None = None
 
     def __post_init__(self):
         """Check that the records include the last iterate.

@@ -12,6 +12,7 @@ from iterdiff.diagnostics.trace_batch import Run, trace_batch
 from iterdiff.jaxtools.extras import import_extra
 from iterdiff.study.config import Case, Study
 from iterdiff.study.late_starts import late_starts
+from iterdiff.study.sampled import sampled
 
 if TYPE_CHECKING:
     import xarray
@@ -107,8 +108,11 @@ def trace_arguments(study: Study, case: Case) -> tuple[tuple, dict[str, Any]]:
 
 def _traced(study: Study, case: Case, progress: Progress | None) -> "xarray.Dataset":
     try:
-        run, options = trace_arguments(study, case)
-        data = itd.trace(*run, **options, progress=progress)
+        if case.sampling is None:
+            run, options = trace_arguments(study, case)
+            data = itd.trace(*run, **options, progress=progress)
+        else:
+            data = sampled(case)
     except TypeError as error:
         raise TypeError(f"case {case.label!r}: {error}") from error
     except ValueError as error:
@@ -150,7 +154,9 @@ def run_together(studies: Sequence[Study]) -> "list[xarray.Dataset | None]":
         return alone
     columns = []
     for cases in zip(*(study.cases for study in studies), strict=True):
-        if any(c.reference is not None or c.curves or c.rate is not None for c in cases):
+        if any(
+            c.sampling or c.reference is not None or c.curves or c.rate is not None for c in cases
+        ):
             return alone
         runs = [Run(c.problem, c.algorithm, c.x0, c.theta, c.args) for c in cases]
         found = trace_batch(

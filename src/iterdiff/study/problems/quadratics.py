@@ -16,7 +16,7 @@ from iterdiff.study.config import Curve, PosedProblem, Theory
 from iterdiff.study.settings import ProblemOptions
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
     """Return a list, or a single value, as a tuple."""
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
@@ -36,7 +36,7 @@ class ScalarQuadratic(ProblemOptions):
 
     theta: PositiveFloat = 0.05
     x0: float = 0.5
-    b: Annotated[tuple[float, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (0.0, 1.0)
+    b: Annotated[tuple[float, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (0.0, 1.0)
 
     def pose(self) -> tuple[PosedProblem, ...]:
         """Return one problem for each b."""

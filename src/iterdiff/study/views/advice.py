@@ -55,6 +55,11 @@ class UseMode(Verdict):
         """Return the statement as a sentence."""
         kind = "relative" if self.relative else "absolute"
         numbers = ", ".join(f"{mode} {error:.2g}" for mode, error in self.errors)
+        if self.relative and self.errors[0][1] > 1:
+            return (
+                f"after {self.steps} iterations every derivative is wrong by more than the size of "
+                f"the true one ({numbers}); zero would be closer."
+            )
         if self.rounding:
             return f"after {self.steps} iterations every mode is right to rounding ({numbers})."
         if self.falling:

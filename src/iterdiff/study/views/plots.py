@@ -256,6 +256,7 @@ def _draw_modes(axes: Any, case: "xarray.Dataset") -> None:
         line(axes, error, label=_literal(str(mode)), **look)
         _bound(axes, case, str(mode), look["color"])
     _draw_estimates(axes, case)
+    _draw_chains(axes, case)
     finish(axes, int(case.steps), from_below=divergence(case) is not None)
     if "unrolled" in case["mode"].values:
         _mark_burn_in(axes, case, jacobian_of(case, "unrolled"))
@@ -268,6 +269,17 @@ def _draw_estimates(axes: Any, case: "xarray.Dataset") -> None:
     shown = case.jacobian_error_estimate.where(case.estimate_trusted)
     for mode in case["mode"].values:
         line(axes, shown.sel(mode=mode), label="estimated error, where trusted", **ESTIMATE)
+
+
+def _draw_chains(axes: Any, case: "xarray.Dataset") -> None:
+    """Draw the mean of independent chains with the radius of its interval, and theory's rate."""
+    if "radius" not in case:
+        return
+    line(axes, case.mean_error, color=GREEN, linewidth=1.2, label="mean of the chains")
+    look = {"linestyle": ":", "linewidth": 1.2, "color": GREEN}
+    line(axes, case.radius, label="radius of its 95 % interval", **look)
+    if "rate" in case:
+        line(axes, case.rate, color=BLACK, label="one chain by theory", **BOUND)
 
 
 def _bound(
