@@ -25,13 +25,13 @@ from iterdiff.accuracy.correction import correct
 from iterdiff.accuracy.estimate import TOO_FAR_MIN_QUOTIENT, compare
 from iterdiff.accuracy.overflow import finite_at
 from iterdiff.accuracy.points import NewtonPoints
+from iterdiff.accuracy.preconditioners import applied
 from iterdiff.accuracy.reasons import NO_VALUE, ONE_SIDED
 from iterdiff.accuracy.sensitivity import Helpers, Sensitivity
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.solve import Inverse
 from iterdiff.modes.implicit import Implicit
-from iterdiff.modes.preconditioners import applied
 from iterdiff.problems.problem import Problem
 
 Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
@@ -186,7 +186,8 @@ def examine(
     """
     floating, rest = floating_part(theta)
     graded = jax.value_and_grad(lambda x, part: loss(x, eqx.combine(part, rest)), argnums=(0, 1))
-    correction = correct(problem, x, theta, mode.linear_solver)
+    given = mode.linear_solver
+    correction = correct(problem, x, theta, given, preconditioner=mode.preconditioner)
     at, points = correction.at, correction.points
     value, (slope, partial) = graded(x, floating)
     helpers = Helpers(guess=guess)
