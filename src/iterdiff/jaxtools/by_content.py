@@ -13,6 +13,7 @@ import jax
 from jax.core import eval_jaxpr
 from jaxtyping import PyTree
 
+from iterdiff.jaxtools.closures import without_constants
 from iterdiff.jaxtools.snapshot import snapshot
 
 MAX_KEPT_PROGRAMS = 64
@@ -50,7 +51,7 @@ class Traced:
         return int(getattr(plan, "temp_size_in_bytes", 0))
 
     def _program(self) -> "_Program":
-        jaxpr = self.jaxpr.jaxpr  # without the constants, which a program must not keep alive
+        jaxpr = without_constants(self.jaxpr)
         program = _Program(jax.jit(lambda constants, args: eval_jaxpr(jaxpr, constants, *args)))
         taken = snapshot(self.jaxpr)
         own = [constant for constant in self.jaxpr.consts if isinstance(constant, jax.Array)]

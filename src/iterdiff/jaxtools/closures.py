@@ -30,8 +30,8 @@ def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, PyTree]:
     if isinstance(function, types.FunctionType) and not _holds_values(function):
         return (lambda _, *args: function(*args)), []
     closed, shapes, static = eqx.filter_make_jaxpr(function)(*examples)
-    # Without its constants, which would outlive their trace.
-    jaxpr, structure, count = closed.jaxpr, jax.tree.structure(shapes), len(closed.in_avals)
+    jaxpr, count = without_constants(closed), len(closed.in_avals)
+    structure = jax.tree.structure(shapes)
 
     def converted(closed_over: list, *args: PyTree) -> PyTree:
         arrays = jax.tree.leaves(eqx.filter(args, eqx.is_array))
@@ -40,6 +40,16 @@ def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, PyTree]:
         return eqx.combine(jax.tree.unflatten(structure, found), static)
 
     return converted, list(closed.consts)
+
+
+def without_constants(closed: Any) -> Any:
+    """Return a closed jaxpr for `eval_jaxpr`, without the values of its constants.
+
+    They would outlive their trace, or be kept alive with a program. From JAX 0.12 on, a jaxpr is
+    its own closed one.
+    """
+    jaxpr = closed.jaxpr
+    return jaxpr.with_consts([]) if hasattr(jaxpr, "with_consts") else jaxpr
 
 
 def _holds_values(function: types.FunctionType) -> bool:
