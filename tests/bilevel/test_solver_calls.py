@@ -15,7 +15,7 @@ def loss(x, theta):
 
 @itd.implicit(PROBLEM)
 def roots(x0, theta):
-    return np.real(np.roots([1.0, 0.0, 1.0, -np.asarray(theta)])[-1]).astype(x0.dtype)
+    return np.real(np.roots([1.0, 0.0, 1.0, -float(theta)])[-1]).astype(x0.dtype)
 
 
 @itd.implicit(PROBLEM)
