@@ -7,7 +7,7 @@ import numpy as np
 import iterdiff as itd
 
 GAP, WANTED = 1.2, jnp.array([0.8, 0.2])
-PORTFOLIO = itd.QuadraticProgram(  # pyright: ignore[reportCallIssue]
+PORTFOLIO = itd.QuadraticProgram(
     Q=lambda theta: jnp.exp(theta) * jnp.eye(2),
     c=jnp.array([-GAP, 0.0]),
     A=jnp.ones((1, 2)),
