@@ -33,6 +33,7 @@ from iterdiff.accuracy.points import (
     judge,
     value_and_violation,
 )
+from iterdiff.accuracy.preconditioners import Preconditioner, applied
 from iterdiff.accuracy.sensitivity import (
     LOOSE_RTOL,
     Equation,
@@ -45,6 +46,7 @@ from iterdiff.accuracy.sensitivity import (
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.lax import only_if
 from iterdiff.linalg.solve import DEFAULT_METHOD, Inverse
+from iterdiff.loop.run import stop_gradient
 from iterdiff.problems.problem import Problem
 
 MAX_REFINEMENTS = 10
@@ -210,9 +212,13 @@ def correct(
     linear_solver: lx.AbstractLinearSolver | None = None,
     *,
     near: float = math.inf,
+    preconditioner: Preconditioner | None = None,
 ) -> Correction:
     """Return the correction of `x`, for derivatives in the floating leaves of theta."""
-    correction = Correction(sensitivity(problem, x, theta, linear_solver), near)
+    helper = None
+    if preconditioner is not None:
+        helper = applied(preconditioner, *stop_gradient((problem, x, theta)))
+    correction = Correction(sensitivity(problem, x, theta, linear_solver, helper), near)
     corrected = correction.points.corrected
     if problem.marks_kinks:
         one_sided = at_marked_kink(problem, corrected, jax.lax.stop_gradient(theta))

@@ -218,8 +218,12 @@ def sensitivity(
     x: PyTree,
     theta: PyTree,
     linear_solver: lx.AbstractLinearSolver | None = None,
+    helper: Callable[[PyTree], PyTree] | None = None,
 ) -> Sensitivity:
-    """Return the residual linearised at `x`, for derivatives in the floating leaves of theta."""
+    """Return the residual linearised at `x`, for derivatives in the floating leaves of theta.
+
+    The function `helper` preconditions, as in `Method`.
+    """
     x = jax.lax.stop_gradient(x)
     problem, _ = regular_at(problem, x, theta)
     residual, inputs = explicit(problem, x, theta)
@@ -230,7 +234,8 @@ def sensitivity(
         return residual(y, ((of_problem, eqx.combine(floating, rest)), closed_over))
 
     structure = problem.structure_at(x, theta)
-    return Sensitivity(Equation(in_theta, x, floating, structure), Method(linear_solver))
+    method = Method(linear_solver, preconditioner=helper)
+    return Sensitivity(Equation(in_theta, x, floating, structure), method)
 
 
 def explicit(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Callable, Any]:

@@ -25,13 +25,13 @@ from iterdiff.accuracy.correction import correct
 from iterdiff.accuracy.estimate import TOO_FAR_MIN_QUOTIENT, compare
 from iterdiff.accuracy.overflow import finite_at
 from iterdiff.accuracy.points import NewtonPoints
+from iterdiff.accuracy.preconditioners import applied
 from iterdiff.accuracy.reasons import NO_VALUE, ONE_SIDED
 from iterdiff.accuracy.sensitivity import Helpers, Sensitivity
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.solve import Inverse
 from iterdiff.modes.implicit import Implicit
-from iterdiff.modes.preconditioners import applied
 from iterdiff.problems.problem import Problem
 
 Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
@@ -186,7 +186,8 @@ def examine(
     """
     floating, rest = floating_part(theta)
     graded = jax.value_and_grad(lambda x, part: loss(x, eqx.combine(part, rest)), argnums=(0, 1))
-    correction = correct(problem, x, theta, mode.linear_solver)
+    given = mode.linear_solver
+    correction = correct(problem, x, theta, given, preconditioner=mode.preconditioner)
     at, points = correction.at, correction.points
     value, (slope, partial) = graded(x, floating)
     helpers = Helpers(guess=guess)
@@ -211,7 +212,7 @@ def examine(
     best = value_at(points.twice, loss(points.twice, theta))
     known = (points.quotient < TOO_FAR_MIN_QUOTIENT) & tree.all_finite(points.corrected)
     converges = known & (estimate.uncertainty < estimate.absolute)
-    improves = (converges | _descends(problem, at, points)) & finite
+    improves = (converges | _descends(problem, theta, at, points)) & finite
     rounding = _rounding(at, jnp.abs(value) + jnp.abs(moved), adjoint)
     slack = jnp.abs(best - better) + rounding
     slack = jnp.where(known & jnp.isfinite(slack), slack, jnp.inf)
@@ -235,16 +236,20 @@ def examine(
     return found.known_if(finite)
 
 
-def _descends(problem: Problem, at: Sensitivity, points: NewtonPoints) -> Bool[Array, ""]:
+def _descends(
+    problem: Problem, theta: PyTree, at: Sensitivity, points: NewtonPoints
+) -> Bool[Array, ""]:
     """Return whether the Newton correction decreases a convex objective as a parabola would."""
     if not (problem.residual_is_gradient and at.structure.positive_definite):
+        return jnp.array(False)
+    before, after = (problem.value(x, theta) for x in (at.x, points.corrected))
+    if before is None or after is None:
         return jnp.array(False)
     factors = at.inverse.factors
     convex = ~points.saddle
     if factors is not None and factors.definite is not None:
         convex &= factors.definite
     predicted = tree.dot(at.value, tree.sub(at.x, points.corrected)) / 2
-    before, after = (problem.value(x, at.theta) for x in (at.x, points.corrected))
     return convex & (predicted > 0) & (after < before - DESCENT_SHARE * predicted)
 
 

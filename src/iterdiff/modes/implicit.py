@@ -10,6 +10,12 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import PyTree
 
+from iterdiff.accuracy.preconditioners import (
+    OfTheRun,
+    Preconditioner,
+    applied,
+    as_preconditioner,
+)
 from iterdiff.accuracy.sensitivity import Equation, Helpers, Sensitivity, explicit
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.arguments import check_bool, check_count, check_word
@@ -26,12 +32,6 @@ from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.adjoint_state import helpers_from
 from iterdiff.modes.base import Mode, Outcome
 from iterdiff.modes.implicit_rule import attached
-from iterdiff.modes.preconditioners import (
-    OfTheRun,
-    Preconditioner,
-    applied,
-    as_preconditioner,
-)
 from iterdiff.problems.least_squares import without_curvature
 from iterdiff.problems.problem import Problem
 
