@@ -18,11 +18,12 @@ SPEED = (
     "growth",
 )
 WRONG, SOLVES, BILEVEL, DEVICES = "wrong_derivatives", "linear_solves", "bilevel", "devices"
-PROGRAMS = "quadratic_programs"
+PROGRAMS, BUNDLES = "quadratic_programs", "bundle_adjustment"
 REPORTS = {
     "speed": ("Speed against targets, other libraries and hand-written JAX", SPEED),
     WRONG: ("Wrong derivatives", (WRONG,)),
     "constraints": ("Problems with constraints beside other libraries", (PROGRAMS,)),
+    "least_squares": ("Least squares with independent blocks", (BUNDLES,)),
     SOLVES: ("Large adjoint solves", (SOLVES,)),
     BILEVEL: ("Outer optimisation", (BILEVEL,)),
     DEVICES: ("Several devices", (DEVICES,)),
@@ -30,7 +31,7 @@ REPORTS = {
 """Title and benchmarks of each report, by the name of its files."""
 MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED}
 MODULES |= {name: f"benchmarks.{name}.run" for name in (WRONG, SOLVES, BILEVEL, DEVICES)}
-MODULES[PROGRAMS] = f"benchmarks.constraints.{PROGRAMS}"
+MODULES |= {name: f"benchmarks.constraints.{name}" for name in (PROGRAMS, BUNDLES)}
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -59,7 +60,7 @@ def main(given: list[str] | None = None) -> None:
 
     matplotlib.use("Agg")
     chosen = arguments(given)
-    if {WRONG, BILEVEL, PROGRAMS}.intersection(chosen.name):
+    if {WRONG, BILEVEL, PROGRAMS, BUNDLES}.intersection(chosen.name):
         # With more threads, batched LAPACK calls of jaxlib 0.10 can wait for each other for ever.
         os.environ.setdefault("NPROC", "1")
     if chosen.draw:

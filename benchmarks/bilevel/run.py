@@ -323,6 +323,6 @@ def note(seeds: int) -> str:
         "relative to the residual at the start (of jaxopt and optimistix 1e-3, 1e-6, 1e-9, at "
         f"{FOREIGN_SEEDS} seeds); HOAG's schedule is 0.1 * 0.9**k; random search and Optuna solve "
         f"to {rivals.SEARCH_TOLERANCE:g}; sparho has its defaults, and an epoch of its descent "
-        "counts as a gradient. Infinity: not within {MAX_OUTER} outer iterations and "
+        f"counts as a gradient. Infinity: not within {MAX_OUTER} outer iterations and "
         f"{MAX_GRADIENTS:,} gradients."
     )

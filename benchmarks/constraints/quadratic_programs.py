@@ -1,17 +1,18 @@
-"""Gradients through quadratic programs: ours, and jaxopt's OSQP with its implicit derivative.
+"""Gradients through quadratic programs: ours, jaxopt's OSQP, and cvxpylayers if installed.
 
 The truth comes from the construction: minimiser, multipliers and active set are drawn first, and
 the linear term and the right-hand sides follow. The gradient is one solve with the KKT matrix.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import iterdiff as itd
+from benchmarks.constraints import edges, rivals
+from benchmarks.constraints.rivals import Program
 from benchmarks.harness.measure import Comparison, Effort, best, compare, named
 from benchmarks.harness.results import Measurement, Section, Target
 
@@ -24,18 +25,8 @@ BATCH, STATES, CONTROLS, HORIZON = 1000, 4, 2, 10
 OURS = "iterdiff ADMM, Implicit(refine=1)"
 TIGHT = "iterdiff ADMM to 1e-9, Implicit()"
 PEER = "jaxopt OSQP, implicit"
+LAYER = "cvxpylayers, not compiled"
 TARGET = Target("batch of 1,000 control problems", "≤ 1.2 × the fastest", 1.2)
-
-
-class Program(NamedTuple):
-    """The arrays of a quadratic program; in a batch, only `c` and `h` have one more axis."""
-
-    Q: Any
-    c: Any
-    A: Any
-    b: Any
-    G: Any
-    h: Any
 
 
 def random_program(size: int) -> tuple[Program, np.ndarray]:
@@ -89,53 +80,55 @@ def by_iterdiff(atol: float, mode: itd.Mode) -> Callable:
     return solution
 
 
-def by_jaxopt(tol: float) -> Callable:
-    """Return jaxopt's solution."""
-    from jaxopt import OSQP
-
-    def solution(c, program):
-        solver = OSQP(tol=tol, maxiter=4000, check_primal_dual_infeasability=False)
-        equalities = (program.A, program.b) if len(program.b) else None
-        found = solver.run(
-            params_obj=(program.Q, c), params_eq=equalities, params_ineq=(program.G, program.h)
-        )
-        return found.params.primal
-
-    return solution
-
-
-def gradients() -> dict[str, Callable]:
-    """Return each library's gradient of ``sum(x**2) / 2`` in `c`."""
-    solutions = {
+def solutions(program: Program, *, others: bool) -> dict[str, Callable]:
+    """Return each library's solution as a function of `c` and the program."""
+    found = {
         OURS: by_iterdiff(1e-5, itd.Implicit(refine=1)),
         TIGHT: by_iterdiff(1e-9, itd.Implicit()),
-        f"{PEER}, tol=1e-4": by_jaxopt(1e-4),
-        f"{PEER}, tol=1e-8": by_jaxopt(1e-8),
     }
+    if others:
+        found |= {f"{PEER}, tol={tol:g}": rivals.by_jaxopt(tol) for tol in (1e-4, 1e-8)}
+        if rivals.has_cvxpylayers():
+            found[LAYER] = rivals.by_cvxpylayers(program)
+    return found
+
+
+def gradients(program: Program, effort: Effort, axes: tuple | None = None) -> dict[str, Callable]:
+    """Return each library's gradient of ``sum(x**2) / 2`` in `c`; of a batch, along `axes`."""
 
     def gradient(solution):
         return jax.grad(lambda c, program: jnp.sum(solution(c, program) ** 2) / 2)
 
-    return {name: gradient(solution) for name, solution in solutions.items()}
+    made = {
+        name: gradient(solution)
+        for name, solution in solutions(program, others=not effort.toy).items()
+    }
+    if axes is None:
+        return made
+    return {name: f if name == LAYER else jax.vmap(f, axes) for name, f in made.items()}
 
 
 def run(effort: Effort) -> Section:
     """Measure."""
     section = Section("Quadratic programs")
+    if not rivals.has_cvxpylayers():
+        section.note = rivals.CVXPYLAYERS_MISSING + "."
     for size in (5,) if effort.toy else SIZES:
         program, truth = random_program(size)
         title = f"Gradient through a random program, n = {size}"
-        compare(section, Comparison(title, gradients(), (program.c, program), truth), effort)
+        variants, inputs = gradients(program, effort), (program.c, program)
+        compare(section, Comparison(title, variants, inputs, truth, eager=(LAYER,)), effort)
     count = 4 if effort.toy else BATCH
     program, _ = control_programs(count)
     axes = (0, Program(None, 0, None, None, None, None))
-    functions = {name: jax.vmap(f, axes) for name, f in gradients().items()}
     # The reference solves to rounding, and differentiates there.
     precise = by_iterdiff(1e-11, itd.Implicit(refine=2))
     loss = jax.grad(lambda c, program: jnp.sum(precise(c, program) ** 2) / 2)
     truth = jax.jit(jax.vmap(loss, axes))(program.c, program)
-    comparison = Comparison(f"Batch of {count} programs", functions, (program.c, program), truth)
+    title, variants = f"Batch of {count} programs", gradients(program, effort, axes)
+    comparison = Comparison(title, variants, (program.c, program), truth, eager=(LAYER,))
     rows = compare(section, comparison, effort)
+    section.tables.append(edges.table(others=not effort.toy))
     if not effort.toy:
         ours, other = named(rows, OURS), best(rows)  # however wrong it is
         section.measurements.append(

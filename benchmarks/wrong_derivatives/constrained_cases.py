@@ -1,5 +1,7 @@
 """Cases with constraints, whose active set is known, and the Gauss-Newton approximation."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,32 +74,47 @@ def _on(data: Data, holds: jax.Array) -> itd.RootFinding:
     return itd.RootFinding(residual)
 
 
-def stopped_early() -> list[Group]:
-    """Return ADMM that stops before, or just after, it has found the active set."""
+def _by_admm(truth: str) -> Callable[[Data], Setup]:
+    """Return the builder of ADMM runs whose solution is on the active set ``data[truth]``."""
 
     def build(data: Data) -> Setup:
         run = itd.ADMM(), data["x0"], data["theta"]
+        return Setup(_program(data), *run, true=_on(data, data[truth]))
+
+    return build
+
+
+def _by_step(found: str) -> Callable[[Data], Setup]:
+    """Return the builder of solvers that end on the active set ``data[found]``, by a Newton step.
+
+    The solution is on ``data["holds"]``.
+    """
+
+    def build(data: Data) -> Setup:
+        def solver(x0, theta):
+            equations = _on(data, data[found])
+            jacobian = jax.jacfwd(equations.residual)(x0, theta)
+            return x0 - jnp.linalg.solve(jacobian, equations.residual(x0, theta))
+
+        run = solver, data["x0"], data["theta"]
         return Setup(_program(data), *run, true=_on(data, data["holds"]))
+
+    return build
+
+
+def stopped_early() -> list[Group]:
+    """Return ADMM that stops before, or just after, it has found the active set."""
 
     def maker(rng, rtol, active):
         return program_case(rng, active, rtol, margin=2.0)
 
     cases = grid("admm", maker, rtol=(0.9, 0.5, 0.2, 5e-2, 1e-2, 1e-4), active=(1, 3))
+    build = _by_admm("holds")
     return [Group("early stopped ADMM", "admm", build, cases, THREE, stop=400, foreign=True)]
 
 
 def wrong_active_sets() -> list[Group]:
     """Return solvers that end on another active set than the solution's."""
-
-    def build(data: Data) -> Setup:
-        def solver(x0, theta):
-            wrong = _on(data, data["found"])
-            jacobian = jax.jacfwd(wrong.residual)(x0, theta)
-            return x0 - jnp.linalg.solve(jacobian, wrong.residual(x0, theta))
-
-        run = solver, data["x0"], data["theta"]
-        return Setup(_program(data), *run, true=_on(data, data["holds"]))
-
     changes = {"none": (), "one missing": (0,), "one too many": (7,), "one for another": (0, 7)}
 
     def maker(rng, change, active):
@@ -108,35 +125,23 @@ def wrong_active_sets() -> list[Group]:
         return {**made, "found": found}
 
     cases = grid("active-set", maker, change=changes, active=(2, 4))
-    return [Group("wrong active set", "active-set", build, cases, POLISHED)]
+    return [Group("wrong active set", "active-set", _by_step("found"), cases, POLISHED)]
 
 
 def weakly_active() -> list[Group]:
     """Return solutions at which a multiplier is zero, or nearly so."""
-
-    def build(data: Data) -> Setup:
-        def solver(x0, theta):
-            right = _on(data, data["holds"])
-            jacobian = jax.jacfwd(right.residual)(x0, theta)
-            return x0 - jnp.linalg.solve(jacobian, right.residual(x0, theta))
-
-        run = solver, data["x0"], data["theta"]
-        return Setup(_program(data), *run, true=_on(data, data["holds"]))
 
     def maker(rng, multiplier, active):
         return program_case(rng, active, weak=multiplier)
 
     axes = {"multiplier": (0.0, 1e-9, 1e-3, 1e-1), "active": (1, 3)}
     cases = grid("weakly-active", maker, **axes)
+    build = _by_step("holds")
     return [Group("weakly active constraints", "weakly-active", build, cases, IMPLICIT)]
 
 
 def dependent() -> list[Group]:
     """Return active constraints that depend on each other, and that theta moves together or not."""
-
-    def build(data: Data) -> Setup:
-        run = itd.ADMM(), data["x0"], data["theta"]
-        return Setup(_program(data), *run, true=_on(data, data["truth"]))
 
     def maker(rng, moved, factor):
         made = program_case(rng, 2, 1e-6)
@@ -150,6 +155,7 @@ def dependent() -> list[Group]:
 
     axes = {"moved": {"together": 0, "apart": 0}, "factor": (1.0, 3.0)}
     cases = grid("dependent", maker, **axes)
+    build = _by_admm("truth")
     return [
         Group("dependent constraints", "dependent", build, cases, POLISHED, stop=2000, foreign=True)
     ]

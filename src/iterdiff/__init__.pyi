@@ -46,6 +46,7 @@ from .diagnostics.diagnosis import Diagnosis as Diagnosis
 from .diagnostics.iterate_error import iterate_derivative_error as iterate_derivative_error
 from .diagnostics.trace import trace as trace
 from .jaxtools.raise_if import SolveError as SolveError
+from .linalg.block_elimination import BlockElimination as BlockElimination
 from .linalg.dense_or_krylov import DenseOrKrylov as DenseOrKrylov
 from .loop.stopping import ResidualBelow as ResidualBelow
 from .loop.stopping import Steps as Steps

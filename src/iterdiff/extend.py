@@ -12,7 +12,7 @@ an algorithm          `Algorithm` or `StatelessAlgorithm`, `State`, `Iterate`, `
 a mode                `Mode`, `Outcome`, `Task`, `Tangents`, `Run`, `run_loop`, `floating_part`,
                       `stop_gradient`, `attach_jvp`, `hoist`
 a stopping rule       `StoppingRule`, `StopContext`, `check_tolerance`
-a problem             `Problem`
+a problem             `Problem`, `ConstraintLimits`
 a linear solve        `DenseOrKrylov`, `Limits`
 an adapter            `Algorithm`, `ForeignState`, `import_extra`
 ====================  ==============================================================================
@@ -47,4 +47,5 @@ from iterdiff.loop.task import Tangents as Tangents
 from iterdiff.loop.task import Task as Task
 from iterdiff.modes.base import Mode as Mode
 from iterdiff.modes.base import Outcome as Outcome
+from iterdiff.problems.constrained import ConstraintLimits as ConstraintLimits
 from iterdiff.problems.problem import Problem as Problem

@@ -17,9 +17,7 @@ def test_theory_predicts_bias_and_variance():
     assert decreasing[-1] < 0.9 * decreasing[-5]
     settled = data.sel(decay=0.0).isel(iteration=slice(15, None))
     assert (settled.mean_error < 2 * settled.radius).all()  # the interval covers the truth
-    (panel,) = [
-        axes for axes in figures(data)["convergence"].axes if "= 0" in axes.get_title("left")
-    ]
+    (panel,) = [axes for axes in figures(data)["convergence"].axes if "= 0" in axes.get_title()]
     assert "one chain by theory" in panel.get_legend_handles_labels()[1]
 
 

@@ -1,4 +1,4 @@
-"""Solvers of jaxopt: minimisers, proximal methods, root finders, fixed points."""
+"""Solvers of jaxopt: minimisers, proximal methods, root finders, fixed points, programs."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,8 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from iterdiff.adapters.common import BRACKETS_CAVEAT, ForeignState
+from iterdiff.algorithms.admm import dual_vector, stacked
 from iterdiff.algorithms.base import Algorithm
+from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.extras import import_extra
+from iterdiff.problems.constrained import PrimalDual
 from iterdiff.problems.least_squares import MINIMIZATIONS, LeastSquares
 from iterdiff.problems.linear_system import LinearSystem
 from iterdiff.problems.problem import (
@@ -21,6 +24,7 @@ from iterdiff.problems.problem import (
     RootFinding,
     SmoothMinimization,
 )
+from iterdiff.problems.quadratic_program import QuadraticProgram
 
 
 class JaxoptAlgorithm(Algorithm):
@@ -107,6 +111,58 @@ class JaxoptFixedPoint(JaxoptAlgorithm):
     consistent: ClassVar[bool] = True
 
 
+class JaxoptProgram(Algorithm):
+    """jaxopt's OSQP; made by `from_jaxopt`. The multipliers of the iterate are its dual variables.
+
+    Attributes
+    ----------
+    solver : jaxopt.BoxOSQP
+        With its own functions left out: the program's matrices are passed.
+    """
+
+    solver: Any
+    accepts: ClassVar[tuple[type[Problem], ...]] = (QuadraticProgram,)
+    consistent: ClassVar[bool] = True
+
+    def init(self, problem: QuadraticProgram, x0: PrimalDual, theta: PyTree) -> ForeignState:
+        """Return the state at `x0`."""
+        arguments = _program_arguments(problem, x0, theta)
+        lower, upper = arguments[2]
+        values = jnp.clip(arguments[1] @ tree.to_vector(x0.x), lower, upper)
+        memory = values, self.solver.init_state(_kkt(x0, values), *arguments)
+        after = eqx.filter_eval_shape(self._updated, x0, memory, arguments)[1]
+        return ForeignState(x0, _with_dtypes_of(after, memory))
+
+    def step(self, problem: QuadraticProgram, state: ForeignState, theta: PyTree) -> ForeignState:
+        """Return the state after one update."""
+        arguments = _program_arguments(problem, state.x, theta)
+        return ForeignState(*self._updated(state.x, state.memory, arguments))
+
+    def _updated(self, x: PrimalDual, memory: tuple, arguments: tuple) -> tuple[PrimalDual, tuple]:
+        values, inner = memory
+        found, inner = self.solver.update(_kkt(x, values), inner, *arguments)
+        vector, values = found.primal
+        multipliers = x.multipliers
+        if values.size:
+            multipliers = tree.from_vector(found.dual_eq, multipliers)
+        return PrimalDual(tree.from_vector(vector, x.x), multipliers), (values, inner)
+
+
+def _program_arguments(problem: QuadraticProgram, at: PrimalDual, theta: PyTree) -> tuple:
+    """Return a program as BoxOSQP's ``(Q, c)``, the matrix, and its lower and upper bounds."""
+    program = stacked(problem, at, theta)
+    lower = jnp.where(program.equal, program.upper, -jnp.inf)
+    return (program.Q, program.c), program.M, (lower, program.upper)
+
+
+def _kkt(at: PrimalDual, values: Any) -> Any:
+    """Return an iterate as jaxopt stores it."""
+    dual = dual_vector(at.multipliers, values.dtype)
+    sides = jnp.maximum(dual, 0), jnp.maximum(-dual, 0)
+    kind = import_extra("jaxopt.base", "adapters").KKTSolution
+    return kind((tree.to_vector(at.x), values), dual, sides)
+
+
 def _solver_fields(problem: Problem, solver: Any) -> dict[str, Any]:
     """Return values for the solver's fields that hold functions of the problem."""
     fields = {field.name for field in dataclasses.fields(solver)}
@@ -154,7 +210,7 @@ def _with_dtypes_of(after: PyTree, memory: PyTree) -> PyTree:
     return jax.tree.map(convert, after, memory)
 
 
-def from_jaxopt(solver: Any) -> JaxoptAlgorithm:
+def from_jaxopt(solver: Any) -> JaxoptAlgorithm | JaxoptProgram:
     """Return a solver of jaxopt as an algorithm.
 
     Minimisers (``GradientDescent``, ``LBFGS``, ``BFGS``, ``NonlinearCG``, ...) solve a
@@ -162,8 +218,9 @@ def from_jaxopt(solver: Any) -> JaxoptAlgorithm:
     `CompositeMinimization`; ``GaussNewton`` and ``LevenbergMarquardt`` solve a `LeastSquares` with
     the linear loss, and like the root finders (``Broyden``, ``Bisection``) a `RootFinding` or a
     `LinearSystem`;
-    ``FixedPointIteration`` and ``AndersonAcceleration`` solve a `FixedPoint`. One of our steps is
-    one ``update`` of the solver, at the same cost. Our stopping rules apply.
+    ``FixedPointIteration`` and ``AndersonAcceleration`` solve a `FixedPoint`; ``OSQP`` and
+    ``BoxOSQP`` solve a `QuadraticProgram`, and their dual variables are ``solution.multipliers``.
+    One of our steps is one ``update`` of the solver, at the same cost. Our stopping rules apply.
 
     The solver is a template: the problem's function replaces its own (``fun`` and the like), so
     the two cannot disagree.
@@ -217,11 +274,18 @@ def from_jaxopt(solver: Any) -> JaxoptAlgorithm:
         JaxoptLeastSquares: (jaxopt.GaussNewton, jaxopt.LevenbergMarquardt),
         JaxoptFixedPoint: (jaxopt.FixedPointIteration, jaxopt.AndersonAcceleration),
     }
+    if isinstance(solver, jaxopt.OSQP):  # it only transforms its arguments for BoxOSQP
+        solver = solver._box_osqp
+    if isinstance(solver, jaxopt.BoxOSQP):
+        return JaxoptProgram(
+            dataclasses.replace(solver, matvec_Q=None, matvec_A=None, fun=None, jit=True)
+        )
     # The order matters: jaxopt.GradientDescent is a subclass of jaxopt.ProximalGradient.
     for algorithm, classes in kinds.items():
         if isinstance(solver, classes):
             return algorithm(solver)
-    names = ", ".join(kind.__name__ for classes in kinds.values() for kind in classes)
+    classes = [kind for classes in kinds.values() for kind in classes]
+    names = ", ".join(kind.__name__ for kind in (*classes, jaxopt.OSQP, jaxopt.BoxOSQP))
     raise TypeError(
         f"`solver` must be one of jaxopt's {names}, not {solver!r}. "
         "Put @iterdiff.implicit on a function that calls any other solver."

@@ -37,7 +37,7 @@ CERTIFICATE_MAX_ERROR = {64: 1e-5, 32: 1e-3}
 """Relative error to which a step must satisfy the conditions of an infeasibility certificate."""
 
 
-class _Program(NamedTuple):
+class StackedProgram(NamedTuple):
     """A quadratic program as dense arrays, its constraints stacked: equalities first.
 
     Attributes
@@ -121,9 +121,15 @@ class ADMM(Algorithm):
 
     .. math::
 
-        (Q + \Sigma + M^\top R M) \tilde x = \Sigma x - c + M^\top (R s - \lambda), \quad
-        x^+ = \alpha \tilde x + (1 - \alpha) x, \\
-        w = \alpha M \tilde x + (1 - \alpha) s + R^{-1} \lambda, \quad
+        (Q + \Sigma + M^\top R M) \tilde x = \Sigma x - c + M^\top (R s - \lambda),
+
+    .. math::
+
+        x^+ = \alpha \tilde x + (1 - \alpha) x, \quad
+        w = \alpha M \tilde x + (1 - \alpha) s + R^{-1} \lambda,
+
+    .. math::
+
         s^+ = \Pi_C(w), \quad \lambda^+ = R (w - s^+).
 
     A step is `iterations` of these. It ends with an update of the penalty :math:`R` that balances
@@ -172,7 +178,7 @@ class ADMM(Algorithm):
 
     def init(self, problem: QuadraticProgram, x0: PrimalDual, theta: PyTree) -> _Splitting:
         """Scale the problem and factor its first matrix."""
-        program = _stacked(problem, x0, theta)
+        program = stacked(problem, x0, theta)
         scaling = jax.lax.stop_gradient(_equilibrated(program))
         penalty = self.penalty.astype(program.c.dtype)
         values = program.M @ tree.to_vector(x0.x)
@@ -182,9 +188,11 @@ class ADMM(Algorithm):
 
     def step(self, problem: QuadraticProgram, state: _Splitting, theta: PyTree) -> _Splitting:
         """Return the state after `iterations` iterations."""
-        program = _stacked(problem, state.x, theta)
+        program = stacked(problem, state.x, theta)
         start = _Inner(
-            tree.to_vector(state.x.x), state.slack, _dual(state.x.multipliers, program.c.dtype)
+            tree.to_vector(state.x.x),
+            state.slack,
+            dual_vector(state.x.multipliers, program.c.dtype),
         )
         iterate = self._iteration(program, state)
         before, last = manual_axes.scan(
@@ -201,7 +209,7 @@ class ADMM(Algorithm):
         code = jax.lax.stop_gradient(_certificate(program, state.scaling, change))
         return _Splitting(x, last.slack, penalty, factor, state.scaling, code)
 
-    def _iteration(self, program: _Program, state: _Splitting):
+    def _iteration(self, program: StackedProgram, state: _Splitting):
         """Return the map of one iteration, with the penalty of `state`."""
         Q, c, M, upper, equal = program
         proximal, weights = _weights(program, state.scaling, state.penalty)
@@ -225,7 +233,7 @@ class ADMM(Algorithm):
         return iterate
 
 
-def _stacked(problem: QuadraticProgram, at: PrimalDual, theta: PyTree) -> _Program:
+def stacked(problem: QuadraticProgram, at: PrimalDual, theta: PyTree) -> StackedProgram:
     """Return the program at theta as dense arrays."""
     size, dtype = tree.size(at.x), tree.result_dtype(at.x)
     Q = problem.matrix("Q", theta, size)
@@ -240,10 +248,10 @@ def _stacked(problem: QuadraticProgram, at: PrimalDual, theta: PyTree) -> _Progr
     counts = [len(matrix) for _, matrix in parts]
     M = jnp.concatenate([matrix.astype(dtype) for _, matrix in parts])
     equal = jnp.arange(sum(counts)) < counts[0]
-    return _Program((Q + Q.T) / 2, c, M, jnp.concatenate(sides), equal)
+    return StackedProgram((Q + Q.T) / 2, c, M, jnp.concatenate(sides), equal)
 
 
-def _dual(multipliers: Multipliers, dtype: Any) -> Float[Array, " m"]:
+def dual_vector(multipliers: Multipliers, dtype: Any) -> Float[Array, " m"]:
     """Return the multipliers as one vector."""
     leaves = jax.tree.leaves(multipliers)
     return tree.to_vector(multipliers) if leaves else jnp.zeros(0, dtype)
@@ -254,7 +262,7 @@ def _largest(a: Array, axis: int | None = None) -> Array:
     return jnp.max(jnp.abs(a), axis=axis, initial=0.0)
 
 
-def _equilibrated(program: _Program) -> _Scaling:
+def _equilibrated(program: StackedProgram) -> _Scaling:
     """Return the scales: Ruiz equilibration of the KKT matrix, then the size of the cost."""
     Q, c, M, _, _ = program
 
@@ -285,7 +293,7 @@ def _root(sizes: Array) -> Array:
 
 
 def _weights(
-    program: _Program, scaling: _Scaling, penalty: Array
+    program: StackedProgram, scaling: _Scaling, penalty: Array
 ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
     """Return the proximal weights and the penalties, in the units of the user."""
     bits = jnp.finfo(program.c.dtype).bits
@@ -294,7 +302,7 @@ def _weights(
     return proximal, jnp.where(program.equal, EQUALITY_FACTOR[bits] * weights, weights)
 
 
-def _factored(program: _Program, scaling: _Scaling, penalty: Array) -> Float[Array, "n n"]:
+def _factored(program: StackedProgram, scaling: _Scaling, penalty: Array) -> Float[Array, "n n"]:
     """Return the Cholesky factor of the matrix; it serves as the inverse and has no derivative."""
     program, penalty = jax.lax.stop_gradient((program, penalty))
     proximal, weights = _weights(program, scaling, penalty)
@@ -302,7 +310,7 @@ def _factored(program: _Program, scaling: _Scaling, penalty: Array) -> Float[Arr
     return jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
 
 
-def _refactored(program: _Program, state: _Splitting, penalty: Array) -> Float[Array, "n n"]:
+def _refactored(program: StackedProgram, state: _Splitting, penalty: Array) -> Float[Array, "n n"]:
     """Return the factor for a penalty, which may be that of `state`."""
     # Without any derivative: JAX cannot transpose the loop.
     program, state, penalty = jax.lax.stop_gradient((program, state, penalty))
@@ -313,7 +321,7 @@ def _refactored(program: _Program, state: _Splitting, penalty: Array) -> Float[A
     )
 
 
-def _adapted(program: _Program, state: _Splitting, now: _Inner) -> Float[Array, ""]:
+def _adapted(program: StackedProgram, state: _Splitting, now: _Inner) -> Float[Array, ""]:
     """Return the penalty that would balance the residuals, if it differs enough."""
     program, scaling, penalty, now = jax.lax.stop_gradient(
         (program, state.scaling, state.penalty, now)
@@ -335,7 +343,7 @@ def _adapted(program: _Program, state: _Splitting, now: _Inner) -> Float[Array, 
     return jnp.where(far & known, wanted, state.penalty)
 
 
-def _certificate(program: _Program, scaling: _Scaling, change: _Inner) -> Int[Array, ""]:
+def _certificate(program: StackedProgram, scaling: _Scaling, change: _Inner) -> Int[Array, ""]:
     """Return `Status.INFEASIBLE` or `Status.UNBOUNDED` if the last change proves it."""
     Q, c, M, upper, equal = program
     error = CERTIFICATE_MAX_ERROR[jnp.finfo(c.dtype).bits]

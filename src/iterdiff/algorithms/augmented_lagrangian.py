@@ -71,7 +71,10 @@ class AugmentedLagrangian(Algorithm):
     .. math::
 
         x^+ \approx \arg\min_x\; f + y^\top h + \tfrac{\rho}{2} \|h\|^2
-            + \tfrac{1}{2 \rho} \|\max(0, z + \rho g)\|^2, \quad
+            + \tfrac{1}{2 \rho} \|\max(0, z + \rho g)\|^2,
+
+    .. math::
+
         y^+ = y + \rho h(x^+), \quad z^+ = \max(0, z + \rho g(x^+)).
 
     If the violation of the constraints does not shrink to a quarter, the multipliers stay and the

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from iterdiff.algorithms.base import Algorithm, Iterate, State, StatelessAlgorithm
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_range, scalar
+from iterdiff.linalg.block_elimination import BlockElimination
 from iterdiff.problems.least_squares import LeastSquares
 from iterdiff.problems.problem import Problem
 
@@ -34,6 +35,8 @@ def _solver(given: Any) -> lx.AbstractLinearSolver | None:
             "`linear_solver` must be a lineax solver for least squares, such as lineax.QR(), not "
             f"{given!r}."
         )
+    if isinstance(given, BlockElimination):
+        return lx.Normal(given)
     return given
 
 
@@ -109,7 +112,7 @@ class GaussNewton(StatelessAlgorithm):
         Solves linear least-squares problems, such as ``lineax.QR()``, ``lineax.SVD()`` (for a
         Jacobian without full rank), ``lineax.LSMR(rtol, atol)``, or
         ``lineax.Normal(lineax.CG(rtol, atol))``. By default QR, and LSMR without a matrix for
-        Jacobians of more than 4 million numbers.
+        Jacobians of more than 4 million numbers. A `BlockElimination` solves the normal equations.
 
     Raises
     ------

@@ -48,7 +48,10 @@ class Chebyshev(Algorithm):
     .. math::
 
         x_{t+1} = x_t + (\omega_t - 1)(x_t - x_{t-1})
-                  - \tfrac{2\omega_t}{L + \ell} \nabla f(x_t), \qquad
+                  - \tfrac{2\omega_t}{L + \ell} \nabla f(x_t),
+
+    .. math::
+
         \omega_0 = 1, \quad \omega_1 = \frac{1}{1 - \mu^2/2}, \quad
         \omega_{t+1} = \frac{1}{1 - \mu^2 \omega_t / 4},
 

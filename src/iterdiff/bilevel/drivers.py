@@ -139,7 +139,7 @@ def minimize(
     loss : callable
         ``loss(x, theta)`` or ``loss(x, theta, args)`` returns a scalar.
     problem, algorithm, x0
-        The inner problem, as in `iterdiff.solve`.
+        The inner problem, as in `hypergradient`.
     theta0 : pytree
         Where to start; its floating leaves are minimised over.
     method : Method, optional

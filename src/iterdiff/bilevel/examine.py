@@ -208,7 +208,7 @@ def examine(
     best = value_at(points.twice, loss(points.twice, theta))
     known = (points.quotient < TOO_FAR_MIN_QUOTIENT) & tree.all_finite(points.corrected)
     converges = known & (estimate.uncertainty < estimate.absolute)
-    improves = (converges | _descends(problem, at, points)) & finite
+    improves = (converges | _descends(problem, theta, at, points)) & finite
     rounding = _rounding(at, jnp.abs(value) + jnp.abs(moved), adjoint)
     slack = jnp.abs(best - better) + rounding
     slack = jnp.where(known & jnp.isfinite(slack), slack, jnp.inf)
@@ -232,16 +232,20 @@ def examine(
     return found.known_if(finite)
 
 
-def _descends(problem: Problem, at: Sensitivity, points: NewtonPoints) -> Bool[Array, ""]:
+def _descends(
+    problem: Problem, theta: PyTree, at: Sensitivity, points: NewtonPoints
+) -> Bool[Array, ""]:
     """Return whether the Newton correction decreases a convex objective as a parabola would."""
     if not (problem.residual_is_gradient and at.structure.positive_definite):
+        return jnp.array(False)
+    before, after = (problem.value(x, theta) for x in (at.x, points.corrected))
+    if before is None or after is None:
         return jnp.array(False)
     factors = at.inverse.factors
     convex = ~points.saddle
     if factors is not None and factors.definite is not None:
         convex &= factors.definite
     predicted = tree.dot(at.value, tree.sub(at.x, points.corrected)) / 2
-    before, after = (problem.value(x, at.theta) for x in (at.x, points.corrected))
     return convex & (predicted > 0) & (after < before - DESCENT_SHARE * predicted)
 
 

@@ -166,7 +166,8 @@ def hypergradient(
     loss : callable
         ``loss(x, theta)`` or ``loss(x, theta, args)`` returns a scalar.
     problem, algorithm, x0, theta
-        The inner problem, as in `iterdiff.solve`.
+        The inner problem, as in `iterdiff.solve`. `algorithm` may also be a solver with the
+        decorator ``@iterdiff.implicit``: each evaluation calls it once, from the last solution.
     rtol : real scalar
         Largest relative error of the gradient: ``error + uncertainty`` over its norm.
     mode : Implicit, optional

@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from iterdiff.algorithms.base import Algorithm
 from iterdiff.algorithms.status import Status
 from iterdiff.bilevel.examine import GRADIENTS_PER_CHECK, Examined, examine
+from iterdiff.bilevel.schedule import Schedule, needed
 from iterdiff.jaxtools import tree
-from iterdiff.jaxtools.arguments import MAX_COUNT
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.snapshot import Snapshot
 from iterdiff.loop.run import Loop, run_loop
@@ -26,19 +26,6 @@ from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.functions import bind
 from iterdiff.problems.inputs import takes_data, with_data, with_snapshot
 from iterdiff.problems.problem import Problem
-
-FIRST_STEPS = 10
-"""Steps before the first check of a run of which nothing is known."""
-
-AIM = 0.5
-"""A run aims at this fraction of the tolerance, so that a check rarely misses it."""
-
-MAX_PREDICTED_FACTOR = 8
-"""By a known rate, a run takes at most this many times as many steps as it has taken: early rates
-are faster than those to come, so that predictions are too short rather than too long."""
-
-MIN_PREDICTED_PART = 2
-"""And at least this part of them, so that there are few checks, whatever is predicted."""
 
 JUMPED_MAX_PART = 0.5
 """Newton corrections follow each other, without steps between them, while each leaves at most this
@@ -112,26 +99,6 @@ class Posed(eqx.Module):
         if self.problem.snapshot is not None:
             problem = with_snapshot(problem, self.problem.snapshot)
         return problem, loss
-
-
-class Schedule(NamedTuple):
-    """What a run has learned about its convergence.
-
-    Attributes
-    ----------
-    log_rate : scalar
-        Change of the error's logarithm in a step; zero if it is not known.
-    start : scalar
-        Logarithm of the relative error at the start of the last run, extrapolated backwards: what
-        to expect at another theta.
-    relative : scalar
-        Upper bound of the gradient's error over its size, where the run stands; infinite if
-        nothing is known.
-    """
-
-    log_rate: Float[Array, "*b"]
-    start: Float[Array, "*b"]
-    relative: Float[Array, "*b"]
 
 
 class InnerState(NamedTuple):
@@ -304,22 +271,20 @@ def _run(
             checks=carry.checks + 1,
             products=carry.products + found.products,
         )
-        still = tree.norm(tree.sub(run.state.x, before.x))
-        still = still <= _rounding(run.state.x) * STANDSTILL_ROUNDINGS
-        stalled = still & (run.steps > 0)
+        moved = tree.norm(tree.sub(run.state.x, before.x))
+        stalled = (moved <= STANDSTILL_ROUNDINGS * _rounding(run.state.x)) & (run.steps > 0)
         known = carry.schedule.relative
         carry = _planned(carry, run.steps, accuracy, stalled, diverged)
         closer = (run.steps > 0) | (carry.schedule.relative <= known * JUMPED_MAX_PART)
         return _jumped(carry, accuracy.of_corrected & found.improves & closer, start_at)
 
-    template = jax.eval_shape(examined, state.memory.x)
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), template)
+    nothing = tree.zeros_like(jax.eval_shape(examined, state.memory.x))
     zero = jnp.zeros((), jnp.int32)
     relative = jnp.where(same, state.schedule.relative, jnp.inf)
     schedule = state.schedule._replace(relative=relative)
     expected = jnp.where(jnp.isfinite(relative), relative, jnp.exp(schedule.start))
-    needed = _needed(schedule._replace(relative=expected), accuracy.rtol, zero)
-    plan = jnp.where(expected <= accuracy.rtol, 0, needed)
+    some = needed(schedule._replace(relative=expected), accuracy.rtol, zero)
+    plan = jnp.where(expected <= accuracy.rtol, 0, some)
     begin = _Carry(
         memory=arrays,
         examined=nothing,
@@ -376,24 +341,12 @@ def _planned(
     rate = jnp.where(comparable, jnp.minimum(change / many, 0.0), schedule.log_rate)
     start = jnp.log(relative) - jnp.where(comparable, rate, schedule.log_rate) * steps
     schedule = Schedule(rate, start, relative)
-    plan = _needed(schedule, accuracy.rtol, carry.steps)
+    plan = needed(schedule, accuracy.rtol, carry.steps)
     return carry._replace(
         schedule=schedule,
         plan=jnp.minimum(plan, accuracy.max_steps - carry.steps).astype(jnp.int32),
         ended=ended.astype(jnp.int32),
     )
-
-
-def _needed(schedule: Schedule, rtol: Float[Array, ""], steps: Int[Array, ""]) -> Int[Array, ""]:
-    """Return how many steps to take before the next check, by the observed rate if there is one."""
-    longest = jnp.maximum(steps, FIRST_STEPS)
-    known = (schedule.log_rate < 0) & jnp.isfinite(schedule.relative)
-    rate = jnp.where(known, schedule.log_rate, -1.0)
-    change = jnp.log(AIM * rtol) - jnp.log(schedule.relative)
-    predicted = jnp.clip(jnp.ceil(jnp.where(known, change / rate, 0.0)), 1, MAX_COUNT // 2)
-    predicted = jnp.maximum(predicted.astype(jnp.int32), steps // MIN_PREDICTED_PART)
-    limit = jnp.where(known, MAX_PREDICTED_FACTOR, 1) * longest
-    return jnp.clip(jnp.where(known, predicted, longest), 1, limit)
 
 
 def _rounding(x: PyTree) -> Float[Array, ""]:

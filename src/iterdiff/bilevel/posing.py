@@ -10,13 +10,14 @@ from jaxtyping import PyTree
 from iterdiff.algorithms.base import Algorithm, check_fits
 from iterdiff.bilevel.inner_run import Posed
 from iterdiff.bilevel.nudged import Nudged
+from iterdiff.bilevel.solver_calls import SolverCalls
 from iterdiff.jaxtools.arguments import check_bool, check_word
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.loop.run import stop_gradient
 from iterdiff.modes.base import Mode
 from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.checks import checked_loss
-from iterdiff.problems.functions import bind, has_room
+from iterdiff.problems.functions import bind, has_room, is_implicit
 from iterdiff.problems.inputs import check_inputs, takes_data, with_snapshot
 from iterdiff.problems.problem import Minimization, Problem
 
@@ -48,7 +49,7 @@ def posed_of(
     mode, batched = how.mode, how.batched
     check_bool(batched=batched)
     if how.hessian_free is None:
-        check_fits(problem, algorithm)
+        algorithm = _checked_algorithm(problem, algorithm, args)
     else:
         _check_nudged(problem, algorithm, how)
     mode = Implicit() if mode is None else mode
@@ -86,8 +87,26 @@ def posed_of(
     return Posed(problem, algorithm, loss, args, mode, taken, batched), x0, theta
 
 
+def _checked_algorithm(problem: Any, algorithm: Any, args: PyTree) -> Algorithm:
+    """Return the inner algorithm; a function that `implicit` decorates becomes one."""
+    if is_implicit(algorithm):
+        if args is not None:
+            raise ValueError(
+                "`args` does not reach a solver with @iterdiff.implicit here; let the solver and "
+                "the problem hold their data."
+            )
+        algorithm = SolverCalls(algorithm)
+    check_fits(problem, algorithm)
+    return algorithm
+
+
 def _check_nudged(problem: Any, algorithm: Any, how: How) -> None:
     check_word("hessian_free", how.hessian_free, ("penalty",))
+    if is_implicit(algorithm):
+        raise ValueError(
+            "`hessian_free` solves nudged problems, but a solver with @iterdiff.implicit knows its "
+            "own problem only. Leave `hessian_free` out, or pass solver(fun, x0, tol)."
+        )
     if not isinstance(problem, Minimization):
         raise ValueError(
             "`hessian_free` nudges the objective of an iterdiff.Minimization, but `problem` is a "

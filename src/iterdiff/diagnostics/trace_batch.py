@@ -90,9 +90,9 @@ def trace_batch(
     )
     if recorder.task.problem.layout is not None:
         return None
-    options = probes, steps, every, estimate
+    given = stacked, dict(modes), recorder.directions
     with traceable_step(algorithm):
-        found, layout = _run_all(stacked, dict(modes), recorder.directions, *options)
+        found, layout = _run_all(*given, probes, steps, every, estimate)
     found = jax.device_get(found)
     each = [jax.tree.map(lambda v, i=i: v[i], found) for i in range(len(runs))]
     return [_dataset(recorder, numbers, layout) for numbers in each]
@@ -165,4 +165,4 @@ def _dataset(recorder: Recorder, numbers: _Numbers, layout: Record) -> "xarray.D
     if not numbers.found:
         return None
     own = dataclasses.replace(recorder, reference=numbers.reference)
-    return to_dataset(own, unstacked(numbers.rows, layout))
+    return to_dataset(own, unstacked(np.asarray(numbers.rows), layout))

@@ -182,6 +182,7 @@ def substitute_scaled(
     left, right, order = factors.left, factors.right, factors.order
     if left is not None:
         definite = factors.definite
+        assert definite is not None
         if transpose:
             y = _triangular(right, b, lower=True)
             return jnp.where(definite, _triangular(right, y, lower=True, transpose=True), left @ y)

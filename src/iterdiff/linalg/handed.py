@@ -33,7 +33,7 @@ class HandedFactors(NamedTuple):
     Attributes
     ----------
     packed : array, shape (n, n)
-        As `Factors.left`; zero if nothing is known.
+        As `Factors.right`; zero if nothing is known.
     order : array, shape (n,)
         The row permutation, as floating numbers: exact, since n is far below 1 / eps.
     rows, columns : array, shape (n,)
@@ -54,7 +54,7 @@ class HandedFactors(NamedTuple):
     @classmethod
     def of(cls, factors: Factors) -> "HandedFactors":
         """Return the factors of an LU decomposition."""
-        packed, order = factors.left, factors.order
+        packed, order = factors.right, factors.order
         count = packed.shape[0]
         order = jnp.arange(count) if order is None else order
         return cls(packed, order.astype(packed.dtype), *factors.scales)
@@ -68,7 +68,7 @@ class HandedFactors(NamedTuple):
         """Return the unchecked solution of a system with the matrix, or with its transpose."""
         order = self.order.astype(jnp.int32)
         scales = Equilibration(self.rows, self.columns)
-        factors = Factors(self.packed, self.packed, order, None, None, scales)
+        factors = Factors(None, self.packed, order, None, None, scales)
         return substitute(factors, b, transpose=transpose)
 
 

@@ -30,10 +30,6 @@ from iterdiff.linalg.least_squares import safe_length
 from iterdiff.problems.constrained import ConstrainedProblem, Multipliers, PrimalDual
 from iterdiff.problems.problem import Problem, replaced
 
-MAX_JACOBIAN_NUMBERS = 2**22
-"""Constraints with a larger Jacobian are not examined for dependence, and their least-squares
-multipliers are found without forming it."""
-
 DEPENDENT_MAX_EXPONENT = 2 / 3
 """A constraint depends on others if its unit gradient is closer to theirs than eps to this power:
 4e-11 in float64, 2e-5 in float32."""
@@ -48,6 +44,10 @@ test. The pivots have an error of about the square root of eps."""
 
 KINK_MAX_DISTANCE = {64: 1e-6, 32: 1e-3}
 """Default distance within which a kink counts, by the bits of the dtype; see `weakly_active`."""
+
+VIOLATED_MIN_DISTANCES = 10
+"""A weakly active constraint counts as inactive until it is violated by this many times the
+distance within which it counts as weakly active."""
 
 CG_RTOL = 1e-12
 """Relative residual at which the matrix-free search for multipliers stops."""
@@ -100,7 +100,7 @@ def _least_squares_multipliers(
     unit = jnp.where(largest > 0, largest, 1.0)  # makes values and gradients comparable
     weights = jax.tree.map(jnp.zeros_like, values)._replace(inequality=values.inequality)
     weights = tree.to_vector(weights) / unit
-    if count * gradient.size <= MAX_JACOBIAN_NUMBERS:
+    if count * gradient.size <= problem.limits.jacobian_max_numbers:
         rows = constraint_gradients(problem, x, theta)
         lengths = safe_length(rows)
         stacked = jnp.concatenate([(rows / lengths[:, None]).T, jnp.diag(weights / lengths)])
@@ -151,7 +151,8 @@ def regular_at(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Problem, Dep
     """Return the problem as it is differentiated at a solution, and its dependent constraints.
 
     Their multipliers are pinned, and so are those of weakly active inequalities, which then count
-    as inactive. Without constraints, the problem is returned as it is.
+    as inactive until a correction of `x` violates them: the active set was then a wrong one.
+    Without constraints, the problem is returned as it is.
     """
     if not isinstance(problem, ConstrainedProblem):
         return problem, None
@@ -159,14 +160,16 @@ def regular_at(problem: Problem, x: PyTree, theta: PyTree) -> tuple[Problem, Dep
     tol = jnp.asarray(default_distance(x), tree.result_dtype(x))
     if tree.size(x.multipliers) == 0:
         return problem, None
-    weak = weak_inequalities(fixed, x, theta, tol)
+    weak, sizes = weak_inequalities(fixed, x, theta, tol)
     found = dependence(fixed, x, theta, weak)
-    held = _with_equalities(weak, x.multipliers)
+    none = jax.tree.map(jnp.zeros_like, x.multipliers.equality)
+    room = tree.to_vector(Multipliers(none, sizes)) * (VIOLATED_MIN_DISTANCES * tol)
+    room = jnp.where(_with_equalities(weak, x.multipliers), room, 0)
     if found is not None:
         found = jax.tree.map(jax.lax.stop_gradient, found)
-        held |= found.pinned
-    numbers = _as_numbers(jax.lax.stop_gradient(held), x.multipliers)
-    return replaced(problem, pinned=numbers), found
+        room = jnp.where(found.pinned, jnp.finfo(room.dtype).max, room)
+    pinned = tree.from_vector(jax.lax.stop_gradient(room), x.multipliers)
+    return replaced(problem, pinned=pinned), found
 
 
 @compiled
@@ -178,7 +181,7 @@ def weak_constraints(
     These are the weakly active ones, except those that the active constraints imply for every
     theta nearby.
     """
-    weak = weak_inequalities(problem, unknowns, theta, tol)
+    weak, _ = weak_inequalities(problem, unknowns, theta, tol)
     found = dependence(problem, unknowns, theta, weak)
     if found is None:
         return weak
@@ -190,16 +193,17 @@ def weak_constraints(
 
 def weak_inequalities(
     problem: ConstrainedProblem, unknowns: PrimalDual, theta: PyTree, tol: Array
-) -> PyTree:
+) -> tuple[PyTree, PyTree]:
     """Return which inequalities hold with equality and have the multiplier zero, to within `tol`.
 
-    A value is compared with what it changes by when `x` changes by its own size, and a multiplier
-    with what the constraint would then add to the change of the objective.
+    The second pytree holds the size by which each value is measured: what it changes by when `x`
+    changes by its own size. A multiplier is compared with what the constraint would then add to
+    the change of the objective.
     """
     x, multipliers = unknowns
     inequality = problem.inequality
     if inequality is None:
-        return None
+        return None, None
     largest = jnp.max(jnp.abs(tree.to_vector(x)))
     size = jnp.where(largest > 0, largest, 1.0)
     direction = jax.tree.map(lambda leaf: size.astype(leaf.dtype) * tree.irregular(leaf), x)
@@ -213,10 +217,10 @@ def weak_inequalities(
     force = jnp.where(force > 0, force, 1.0)
 
     def weak(z, g, v):
-        v = jnp.where(v == 0, 1, jnp.abs(v))
         return (jnp.abs(g) <= tol.astype(g.dtype) * v) & (jnp.abs(z) * v <= tol * force)
 
-    return jax.tree.map(weak, multipliers.inequality, values, change)
+    sizes = jax.tree.map(lambda v: jnp.where(v == 0, 1, jnp.abs(v)), change)
+    return jax.tree.map(weak, multipliers.inequality, values, sizes), sizes
 
 
 def dependence(
@@ -234,7 +238,7 @@ def dependence(
         The weakly active inequalities.
     """
     count, size = tree.size(unknowns.multipliers), tree.size(unknowns.x)
-    if count == 0 or count * size > MAX_JACOBIAN_NUMBERS:
+    if count == 0 or count * size > problem.limits.jacobian_max_numbers:
         return None
     rows = constraint_gradients(problem, unknowns.x, theta)
     lengths = safe_length(rows)
@@ -263,7 +267,7 @@ def _examined(rows: Array, strong: Array, weak: Array, eps: float) -> Dependence
 
     def project(i, carry):
         rest, chosen = carry
-        length = tree.norm(rest[i])
+        length = jnp.sqrt(jnp.sum(rest[i] ** 2))  # of a part of a unit row
         take = strong[i] & (length > tol)
         q = jnp.where(take, rest[i] / jnp.where(take, length, 1.0), 0.0)
         return rest - jnp.outer(rest @ q, q), chosen.at[i].set(take)
@@ -274,14 +278,13 @@ def _examined(rows: Array, strong: Array, weak: Array, eps: float) -> Dependence
     basis = jnp.where(chosen[:, None], rows, 0)
     factor = jax.scipy.linalg.cho_factor(basis @ basis.T + jnp.diag((~chosen).astype(rows.dtype)))
 
-    def combination(which):
-        weights = jnp.where(which, tree.irregular(rows[:, 0]), 0)
-        for _ in range(2):  # the second time, for the rounding errors of the first
-            rest = jax.scipy.linalg.cho_solve(factor, basis @ (rows.T @ weights))
-            weights -= jnp.where(chosen, rest, 0)
-        return weights
-
-    return Dependence(pinned, implied, combination(pinned), combination(implied))
+    # Both combinations at once: a program through constraints is compiled faster.
+    which = jnp.stack([pinned, implied], axis=1)
+    weights = jnp.where(which, tree.irregular(rows[:, 0])[:, None], 0)
+    for _ in range(2):  # the second time, for the rounding errors of the first
+        rest = jax.scipy.linalg.cho_solve(factor, basis @ (rows.T @ weights))
+        weights -= jnp.where(chosen[:, None], rest, 0)
+    return Dependence(pinned, implied, weights[:, 0], weights[:, 1])
 
 
 def _flags(flags: Multipliers) -> Bool[Array, " m"]:

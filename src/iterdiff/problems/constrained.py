@@ -21,6 +21,7 @@ inactive one, so that every mode and every error estimate works on it as on any 
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
@@ -60,6 +61,20 @@ class PrimalDual(NamedTuple):
     multipliers: Multipliers
 
 
+@dataclasses.dataclass(frozen=True)
+class ConstraintLimits:
+    """Up to which sizes the constraints of a problem are examined as a matrix.
+
+    Attributes
+    ----------
+    jacobian_max_numbers : int
+        Constraints with a larger Jacobian are not examined for dependence, and their least-squares
+        multipliers are found without forming it. In float64 the default is 34 MB.
+    """
+
+    jacobian_max_numbers: int = 2**22
+
+
 class ConstrainedProblem(Problem):
     """Base class of problems with constraints; see `ConstrainedMinimization`.
 
@@ -68,13 +83,17 @@ class ConstrainedProblem(Problem):
     equality, inequality : callable or None
         ``equality(x, theta) = 0`` and ``inequality(x, theta) <= 0``.
     pinned : Multipliers, or None
-        1 for constraints whose multipliers are held fixed, because other constraints imply them or
-        because they are weakly active; else 0. Set where a solution is differentiated.
+        Positive for constraints whose multipliers are held fixed, because other constraints imply
+        them or because they are weakly active; else 0. It holds for values up to that number. Set
+        where a solution is differentiated.
+    limits : ConstraintLimits
+        Up to which sizes the Jacobian of the constraints is formed.
     """
 
     equality: eqx.AbstractVar[Callable | None]
     inequality: eqx.AbstractVar[Callable | None]
     pinned: eqx.AbstractVar[Multipliers | None]
+    limits: eqx.AbstractVar[ConstraintLimits]
     marks_kinks: ClassVar[bool] = True
     residual_is_gradient: ClassVar[bool] = True
     like_x: ClassVar[tuple[str, ...] | None] = ()
@@ -166,7 +185,8 @@ def _term(active: Bool[Array, "..."], multiplier: Array, value: Array) -> Array:
 def _pinned_term(pinned: Array, multiplier: Array, value: Array, term: Array) -> Array:
     """Return the same, with the multiplier held fixed where the constraint is pinned."""
     fixed = jax.lax.stop_gradient(multiplier)
-    return jnp.where(pinned > 0, fixed * value - (multiplier - fixed) ** 2 / 2, term)
+    held = (pinned > 0) & (jax.lax.stop_gradient(value) <= pinned)
+    return jnp.where(held, fixed * value - (multiplier - fixed) ** 2 / 2, term)
 
 
 class ConstrainedMinimization(ConstrainedProblem, ProblemOfFunctions):
@@ -188,6 +208,8 @@ class ConstrainedMinimization(ConstrainedProblem, ProblemOfFunctions):
         solution.
     has_aux : bool
         Whether `objective` returns a pair ``(value, aux)``, as in `Minimization`.
+    limits : ConstraintLimits
+        Up to which sizes the Jacobian of the constraints is formed; see `iterdiff.extend`.
 
     Raises
     ------
@@ -238,6 +260,9 @@ class ConstrainedMinimization(ConstrainedProblem, ProblemOfFunctions):
     equality: Callable[[PyTree, PyTree], PyTree] | None = eqx.field(kw_only=True, default=None)
     inequality: Callable[[PyTree, PyTree], PyTree] | None = eqx.field(kw_only=True, default=None)
     pinned: Multipliers | None = eqx.field(kw_only=True, default=None, repr=False)
+    limits: ConstraintLimits = eqx.field(
+        static=True, kw_only=True, default=ConstraintLimits(), repr=False
+    )
     functions: ClassVar[dict[str, int]] = {"objective": 2, "equality": 2, "inequality": 2}
 
     def __check_init__(self):

@@ -10,6 +10,14 @@ from jaxtyping import PyTree
 DATA_NAME = "args"
 """A parameter of this name receives the data, even if it has a default."""
 
+IMPLICIT = "__iterdiff_implicit__"
+"""Attribute of the functions that `iterdiff.implicit` decorates: ``solver(x0, theta)``."""
+
+
+def is_implicit(function: Any) -> bool:
+    """Return whether `iterdiff.implicit` decorates a function."""
+    return callable(function) and bool(getattr(function, IMPLICIT, False))
+
 
 class Bound(eqx.Module):
     """A function with data as its last argument, or with an auxiliary output, or both.

@@ -102,8 +102,9 @@ def box(x: T, lower: Bound, upper: Bound) -> T:
     """
 
     def clip(leaf, low, high):
+        given = low, high  # as constants of a traced function they are known, and converted not
         low, high = bound_of("lower", low, leaf), bound_of("upper", high, leaf)
-        if is_known(low) and is_known(high) and np.any(np.asarray(low) > np.asarray(high)):
+        if all(map(is_known, given)) and np.any(np.asarray(given[0]) > np.asarray(given[1])):
             raise ValueError("`lower` exceeds `upper` somewhere; exchange them there.")
         inside = jnp.where(leaf <= low, low, jnp.where(leaf >= high, high, leaf))
         return nan_unless(low <= high, inside, leaf)

@@ -1,9 +1,11 @@
 """Quadratic and linear programs, with matrices or matrix-free operators."""
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
@@ -11,11 +13,14 @@ from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import as_array, is_known, is_number
-from iterdiff.problems.constrained import ConstrainedProblem, Multipliers
+from iterdiff.problems.constrained import ConstrainedProblem, ConstraintLimits, Multipliers
 from iterdiff.problems.linear_system import as_operand
 
 MAX_ASYMMETRY = 1e-6
 """Largest entry of ``Q - Q.T`` that counts as rounding, relative to the largest of ``Q``."""
+
+SYMMETRY_MAX_NUMBERS = 2**22
+"""A sparse `Q` with more entries, zeros included, is not checked for symmetry."""
 
 
 def _as_vector(given: Any) -> Any:
@@ -37,7 +42,8 @@ class QuadraticProgram(ConstrainedProblem):
     Parameters
     ----------
     Q : matrix of shape (n, n), operator, or callable
-        Symmetric. An array, a sparse array (`jax.experimental.sparse` or SciPy), a
+        Symmetric; of one that is only known when it is traced, the symmetric part counts. An
+        array, a sparse array (`jax.experimental.sparse` or SciPy), a
         `lineax.AbstractLinearOperator`, or a function of theta that returns one of these.
     c : array of shape (n,), pytree, or callable
         The linear term, or a function of theta that returns it. It is like `x`.
@@ -53,7 +59,8 @@ class QuadraticProgram(ConstrainedProblem):
         If an array is complex or not numeric.
     ValueError
         If `A` is given without `b` or `G` without `h` (or the reverse), a shape does not fit, a
-        known `Q` is not symmetric, or a known array contains NaN or infinity.
+        known `Q` is not symmetric, or a known array contains NaN or infinity. When it is solved:
+        if a shape does not fit that was not known.
 
     Notes
     -----
@@ -85,6 +92,9 @@ class QuadraticProgram(ConstrainedProblem):
     G: Any = eqx.field(converter=as_operand, default=None)
     h: Any = eqx.field(converter=_as_vector, default=None)
     pinned: Multipliers | None = eqx.field(kw_only=True, default=None, repr=False)
+    limits: ConstraintLimits = eqx.field(
+        static=True, kw_only=True, default=ConstraintLimits(), repr=False
+    )
     functions: ClassVar[dict[str, int]] = {"Q": 1, "c": 1, "A": 1, "b": 1, "G": 1, "h": 1}
 
     def __check_init__(self):
@@ -117,15 +127,22 @@ class QuadraticProgram(ConstrainedProblem):
         return None if self.G is None else self._inequality
 
     def _equality(self, x: PyTree, theta: PyTree) -> PyTree:
-        return tree.sub(apply(self.at("A", theta), x), self.at("b", theta))
+        return self._gap("A", "b", x, theta)
 
     def _inequality(self, x: PyTree, theta: PyTree) -> PyTree:
-        return tree.sub(apply(self.at("G", theta), x), self.at("h", theta))
+        return self._gap("G", "h", x, theta)
+
+    def _gap(self, matrix: str, side: str, x: PyTree, theta: PyTree) -> PyTree:
+        values, given = apply(self.at(matrix, theta), x), self.at(side, theta)
+        _check_like(side, given, f"`{matrix}` times `x`", values)
+        return tree.sub(values, given)
 
     def cost(self, x: PyTree, theta: PyTree) -> Float[Array, ""]:
         """Return the objective at `x`."""
-        linear = tree.dot(self.at("c", theta), x)
-        return linear + tree.dot(x, apply(self.at("Q", theta), x)) / 2
+        c, image = self.at("c", theta), apply(self.at("Q", theta), x)
+        _check_like("c", c, "`x`", x)
+        _check_like("Q", image, "`x`", x)
+        return tree.dot(c, x) + tree.dot(x, image) / 2
 
     def at(self, name: str, theta: PyTree) -> Any:
         """Return the matrix or vector of this name at theta."""
@@ -153,6 +170,14 @@ def apply(matrix: Any, x: PyTree) -> PyTree:
 def _shape(value: Any) -> tuple[int, ...] | None:
     """Return the shape of a known array, dense or sparse; None for functions and pytrees."""
     return tuple(value.shape) if hasattr(value, "shape") else None
+
+
+def _check_like(name: str, given: PyTree, other: str, wanted: PyTree) -> None:
+    """Raise ValueError unless a value has the structure and shapes of another one."""
+    found, shapes = (jax.tree.map(jnp.shape, value) for value in (given, wanted))
+    if found != shapes:
+        what = f"`{name}` times `x`" if name in MATRICES else f"`{name}`"
+        raise ValueError(f"{what} has the shape {found}, but {other} has {shapes}.")
 
 
 def _check_finite(name: str, value: Any) -> None:
@@ -184,8 +209,14 @@ def _check_shape(
 
 
 def _check_symmetric(matrix: Any) -> None:
-    """Raise ValueError unless a known dense matrix is symmetric."""
-    if not eqx.is_array(matrix) or not is_known(matrix):
+    """Raise ValueError unless a known matrix, dense or sparse, is symmetric."""
+    if isinstance(matrix, lx.MatrixLinearOperator):
+        matrix = matrix.matrix
+    if not all(map(is_known, jax.tree.leaves(matrix))):
+        return
+    if hasattr(matrix, "todense") and math.prod(matrix.shape) <= SYMMETRY_MAX_NUMBERS:
+        matrix = matrix.todense()
+    if not eqx.is_array(matrix):
         return
     entries = np.asarray(matrix)
     gap = np.max(np.abs(entries - entries.T), initial=0.0)

@@ -20,7 +20,7 @@ from iterdiff.modes.checked import Checked
 from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.active_set import completed
 from iterdiff.problems.checks import check_residual
-from iterdiff.problems.functions import DATA_NAME
+from iterdiff.problems.functions import DATA_NAME, IMPLICIT
 from iterdiff.problems.inputs import takes_data, with_data, with_snapshot
 from iterdiff.problems.layout import layout_of, paired
 from iterdiff.problems.leaf_checks import check_theta, check_x0
@@ -152,6 +152,7 @@ def implicit(
             _check_called(solver, args, kwargs)
             return differentiable(*args, **kwargs)
 
+        setattr(solved, IMPLICIT, True)
         return solved
 
     return decorate

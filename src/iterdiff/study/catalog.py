@@ -72,8 +72,7 @@ class BuiltIn:
 
 
 def _settings(problem: ProblemOptions, **given: Any) -> Settings:
-    """Return settings whose problem has the type of `problem`."""
-    return Settings[type(problem)](problem=problem, **given)
+    return Settings[type(problem)](problem=problem, **given)  # the problem keeps its type
 
 
 BUILT_IN: Mapping[str, BuiltIn] = {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
 import iterdiff as itd
 from iterdiff.jaxtools.extras import import_extra
@@ -95,21 +96,25 @@ def sampled(case: Case) -> "xarray.Dataset":
     data = xarray.Dataset(
         {name: (*v, {"long_name": words.get(name, "")}) for name, v in variables.items()},
         coords={"mode": ["unrolled"], along: np.append(0, found.steps)},
-        attrs={
-            "status": "finite throughout" if np.isfinite(errors).all() else "diverged",
-            "problem": type(case.problem).__name__,
-            "algorithm": "stochastic gradient descent",
-            "unknowns": int(np.size(case.x0)),
-            "parameters": int(np.size(case.theta)),
-            "dtype": str(found.jacobian.dtype),
-            "device": jax.devices()[0].device_kind,
-            "iterdiff_version": itd.__version__,
-            "jax_version": jax.__version__,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        },
+        attrs=_attributes(case, finite=bool(np.isfinite(errors).all())),
     )
     data.jacobian_error.attrs["reference_norm"] = start[1]
     return data
+
+
+def _attributes(case: Case, *, finite: bool) -> dict[str, Any]:
+    return {
+        "status": "finite throughout" if finite else "diverged",
+        "problem": type(case.problem).__name__,
+        "algorithm": "stochastic gradient descent",
+        "unknowns": int(np.size(case.x0)),
+        "parameters": int(np.size(case.theta)),
+        "dtype": str(jnp.result_type(case.x0)),
+        "device": jax.devices()[0].device_kind,
+        "iterdiff_version": itd.__version__,
+        "jax_version": jax.__version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _lengths(rows: np.ndarray) -> np.ndarray:
@@ -170,8 +175,7 @@ class Noise:
                 return float("inf")
             noise = np.hstack([of_x, apart @ jacobian[:, j]])
             covariance = noise.T @ noise / len(noise) / batch
-            lyapunov = np.kron(matrix, np.eye(2 * n)) + np.kron(np.eye(2 * n), matrix)
-            spread = np.linalg.solve(lyapunov, covariance.reshape(-1)).reshape(2 * n, 2 * n)
+            spread = scipy.linalg.solve_continuous_lyapunov(matrix, covariance)
             total += float(np.trace(spread[n:, n:]))
         return total
 

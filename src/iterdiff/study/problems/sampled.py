@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +51,7 @@ class SampledRidge(RidgeRegression):
         table = load_table(self.data, self.target)
         features, target = jnp.asarray(table.standardised()), jnp.asarray(table.numbers())
 
-        def objective(w: Array, theta: Array, rows: Array) -> Float[Array, ""]:
+        def objective(w: Array, theta: Array, rows: Any = None) -> Float[Array, ""]:
             fit = jnp.mean((features[rows] @ w - target[rows]) ** 2) / 2
             return fit + jnp.sum(jnp.exp(theta) * w**2) / 2
 
