@@ -72,7 +72,7 @@ def row_lengths(matvec: Matvec, like: Vector) -> Vector:
     return jnp.sqrt(jax.lax.scan(add, jnp.zeros_like(like), keys)[0])
 
 
-def _signs(key: Array, count: int, like: Vector) -> Float[Array, "{count}"]:
+def _signs(key: Array, count: int, like: Vector) -> Float[Array, " m"]:
     """Return random signs, spread over devices as `like` is if there are as many."""
     axes = tree.axes_of(like) if count == like.size else None
     # `jax.random.rademacher` cannot spread them in JAX 0.10.0.
