@@ -61,3 +61,13 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "within_subsection_order": "FileNameSortKey",
 }
+
+
+def skip_fields(_app, _what, _name, member, _skip, _options):
+    """Leave out the fields of named tuples, which the docstrings of their classes describe."""
+    return True if "Alias for field number" in (getattr(member, "__doc__", "") or "") else None
+
+
+def setup(app):
+    """Register the function that leaves members out."""
+    app.connect("autodoc-skip-member", skip_fields)

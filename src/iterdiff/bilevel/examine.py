@@ -25,9 +25,8 @@ from iterdiff.accuracy.correction import correct
 from iterdiff.accuracy.estimate import TOO_FAR_MIN_QUOTIENT, compare
 from iterdiff.accuracy.overflow import finite_at
 from iterdiff.accuracy.points import NewtonPoints
-from iterdiff.accuracy.preconditioners import applied
 from iterdiff.accuracy.reasons import NO_VALUE, ONE_SIDED
-from iterdiff.accuracy.sensitivity import Helpers, Sensitivity
+from iterdiff.accuracy.sensitivity import Sensitivity
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.solve import Inverse
@@ -190,10 +189,7 @@ def examine(
     correction = correct(problem, x, theta, given, preconditioner=mode.preconditioner)
     at, points = correction.at, correction.points
     value, (slope, partial) = graded(x, floating)
-    helpers = Helpers(guess=guess)
-    if mode.preconditioner is not None:
-        helpers = helpers._replace(preconditioner=applied(mode.preconditioner, problem, x, theta))
-    adjoint = _adjoint(at, slope, helpers)
+    adjoint = _adjoint(at, slope, guess)
     gradient = tree.add(partial, at.pulled(adjoint))
     there, (slope_there, partial_there) = graded(points.corrected, floating)
     pulled, loose, terms = correction.reverse(slope_there, adjoint)
@@ -253,11 +249,11 @@ def _descends(
     return convex & (predicted > 0) & (after < before - DESCENT_SHARE * predicted)
 
 
-def _adjoint(at: Sensitivity, slope: PyTree, helpers: Helpers) -> PyTree:
+def _adjoint(at: Sensitivity, slope: PyTree, guess: PyTree) -> PyTree:
     """Return the solution of the adjoint system; an iterative solve starts at the guess."""
     if at.inverse.factors is not None:
         return at.inverse.transposed(slope)
-    method = at.method._replace(guess=helpers.guess, preconditioner=helpers.preconditioner)
+    method = at.method._replace(guess=guess)
     return Inverse(at.operator, at.x, at.structure, method).transposed(slope)
 
 

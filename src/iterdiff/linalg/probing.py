@@ -46,8 +46,7 @@ def blocks_by_probing(matvec: Matvec, like: Vector, size: int) -> Float[Array, "
     count = like.size // size
     colours = min(COLOURS, count)
     blocks = jnp.arange(count, dtype=jnp.int32)
-    axes = tree.axes_of(like) if size == 1 else None
-    signs = jax.random.rademacher(jax.random.key(0), (count,), like.dtype, out_sharding=axes)
+    signs = _signs(jax.random.key(0), count, like)
     zeros = jnp.zeros_like(like).reshape(count, size)  # spread over devices as `like` is
 
     def add(found: Array, probe: Array) -> tuple[Array, None]:
@@ -67,11 +66,18 @@ def row_lengths(matvec: Matvec, like: Vector) -> Vector:
     keys = jax.random.split(jax.random.key(1), LENGTH_PROBES)
 
     def add(squares: Array, key: Array) -> tuple[Array, None]:
-        axes = tree.axes_of(like)
-        image = matvec(jax.random.rademacher(key, (like.size,), like.dtype, out_sharding=axes))
+        image = matvec(_signs(key, like.size, like))
         return squares + image * image / LENGTH_PROBES, None
 
     return jnp.sqrt(jax.lax.scan(add, jnp.zeros_like(like), keys)[0])
+
+
+def _signs(key: Array, count: int, like: Vector) -> Float[Array, " m"]:
+    """Return random signs, spread over devices as `like` is if there are as many."""
+    axes = tree.axes_of(like) if count == like.size else None
+    # `jax.random.rademacher` cannot spread them in JAX 0.10.0.
+    drawn = jax.random.uniform(key, (count,), like.dtype, out_sharding=axes)
+    return jnp.where(drawn < 0.5, 1.0, -1.0).astype(like.dtype)
 
 
 def block_size(leaf: Array) -> int:

@@ -51,10 +51,11 @@ class SampledRidge(RidgeRegression):
         table = load_table(self.data, self.target)
         features, target = jnp.asarray(table.standardised()), jnp.asarray(table.numbers())
 
-        def objective(w: Array, theta: Array, rows: Any = None) -> Float[Array, ""]:
+        def objective(w: Array, theta: Array, rows: Array) -> Float[Array, ""]:
             fit = jnp.mean((features[rows] @ w - target[rows]) ** 2) / 2
             return fit + jnp.sum(jnp.exp(theta) * w**2) / 2
 
+        sampled: Any = objective  # it takes data, besides
         low = posed.spectrum[0] if posed.spectrum else self.penalty
         high = float(jnp.max(jnp.sum(features**2, axis=1))) + self.penalty
         title = posed.title.rpartition(",")[0]
@@ -67,7 +68,7 @@ class SampledRidge(RidgeRegression):
                 coordinate=decay if len(self.decay) > 1 else None,
                 theory=theory,
                 sampling=Sampling(
-                    itd.Minimization(objective),
+                    itd.Minimization(sampled),
                     len(target),
                     self.batch,
                     self.chains,
