@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -220,6 +221,9 @@ def outer_loss_of_members() -> None:
     np.testing.assert_allclose(there.gradient, here.gradient, rtol=1e-12)
     assert there.counts.steps.tolist() == here.counts.steps.tolist()
     assert len(there.x.sharding.device_set) == COUNT and not there.x.is_fully_replicated
+    explicit = jax.device_put(data, NamedSharding(mesh_of(AxisType.Explicit), P("d")))
+    with pytest.raises(ValueError, match="`args` must not be spread"):
+        itd.bilevel.hypergradient(*run, jnp.array(0.3), args=explicit, **at)
 
 
 CHECKS = (

@@ -11,6 +11,7 @@ from iterdiff.algorithms.base import Algorithm, check_fits
 from iterdiff.bilevel.inner_run import Posed
 from iterdiff.bilevel.nudged import Nudged
 from iterdiff.bilevel.solver_calls import SolverCalls
+from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_bool, check_word
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.loop.run import stop_gradient
@@ -140,6 +141,8 @@ def snapshot_of_loss(loss: Any, x0: PyTree, theta: PyTree, args: PyTree) -> Snap
 def check_batch(args: PyTree) -> None:
     """Raise ValueError unless all arrays of `args` have a leading axis of one length.
 
+    Nor may that axis be one of an explicit mesh: under ``vmap``, JAX 0.10 has no while loops there.
+
     Raises
     ------
     ValueError
@@ -151,4 +154,9 @@ def check_batch(args: PyTree) -> None:
             "`args` must have one leading axis of the same length in every array with "
             f"`batched=True`, one entry for each inner problem, but the lengths are "
             f"{sorted(lengths)}."
+        )
+    if any(tree.axes_of(leaf) is not None for leaf in jax.tree.leaves(args)):
+        raise ValueError(
+            "`args` must not be spread over an explicit mesh with `batched=True`: make the mesh "
+            "with axis_types=(jax.sharding.AxisType.Auto,)."
         )

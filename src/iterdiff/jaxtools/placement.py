@@ -26,7 +26,7 @@ def on_accelerator() -> bool:
     There, a loop whose end depends on data waits at every step until the host has read the
     condition; a loop of known length does not.
     """
-    chosen = jax.config.jax_default_device
+    chosen = getattr(jax.config, "jax_default_device")  # noqa: B009  (the type has no attributes)
     platform = jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)
     return platform != "cpu"
 
