@@ -50,11 +50,11 @@ def run(study: Study, progress: Progress | None = None) -> "xarray.Dataset":
     ImportError
         If a library of the extra ``study`` is not installed.
     """
-    total = sum(case.steps // case.every for case in study.cases)
-    parts, before = [], 0
-    for case in study.cases:
+    counts = [case.steps // case.every + 1 for case in study.cases]  # the start is one of them
+    parts, before, total = [], 0, sum(counts)
+    for case, count in zip(study.cases, counts, strict=True):
         parts.append(_traced(study, case, _shifted(progress, before, total)))
-        before += case.steps // case.every
+        before += count
         if progress is not None:
             progress(before, total)
     return _joined(study, parts)
