@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,6 @@ from iterdiff.study.views.verdicts import verdicts
 MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>$:&])")
 """What Markdown may read as more than itself."""
 
-STARTED = "started"
-"""The key of the session that says that the address was read."""
-
 
 def page(path: Path | None) -> None:
     """Draw the page: of a study's results if there is a path, else of what the reader chooses."""
@@ -44,28 +41,40 @@ def literal(text: str) -> str:
 
 
 def _live(st: Any) -> None:
-    """Let the reader choose, run what he chose, and show it."""
-    state = st.session_state
-    if STARTED not in state:
-        first, complaints = from_address(dict(st.query_params))
-        state[STARTED], state["problem"] = True, first.problem
-        for name, value in first.values:
-            state[_key(first.problem, name)] = value
-        state["complaints"] = complaints
+    """Let the reader choose, run what he chose, and show it.
+
+    New controls are drawn before their programs compile. Known ones are drawn after the first
+    figure, which so follows a slider sooner.
+    """
+    state, settings, upload = st.session_state, st.sidebar.container(), st.sidebar.container()
+    if "problem" not in state:
+        _read_address(st)
     for complaint in state["complaints"]:
         st.warning(literal(complaint))
-    chosen = _chosen(st)
+    chosen = _chosen(state)
     st.query_params.from_dict(chosen.address())
+    known = state.get("controls") == chosen.controls
+    if not known:
+        state["controls"] = chosen.controls
+        _controls(settings, chosen)
     try:
-        table = _table(st, chosen)
+        table = _table(upload, chosen)
         found = shown(chosen, table)
     except ValueError as error:
         st.error(literal(without_folder(str(error))))
+        if known:
+            _controls(settings, chosen)
         return
+    st.caption(literal(found.study.title))
+    charts = drawn(chosen, found)
+    beside = _first(st, next(charts))
+    if known:
+        _controls(settings, chosen)
     [(_, case)] = cases(found.data)
     said = map(sentence, (*advice(case), *verdicts(found.data)[0].verdicts))
-    st.caption(literal(found.study.title))
-    _show(st, drawn(chosen, found), found.notes, said)
+    _in_words(beside, found.notes, said)
+    for chart in charts:
+        _chart(st, *chart)
     _downloads(st, found.data)
     with st.expander("Copy the code: a program that draws the same"):
         if chosen.subject.reads_table and chosen["data"] == UPLOAD and table is not None:
@@ -74,37 +83,52 @@ def _live(st: Any) -> None:
         st.code(script(chosen, table), language="python")
 
 
+def _read_address(st: Any) -> None:
+    """Store what the address chooses as the widgets' values."""
+    state = st.session_state
+    first, state["complaints"] = from_address(dict(st.query_params))
+    state["problem"] = first.problem
+    for name, value in first.values:
+        state[_key(first.problem, name)] = value
+
+
 def _key(problem: str, name: str) -> str:
     return f"{problem}: {name}"
 
 
-def _chosen(st: Any) -> Choice:
-    """Return what the widgets of the sidebar hold."""
-    side, state = st.sidebar, st.session_state
-    side.selectbox(
-        "problem", list(SUBJECTS), format_func=lambda n: SUBJECTS[n].label, key="problem"
-    )
-    problem, values = state["problem"], {}
+def _chosen(state: Any) -> Choice:
+    """Return what the widgets hold; those that are not drawn yet hold their defaults."""
+    problem = state["problem"]
     algorithm = state.get(_key(problem, "algorithm"))
+    values = {}
     for control in choice(problem, {"algorithm": algorithm}).controls:
         key = _key(problem, control.name)
         if key not in state:
             state[key] = control.default
-        off = bool(values.get("usual")) and control.name in ("step_size", "momentum")
-        if control.name == "skipped":
-            off = LATE_START not in values["modes"]
-        values[control.name] = _widget(side, control, key, off)
+        values[control.name] = control.from_widget(state[key])
     return choice(problem, values)
 
 
-def _widget(side: Any, control: Control, key: str, off: bool) -> Any:
-    """Draw the widget of a control; return its value."""
-    return WIDGETS[type(control)](side, control, key, off)
+def _controls(side: Any, chosen: Choice) -> None:
+    """Draw the widgets of a choice."""
+    side.selectbox(
+        "problem", list(SUBJECTS), format_func=lambda n: SUBJECTS[n].label, key="problem"
+    )
+    for control in chosen.controls:
+        off = chosen.usual_steps and control.name in ("step_size", "momentum")
+        if control.name == "skipped":
+            off = LATE_START not in chosen["modes"]
+        _widget(side, control, _key(chosen.problem, control.name), off)
 
 
-def _slider(side: Any, control: Number, key: str, off: bool) -> float:
+def _widget(side: Any, control: Control, key: str, off: bool) -> None:
+    """Draw the widget of a control; the key of the session holds its value."""
+    WIDGETS[type(control)](side, control, key, off)
+
+
+def _slider(side: Any, control: Number, key: str, off: bool) -> None:
     digits = max(0, len(f"{control.step:g}".partition(".")[2]))
-    return side.slider(
+    side.slider(
         control.label,
         control.low,
         control.high,
@@ -115,26 +139,25 @@ def _slider(side: Any, control: Number, key: str, off: bool) -> float:
     )
 
 
-def _scale(side: Any, control: Scale, key: str, off: bool) -> float | int:
-    return side.select_slider(
+def _scale(side: Any, control: Scale, key: str, off: bool) -> None:
+    side.select_slider(
         control.label, control.values, format_func=control.text, key=key, disabled=off
     )
 
 
-def _word(side: Any, control: Word, key: str, off: bool) -> str:
-    return side.selectbox(control.label, control.words, key=key, disabled=off)
+def _word(side: Any, control: Word, key: str, off: bool) -> None:
+    side.selectbox(control.label, control.words, key=key, disabled=off)
 
 
-def _words(side: Any, control: Words, key: str, off: bool) -> tuple[str, ...]:
-    given = side.multiselect(control.label, control.words, key=key, disabled=off)
-    return tuple(word for word in control.words if word in given)
+def _words(side: Any, control: Words, key: str, off: bool) -> None:
+    side.multiselect(control.label, control.words, key=key, disabled=off)
 
 
-def _flag(side: Any, control: Flag, key: str, off: bool) -> bool:
-    return side.checkbox(control.label, key=key, disabled=off)
+def _flag(side: Any, control: Flag, key: str, off: bool) -> None:
+    side.checkbox(control.label, key=key, disabled=off)
 
 
-WIDGETS: Mapping[type[Control], Callable[..., Any]] = {
+WIDGETS: Mapping[type[Control], Callable[..., None]] = {
     Number: _slider,
     Scale: _scale,
     Word: _word,
@@ -143,7 +166,7 @@ WIDGETS: Mapping[type[Control], Callable[..., Any]] = {
 }
 
 
-def _table(st: Any, chosen: Choice) -> tuple[str, str] | None:
+def _table(side: Any, chosen: Choice) -> tuple[str, str] | None:
     """Return the path of the reader's table and its target; None if none is asked for, or given.
 
     Raises
@@ -153,33 +176,32 @@ def _table(st: Any, chosen: Choice) -> tuple[str, str] | None:
     """
     if not chosen.subject.reads_table or chosen["data"] != UPLOAD:
         return None
-    given = st.sidebar.file_uploader("your table (CSV, with a header line)", type=["csv"])
+    given = side.file_uploader("your table (CSV, with a header line)", type=["csv"])
     if given is None:
         return None
     content = given.getvalue()
     names = column_names(content, given.name)
-    target = st.sidebar.selectbox("column to predict", names, index=len(names) - 1)
+    target = side.selectbox("column to predict", names, index=len(names) - 1)
     return str(stored(content, given.name)), str(target)
 
 
-def _show(
-    st: Any, charts: Iterator[tuple[str, Figure]], notes: Iterable[str], said: Iterable[str]
-) -> None:
-    """Show the first figure beside the verdicts, and the others below."""
+def _first(st: Any, chart: tuple[str, Figure]) -> Any:
+    """Show the first figure; return the place beside it."""
     left, right = st.columns([3, 2])
-    with left:
-        _chart(st, *next(charts))
-    with right:
-        st.subheader("In words")
-        for note in notes:
-            st.warning(literal(note))
-        st.markdown("\n".join(f"- {literal(text)}" for text in said))
-    for name, figure in charts:
-        _chart(st, name, figure)
+    _chart(left, *chart)
+    return right
 
 
-def _chart(st: Any, name: str, figure: Figure) -> None:
-    st.plotly_chart(figure, key=name, config={"displaylogo": False, "responsive": True})
+def _in_words(place: Any, notes: Iterable[str], said: Iterable[str]) -> None:
+    """Show what the reader should know beforehand, and the verdicts."""
+    place.subheader("In words")
+    for note in notes:
+        place.warning(literal(note))
+    place.markdown("\n".join(f"- {literal(text)}" for text in said))
+
+
+def _chart(place: Any, name: str, figure: Figure) -> None:
+    place.plotly_chart(figure, key=name, config={"displaylogo": False, "responsive": True})
 
 
 def _downloads(st: Any, data: Any) -> None:
@@ -216,7 +238,10 @@ def _stored(st: Any, path: Path) -> None:
     label = st.sidebar.selectbox("case", list(labelled))
     judged = {case.label: case.verdicts for case in verdicts(found.data)}
     said = map(sentence, (*advice(labelled[label]), *judged[label]))
-    _show(st, of_case(label, labelled[label]), (), said)
+    charts = of_case(label, labelled[label])
+    _in_words(_first(st, next(charts)), (), said)
+    for chart in charts:
+        _chart(st, *chart)
     _downloads(st, found.data)
 
 

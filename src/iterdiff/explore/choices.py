@@ -193,6 +193,11 @@ class Choice:
         """The controls of this choice."""
         return controls(self.subject, self["algorithm"])
 
+    @property
+    def usual_steps(self) -> bool:
+        """Whether the algorithm takes its usual step size and momentum."""
+        return "usual" in self and self["usual"]
+
     def address(self) -> dict[str, str]:
         """Return what an address holds: the problem, and the values that are not the defaults."""
         words = {"problem": self.problem}

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Any
 
 from iterdiff.study.suggestions import suggestion
@@ -39,6 +40,10 @@ class Control(abc.ABC):
     def text(self, value: Any) -> str:
         """Return a value as the address holds it."""
         return str(value)
+
+    def from_widget(self, value: Any) -> Any:
+        """Return what a widget holds as a value of the control."""
+        return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +130,11 @@ class Words(Word):
         given = [word for word in text.split(",") if word]
         for word in given:
             super().parse(word)
-        return tuple(word for word in self.words if word in given)
+        return self.from_widget(given)
+
+    def from_widget(self, value: Collection[str]) -> tuple[str, ...]:
+        """Return the chosen words in the order of the list."""
+        return tuple(word for word in self.words if word in value)
 
     def text(self, value: tuple[str, ...]) -> str:
         """Return the words, separated by commas."""

@@ -70,7 +70,7 @@ def words(choice: Choice, table: tuple[str, str] | None = None) -> dict[str, Any
 
 def _algorithm(choice: Choice) -> dict[str, Any]:
     options: dict[str, Any] = {"type": choice["algorithm"]}
-    if "usual" in choice and choice["usual"]:
+    if choice.usual_steps:
         return options
     if "step_size" in choice:
         absolute = choice.subject.step_size is not None
