@@ -317,3 +317,53 @@ def test_constraints_too_many_for_a_matrix():
     slope = jax.jacobian(lambda theta: solver(x, theta))(theta)
     np.testing.assert_allclose(slope[:2, :2], [[0.5, -0.5], [-0.5, 0.5]], atol=1e-9)
     np.testing.assert_allclose(slope[2], 0, atol=1e-9)
+
+
+def test_an_infinite_bound_bounds_nothing(getkey):
+    batch = jax.tree.map(lambda v: v[0], random_programs(getkey()))
+    data, theta, truth, jacobian = batch
+    inactive = np.array([1, 3])  # as they were made
+    direction = {"b": jnp.ones(EQUALITIES), "c": jnp.cos(jnp.arange(1.0, N + 1))}
+    direction["h"] = jnp.array([1.0, 0.0, -1.0, 0.0])
+    moved = jacobian @ np.concatenate([direction[name] for name in "bch"])
+
+    def all_numbers(theta):
+        found = {}
+        for algorithm in (itd.ADMM(), itd.AugmentedLagrangian(itd.Newton())):
+
+            def run(theta, algorithm=algorithm):
+                solution = itd.solve(PROBLEM, algorithm, jnp.zeros(N), theta, args=data, stop=STOP)
+                return flat(solution), solution.weakly_active
+
+            value, slope, weak = jax.jvp(run, (theta,), (direction,), has_aux=True)
+            found[type(algorithm).__name__] = value, slope, weak
+        x = jnp.asarray(truth[:N])
+        return found, itd.multipliers(PROBLEM, x, theta, args=data)
+
+    all_numbers = compiled(all_numbers)
+    for bound in (np.inf, 1e30):
+        found, multipliers = all_numbers({**theta, "h": theta["h"].at[inactive].set(bound)})
+        for value, slope, weak in found.values():
+            np.testing.assert_allclose(value, truth, atol=1e-7)
+            np.testing.assert_allclose(slope, moved, rtol=1e-6, atol=1e-7)
+            assert not np.any(weak)
+        np.testing.assert_allclose(np.concatenate(multipliers), truth[N:], atol=1e-9)
+
+
+def test_an_infinite_bound_does_not_hide_that_there_is_no_solution():
+    rows = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    for curvature, h, status in (
+        (1.0, [0.0, -1.0, jnp.inf], itd.Status.INFEASIBLE),  # x <= 0 and x >= 1
+        (0.0, [1.0, 0.0, jnp.inf], itd.Status.UNBOUNDED),  # the objective falls with y
+    ):
+        Q, c = jnp.diag(jnp.array([1.0, curvature])), jnp.array([0.0, -1.0])
+        problem = itd.QuadraticProgram(Q, c, G=rows, h=jnp.array(h))
+        solution = itd.solve(
+            problem, itd.ADMM(), jnp.zeros(2), jnp.ones(()), stop=STOP, throw=False
+        )
+        assert solution.status == status
+
+
+def test_a_lower_bound_of_infinity_is_refused():
+    with pytest.raises(ValueError, match="`h` contains NaN or minus infinity"):
+        itd.QuadraticProgram(jnp.eye(1), jnp.ones(1), G=jnp.eye(1), h=jnp.array([-jnp.inf]))

@@ -349,15 +349,16 @@ def _certificate(program: StackedProgram, scaling: _Scaling, change: _Inner) -> 
     error = CERTIFICATE_MAX_ERROR[jnp.finfo(c.dtype).bits]
     dual = change.dual
     length = _largest(dual / scaling.rows)
-    gap = jnp.sum(upper * dual)
-    terms = jnp.sum(jnp.abs(upper * dual))
+    bounded = jnp.isfinite(upper)
+    products = jnp.where(bounded, upper, 0) * dual
+    gap, terms = jnp.sum(products), jnp.sum(jnp.abs(products))
     signed = jnp.all(equal | (dual >= -error * length * scaling.rows))
     infeasible = (_largest(scaling.columns * (M.T @ dual)) <= error * length) & signed
     infeasible &= (gap < -error * length) & (gap < -error * terms)
     direction = change.x
     length = _largest(direction / scaling.columns)
     values = scaling.rows * (M @ direction)
-    values = jnp.where(equal, jnp.abs(values), values)
+    values = jnp.where(bounded, jnp.where(equal, jnp.abs(values), values), -jnp.inf)
     slope = jnp.sum(c * direction) * scaling.cost
     unbounded = scaling.cost * _largest(scaling.columns * (Q @ direction)) <= error * length
     unbounded &= jnp.max(values, initial=-jnp.inf) <= error * length

@@ -49,6 +49,10 @@ VIOLATED_MIN_DISTANCES = 10
 """A weakly active constraint counts as inactive until it is violated by this many times the
 distance within which it counts as weakly active."""
 
+FAR = 1.0
+"""Weight of a multiplier whose constraint is that far from active, or farther, relative to `x`: a
+larger one, of a bound of 1e30 for example, would hide the others from a least-squares solver."""
+
 CG_RTOL = 1e-12
 """Relative residual at which the matrix-free search for multipliers stops."""
 
@@ -99,7 +103,7 @@ def _least_squares_multipliers(
     largest = jnp.max(jnp.abs(tree.to_vector(x)))
     unit = jnp.where(largest > 0, largest, 1.0)  # makes values and gradients comparable
     weights = jax.tree.map(jnp.zeros_like, values)._replace(inequality=values.inequality)
-    weights = tree.to_vector(weights) / unit
+    weights = jnp.clip(tree.to_vector(weights) / unit, -FAR, FAR)
     if count * gradient.size <= problem.limits.jacobian_max_numbers:
         rows = constraint_gradients(problem, x, theta)
         lengths = safe_length(rows)

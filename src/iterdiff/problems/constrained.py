@@ -179,6 +179,7 @@ def _checked(given: PrimalDual, values: Multipliers) -> PrimalDual:
 
 def _term(active: Bool[Array, "..."], multiplier: Array, value: Array) -> Array:
     """Return what a constraint adds: its product with the multiplier while it is active."""
+    value = jnp.where(active, value, 0)  # may be -inf where a bound is infinite
     return jnp.where(active, multiplier * value, -(multiplier**2) / 2)
 
 

@@ -50,8 +50,7 @@ class QuadraticProgram(ConstrainedProblem):
     A, G : matrix of shape (m, n), operator, or callable, optional
         The equality and inequality constraints; as `Q`, but not square.
     b, h : array of shape (m,), pytree, or callable, optional
-        Their right-hand sides; as `c`. Infinite entries of `h` are no constraints, and are not
-        allowed: leave them out.
+        Their right-hand sides; as `c`. An entry of `h` that is infinite bounds nothing.
 
     Raises
     ------
@@ -59,8 +58,8 @@ class QuadraticProgram(ConstrainedProblem):
         If an array is complex or not numeric.
     ValueError
         If `A` is given without `b` or `G` without `h` (or the reverse), a shape does not fit, a
-        known `Q` is not symmetric, or a known array contains NaN or infinity. When it is solved:
-        if a shape does not fit that was not known.
+        known `Q` is not symmetric, or a known array contains NaN or infinity (`h`: minus infinity).
+        When it is solved: if a shape does not fit that was not known.
 
     Notes
     -----
@@ -183,12 +182,14 @@ def _check_like(name: str, given: PyTree, other: str, wanted: PyTree) -> None:
 def _check_finite(name: str, value: Any) -> None:
     """Raise unless the numbers of a known array are real and finite."""
     numbers = getattr(value, "data", value) if hasattr(value, "nse") else value
+    unbounded, what = (np.inf, "minus infinity") if name == "h" else (0.0, "infinity")
     if not eqx.is_array(numbers) or not is_known(numbers):
         return
     if jnp.issubdtype(numbers.dtype, jnp.complexfloating):
         raise TypeError(f"`{name}` must be real, but its dtype is {numbers.dtype}; split it.")
-    if not np.all(np.isfinite(np.asarray(numbers))):
-        raise ValueError(f"`{name}` contains NaN or infinity; pass finite numbers.")
+    numbers = np.asarray(numbers)
+    if not np.all(np.isfinite(numbers) | (numbers == unbounded)):
+        raise ValueError(f"`{name}` contains NaN or {what}; pass finite numbers.")
 
 
 def _check_shape(
