@@ -362,8 +362,3 @@ def test_an_infinite_bound_does_not_hide_that_there_is_no_solution():
             problem, itd.ADMM(), jnp.zeros(2), jnp.ones(()), stop=STOP, throw=False
         )
         assert solution.status == status
-
-
-def test_a_lower_bound_of_infinity_is_refused():
-    with pytest.raises(ValueError, match="`h` contains NaN or minus infinity"):
-        itd.QuadraticProgram(jnp.eye(1), jnp.ones(1), G=jnp.eye(1), h=jnp.array([-jnp.inf]))

@@ -23,7 +23,7 @@ STOP = itd.ResidualBelow(rtol=0.0, atol=1e-9, max_steps=500)
         (ValueError, "G", {"h": np.ones(1)}),
         (ValueError, "A", {"A": np.ones((1, 3)), "b": np.ones(1)}),
         (ValueError, "G", {"G": np.ones((2, 2)), "h": np.ones(1)}),
-        (ValueError, "h", {"G": np.ones((1, 2)), "h": np.array([np.inf])}),
+        (ValueError, "h", {"G": np.ones((1, 2)), "h": np.array([-np.inf])}),
         (TypeError, "Q", {"Q": np.eye(2) * 1j}),
     ],
 )
