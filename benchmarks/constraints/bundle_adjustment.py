@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
@@ -32,6 +33,8 @@ NOISE, PRIOR = 1e-3, 0.1
 CG_RTOL, CG_ATOL, CG_MAX_STEPS = 1e-6, 1e-14, 2000
 """The inner solves of the variant without elimination, and where they give up."""
 
+RIVALS_TOL = 1e-8
+"""The tolerance of other libraries' solvers, in their own criteria."""
 
 TRUTH_RTOL = 1e-11
 """Relative residual of the solves behind the true gradient."""
@@ -95,7 +98,48 @@ def loss(x) -> jax.Array:
 
 
 def variants(start: dict[str, jax.Array]) -> dict[str, Callable]:
-    """Return the gradient of the loss in the offsets, for each pair of linear solvers."""
+    """Return the gradient of the loss in the offsets: ours, and where it fits other libraries'."""
+    ours = by_linear_solvers(start)
+    return {**ours, **rivals(start)} if small(start) else ours
+
+
+def small(start: dict[str, jax.Array]) -> bool:
+    """Return whether dense matrices fit."""
+    return sum(leaf.size for leaf in start.values()) <= MOST_DENSE
+
+
+def rivals(start: dict[str, jax.Array]) -> dict[str, Callable]:
+    """Return the gradient by optimistix and by jaxopt, with their own implicit derivatives."""
+    import jaxopt
+    import optimistix as optx
+
+    def by_optimistix(theta, scene):
+        cholesky = lx.Normal(lx.Cholesky())  # faster than QR, its default
+        solver = optx.LevenbergMarquardt(RIVALS_TOL, RIVALS_TOL, linear_solver=cholesky)
+        found = optx.least_squares(
+            lambda x, theta: residuals(x, theta, scene), solver, start, theta, throw=False
+        )
+        return loss(found.value)
+
+    def by_jaxopt(theta, scene):
+        flat, unravel = jax.flatten_util.ravel_pytree(start)
+
+        def stacked(flat, theta):
+            return jax.flatten_util.ravel_pytree(residuals(unravel(flat), theta, scene))[0]
+
+        solver = jaxopt.LevenbergMarquardt(
+            stacked, maxiter=50, tol=RIVALS_TOL, xtol=RIVALS_TOL, gtol=RIVALS_TOL
+        )
+        return loss(unravel(solver.run(flat, theta).params))
+
+    return {
+        "optimistix, Levenberg-Marquardt": jax.grad(by_optimistix),
+        "jaxopt, Levenberg-Marquardt": jax.grad(by_jaxopt),
+    }
+
+
+def by_linear_solvers(start: dict[str, jax.Array]) -> dict[str, Callable]:
+    """Return our gradient for each pair of linear solvers: of the steps, of the derivative."""
     blocks = itd.BlockElimination(start, lambda x: x["points"])
     conjugate = lx.Normal(lx.CG(CG_RTOL, CG_ATOL, max_steps=CG_MAX_STEPS))
     dense = lx.Normal(lx.Cholesky())
@@ -103,7 +147,7 @@ def variants(start: dict[str, jax.Array]) -> dict[str, Callable]:
         "iterdiff, points eliminated": (blocks, blocks),
         "iterdiff, conjugate gradients": (conjugate, None),
     }
-    if sum(leaf.size for leaf in start.values()) <= MOST_DENSE:
+    if small(start):
         pairs["iterdiff, dense matrices"] = (dense, lx.LU())
     stop = itd.ResidualBelow(rtol=1e-8, max_steps=50)
 
