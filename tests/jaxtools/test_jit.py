@@ -6,8 +6,18 @@ import weakref
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from iterdiff.jaxtools.jit import MAX_CACHED_PROGRAMS, _programs, compiled, program_of
+from iterdiff.jaxtools.by_content import ByContent
+from iterdiff.jaxtools.jit import (
+    MAX_CACHED_PROGRAMS,
+    QUICK_MAX_READS,
+    QUICK_OPTIONS,
+    _programs,
+    compiled,
+    program_of,
+    quickly_compiled,
+)
 
 DATA = jnp.arange(6.0).reshape(2, 3)
 
@@ -123,3 +133,45 @@ def test_static_arguments_without_a_hash_are_compared_by_identity():
     for names in (first, first, second):
         assert call(jnp.ones(()), names) == 1.0
     assert len(traces) == 2
+
+
+@pytest.fixture
+def options_of_programs(monkeypatch):
+    """The compiler's options of each program that is made, in their order."""
+    found, jit = [], jax.jit
+
+    def spy(function, **settings):
+        found.append(settings.get("compiler_options"))
+        return jit(function, **settings)
+
+    monkeypatch.setattr(jax, "jit", spy)
+    return found
+
+
+def test_programs_of_tools_are_compiled_quickly_if_they_are_small(options_of_programs):
+    @compiled
+    def product(x):
+        return jnp.sum(x * x)
+
+    for evaluations, quick in ((QUICK_MAX_READS // 3, True), (QUICK_MAX_READS // 2, False)):
+        with quickly_compiled(evaluations):
+            assert product(jnp.ones(3)) == 3
+            assert ByContent(lambda x: 2 * jnp.sum(x))(jnp.ones(3)) == 6
+        assert options_of_programs[-2:] == [QUICK_OPTIONS if quick else None] * 2
+    assert product(jnp.ones(3)) == 3  # outside, it is another program
+    assert options_of_programs[-1] is None and len(options_of_programs) == 5
+
+
+def test_a_part_of_another_program_is_compiled_with_it():
+    @compiled
+    def square(x):
+        return x**2
+
+    @quickly_compiled()
+    def tool(x):
+        return square(x)
+
+    x = jnp.array(3.0)
+    for call in (tool, jax.jit(tool), jax.vmap(tool), jax.jit(lambda _: tool(jnp.array(3.0)))):
+        np.testing.assert_array_equal(call(x[None]).squeeze(), 9.0)
+    assert jax.grad(tool)(x) == 6.0

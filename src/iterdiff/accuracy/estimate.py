@@ -42,7 +42,7 @@ from iterdiff.accuracy.sensitivity import Sensitivity
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import Tolerance, check_tolerance
 from iterdiff.jaxtools.closures import attach_jvp
-from iterdiff.jaxtools.jit import compiled
+from iterdiff.jaxtools.jit import compiled, quickly_compiled
 from iterdiff.jaxtools.snapshot import Snapshot, snapshot, traced
 from iterdiff.jaxtools.transformations import transforming
 from iterdiff.jaxtools.tree import floating_part
@@ -154,6 +154,7 @@ def shown(estimate: Any, *verdicts: str) -> str:
     return f"{type(estimate).__name__}({', '.join(parts)}, reason={estimate.reason!r})"
 
 
+@quickly_compiled()
 def derivative_error(
     problem: Problem,
     x: PyTree,

@@ -12,6 +12,7 @@ from iterdiff.diagnostics.map_checks import check_objective, check_residual_map,
 from iterdiff.diagnostics.solve_checks import check_end, check_solve
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import Tolerance, check_tolerance
+from iterdiff.jaxtools.jit import quickly_compiled
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.problems.functions import bind
 from iterdiff.problems.inputs import check_inputs
@@ -25,6 +26,7 @@ DEFAULT_TOL_FLOAT32 = 2e-2
 """The same in float32, and in every shorter precision."""
 
 
+@quickly_compiled()
 def check_derivative(
     problem: Problem,
     algorithm: Algorithm | Callable[[PyTree, PyTree], PyTree],

@@ -20,7 +20,7 @@ from iterdiff.diagnostics.reference import MAX_ROUNDING, polish
 from iterdiff.diagnostics.trace import trace
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_count, check_tolerance
-from iterdiff.jaxtools.jit import compiled
+from iterdiff.jaxtools.jit import compiled, quickly_compiled
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.linalg.spectrum import Spectrum, probe
 from iterdiff.loop.stopping import Steps
@@ -67,6 +67,7 @@ MAX_ASYMMETRY_EPS = 1e3
 """Asymmetry up to which a matrix counts as symmetric, in units of the machine precision."""
 
 
+@quickly_compiled()
 def diagnose(
     problem: Problem,
     algorithm: Algorithm,

@@ -14,7 +14,7 @@ from iterdiff.diagnostics.recorder import Progress, Recorder, record_all
 from iterdiff.diagnostics.reference import find_reference
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import check_bool, check_callable, check_count
-from iterdiff.jaxtools.jit import compiled
+from iterdiff.jaxtools.jit import compiled, quickly_compiled
 from iterdiff.jaxtools.tree import floating_part
 from iterdiff.loop.run import run_loop
 from iterdiff.loop.stopping import Steps
@@ -125,7 +125,7 @@ def trace(
     run = (problem, algorithm, x0, theta)
     options = {"reference": reference, "probes": probes, "every": every, "estimate": estimate}
     recorder = build_recorder(*run, steps=steps, modes=modes, args=args, **options)
-    with traceable_step(algorithm):
+    with traceable_step(algorithm), quickly_compiled(steps):
         records = record_all(recorder, progress)
     return to_dataset(recorder, records)
 
@@ -166,7 +166,7 @@ def build_recorder(
     else:
         count, key = drawn
         directions = tree.random_directions(key, floating, count)
-    with traceable_step(algorithm):
+    with traceable_step(algorithm), quickly_compiled(steps):
         task = task.with_snapshot()
         guess = _last_iterate(task) if reference is None else x0
         truth = find_reference(problem, guess, theta, directions, _seen(problem, reference))

@@ -13,7 +13,9 @@ import jax
 from jax.core import eval_jaxpr
 from jaxtyping import PyTree
 
+from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.closures import without_constants
+from iterdiff.jaxtools.jit import QUICK_OPTIONS, quick_max_numbers
 from iterdiff.jaxtools.snapshot import snapshot
 
 MAX_KEPT_PROGRAMS = 64
@@ -31,14 +33,17 @@ class Traced:
         The function.
     args : pytrees of arrays
         Give shapes and dtypes.
+    quick : bool
+        Whether to compile a small program quickly, as `quickly_compiled` does.
     """
 
-    def __init__(self, function: Callable[..., PyTree], *args: PyTree):
+    def __init__(self, function: Callable[..., PyTree], *args: PyTree, quick: bool = False):
         # A new function object, since JAX caches traces by the function's identity.
         made = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*args)
         self.jaxpr, shapes = made
         self.structure = jax.tree.structure(shapes)
-        self._run = self._program()
+        small = tree.size((made[0].consts, args)) <= quick_max_numbers()
+        self._run = self._program(QUICK_OPTIONS if quick and small else None)
 
     def __call__(self, *args: PyTree) -> PyTree:
         """Return what the function returns, from a program that may be another one's."""
@@ -50,15 +55,20 @@ class Traced:
         plan = self._run.ahead(list(self.jaxpr.consts), jax.tree.leaves(args)).memory_analysis()
         return int(getattr(plan, "temp_size_in_bytes", 0))
 
-    def _program(self) -> "_Program":
+    def _program(self, options: dict[str, Any] | None) -> "_Program":
         jaxpr = without_constants(self.jaxpr)
-        program = _Program(jax.jit(lambda constants, args: eval_jaxpr(jaxpr, constants, *args)))
+
+        def evaluate(constants, args):
+            return eval_jaxpr(jaxpr, constants, *args)
+
+        program = _Program(jax.jit(evaluate, compiler_options=options))
         taken = snapshot(self.jaxpr)
         own = [constant for constant in self.jaxpr.consts if isinstance(constant, jax.Array)]
         if len(own) < len(taken.arrays) or taken.traced or _calls_python(jaxpr):
             return program  # it depends on more than its inputs and its equations
-        program = _kept.setdefault(taken.content, program)
-        _kept.move_to_end(taken.content)
+        key = taken.content, options is None
+        program = _kept.setdefault(key, program)
+        _kept.move_to_end(key)
         if len(_kept) > MAX_KEPT_PROGRAMS:
             _kept.popitem(last=False)
         return program
@@ -103,7 +113,7 @@ class ByContent:
         leaves, structure = jax.tree.flatten(args)
         kind = structure, tuple(jax.typeof(v) for v in leaves)
         if kind not in self._traced:
-            self._traced[kind] = Traced(self.function, *args)
+            self._traced[kind] = Traced(self.function, *args, quick=True)
         return self._traced[kind](*args)
 
 

@@ -1,11 +1,13 @@
 """Compile functions of users' functions: one program each, kept for as long as it can be used."""
 
+import contextlib
+import contextvars
 import functools
 import threading
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
@@ -14,6 +16,7 @@ import numpy as np
 
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.closures import hoist
+from iterdiff.jaxtools.transformations import transforming
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,6 +32,18 @@ TRACING_OPTIONS = (
     "jax_default_prng_impl",
 )
 """Options of JAX that change what a trace contains."""
+
+QUICK_OPTIONS: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
+"""Options of XLA's compiler for processors. They change how machine code is made, not what is
+computed: a program compiles in less than half the time, and its loops run several times slower."""
+if jax.__version_info__ < (0, 11):  # later ones do not know it
+    QUICK_OPTIONS["xla_cpu_use_fusion_emitters"] = False
+
+QUICK_MAX_READS = 20_000_000
+"""Largest product of a program's numbers and evaluations for which quick compilation pays: reading
+this many numbers takes its loops less time than it saves."""
+
+_max_numbers = contextvars.ContextVar("max_numbers", default=0)
 
 
 class Program(NamedTuple):
@@ -83,6 +98,31 @@ def compiled(function: F) -> F:
     return call  # pyright: ignore[reportReturnType]
 
 
+@contextlib.contextmanager
+def quickly_compiled(evaluations: int = 1000) -> Iterator[None]:
+    """Compile small programs quickly within it: those of tools, which run a few times.
+
+    Where JAX transforms the caller, a program is a part of another one, and compiled with it.
+
+    Parameters
+    ----------
+    evaluations : int
+        About how often a program reads its inputs.
+    """
+    before = _max_numbers.set(QUICK_MAX_READS // evaluations)
+    try:
+        yield
+    finally:
+        _max_numbers.reset(before)
+
+
+def quick_max_numbers() -> int:
+    """Return up to how many numbers among its inputs a program is compiled quickly; 0 for none."""
+    if jax.default_backend() != "cpu" or transforming():
+        return 0
+    return _max_numbers.get()
+
+
 def program_of(function: Callable, *args: Any) -> Program:
     """Return the program that `compiled` runs for these arguments."""
     return _programs.get(function, *eqx.partition(args, _is_array))
@@ -111,7 +151,8 @@ class _Programs:
         arrays, places = jax.tree.flatten(dynamic)
         leaves, structure = jax.tree.flatten(static)
         options = tuple(getattr(jax.config, name) for name in TRACING_OPTIONS)
-        context = options, jax.sharding.get_abstract_mesh()
+        max_numbers = quick_max_numbers()
+        context = options, jax.sharding.get_abstract_mesh(), max_numbers
         rest = function, structure, places, tuple(jax.typeof(v) for v in arrays), context
         key = rest, tuple(_key(leaf) for leaf in leaves)
         with self._lock:
@@ -119,7 +160,7 @@ class _Programs:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        program = _program(function, dynamic, static)
+        program = _program(function, dynamic, static, max_numbers)
         if not any(tree.is_traced(v) for v in jax.tree.leaves(program.closed_over)):
             self._keep((rest, leaves), program)
         return program
@@ -157,7 +198,7 @@ class _Itself:
 _programs = _Programs()
 
 
-def _program(function: Callable, dynamic: Any, static: Any) -> Program:
+def _program(function: Callable, dynamic: Any, static: Any, max_numbers: int) -> Program:
     static_result = None
 
     def of_arrays(dynamic):
@@ -166,7 +207,9 @@ def _program(function: Callable, dynamic: Any, static: Any) -> Program:
         return found
 
     explicit, closed_over = hoist(of_arrays, dynamic)
-    return Program(jax.jit(explicit), closed_over, static_result)
+    quick = tree.size((dynamic, closed_over)) <= max_numbers
+    run = jax.jit(explicit, compiler_options=QUICK_OPTIONS if quick else None)
+    return Program(run, closed_over, static_result)
 
 
 def _is_array(leaf: Any) -> bool:
