@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from iterdiff.diagnostics.recorder import Record, Recorder
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.extras import import_extra
+from iterdiff.jaxtools.jit import compiled
 from iterdiff.jaxtools.tree import floating_part
 
 if TYPE_CHECKING:
@@ -52,6 +54,11 @@ def _iterate_variables(record: Record) -> dict[str, tuple]:
     return variables
 
 
+@compiled
+def _reference_norm(recorder: Recorder) -> Float[Array, ""]:
+    return recorder.frobenius(recorder.task.problem.answer(recorder.reference.tangents))
+
+
 def _jacobian_variables(recorder: Recorder, record: Record) -> dict[str, tuple]:
     modes, dimensions = list(recorder.tangents), ("mode", "iteration")
     curves = [record.jacobian_error[mode] for mode in modes]
@@ -62,9 +69,7 @@ def _jacobian_variables(recorder: Recorder, record: Record) -> dict[str, tuple]:
             estimates[row], trusted[row] = record.estimated_error[mode]
     attributes = {
         "long_name": "‖J_t − J*‖_F (absolute)",
-        "reference_norm": float(
-            recorder.frobenius(recorder.task.problem.answer(recorder.reference.tangents))
-        ),
+        "reference_norm": float(_reference_norm(recorder)),
         "directions": "all" if recorder.probes is None else f"{recorder.probes} probes",
     }
     estimate_attributes = {"long_name": "‖J_t − J(x_t⁺)‖_F (absolute)"}

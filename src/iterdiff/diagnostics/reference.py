@@ -92,9 +92,8 @@ def find_reference(
             )
     else:
         x = _like(completed(problem, given, theta), guess)
-    tangents, rounding = implicit_tangents(problem, x, theta, directions)
-    # `rounding` is NaN if the system is exactly singular.
-    if not (bool(tree.all_finite(tangents)) and bool(rounding <= MAX_ROUNDING)):
+    tangents, regular = implicit_tangents(problem, x, theta, directions)
+    if not bool(regular):
         raise ValueError(
             "`reference`: the Jacobian of the residual is singular at the solution, so its "
             "derivative cannot be computed. "
@@ -141,11 +140,13 @@ def _from_formula(
 @compiled
 def implicit_tangents(
     problem: Problem, x: PyTree, theta: PyTree, directions: PyTree
-) -> tuple[PyTree, Float[Array, ""]]:
-    """Return the tangents, and an estimate of their relative rounding error."""
+) -> tuple[PyTree, Bool[Array, ""]]:
+    """Return the tangents, and whether the linear system that they solve is regular."""
     at_x = sensitivity(problem, x, theta)
-    eps = jnp.finfo(tree.result_dtype(x)).eps
-    return jax.vmap(at_x.forward)(directions), eps * at_x.condition()
+    tangents = jax.vmap(at_x.forward)(directions)
+    rounding = jnp.finfo(tree.result_dtype(x)).eps * at_x.condition()
+    # `rounding` is NaN if the system is exactly singular.
+    return tangents, tree.all_finite(tangents) & (rounding <= MAX_ROUNDING)
 
 
 @compiled

@@ -162,7 +162,7 @@ def build_recorder(
     task = Task(problem, algorithm, x0, theta, Steps(steps))
     floating = floating_part(theta)[0]
     if drawn is None:
-        count, directions = None, tree.basis(floating)
+        count, directions = None, _basis(floating)
     else:
         count, key = drawn
         directions = tree.random_directions(key, floating, count)
@@ -172,6 +172,11 @@ def build_recorder(
         truth = find_reference(problem, guess, theta, directions, _seen(problem, reference))
         tangents = {label: mode.tangents(task, directions) for label, mode in modes.items()}
     return Recorder(task, tangents, truth, directions, count, every, estimate)
+
+
+@compiled
+def _basis(floating: PyTree) -> PyTree:
+    return tree.basis(floating)
 
 
 def _seen(problem: Problem, reference: object) -> object:

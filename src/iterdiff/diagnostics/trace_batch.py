@@ -13,9 +13,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 from iterdiff.algorithms.base import Algorithm, traceable_step
 from iterdiff.diagnostics.dataset import to_dataset
 from iterdiff.diagnostics.recorder import Record, Recorder, record_rows, unstacked
-from iterdiff.diagnostics.reference import MAX_ROUNDING, Reference, implicit_tangents, polish
+from iterdiff.diagnostics.reference import Reference, implicit_tangents, polish
 from iterdiff.diagnostics.trace import build_recorder
-from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.arguments import is_number
 from iterdiff.jaxtools.jit import compiled
 from iterdiff.loop.run import run_loop
@@ -148,14 +147,13 @@ def _run_all(
         task = Task(with_data(problem, args), algorithm, x0, theta, Steps(steps))
         guess = run_loop(task.loop(), task.state()).state.x
         x, converged, _ = polish(task.problem, guess, theta)
-        tangents, rounding = implicit_tangents(task.problem, x, theta, directions)
+        tangents, regular = implicit_tangents(task.problem, x, theta, directions)
         followers = {label: mode.tangents(task, directions) for label, mode in modes.items()}
         truth = Reference(x, tangents)
         recorder = Recorder(task, followers, truth, directions, probes, every, estimate)
         records = recorder.count + 1
         _, rows, layout = record_rows(recorder, recorder.begin(), records, ends=True)
-        found = converged & tree.all_finite(tangents) & (rounding <= MAX_ROUNDING)
-        return _Numbers(rows, truth, found)
+        return _Numbers(rows, truth, converged & regular)
 
     return jax.vmap(one)(arrays), layout
 
