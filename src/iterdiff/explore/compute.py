@@ -1,5 +1,6 @@
 """From a choice to a dataset: run the study, and explain what cannot run."""
 
+import contextlib
 import functools
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from iterdiff.explore.charts import Figure
 from iterdiff.explore.choices import FLOAT64, LATE_START, Choice
 from iterdiff.explore.figures import figures
 from iterdiff.explore.words import skipped_steps, words
+from iterdiff.jaxtools.jit import quickly_compiled
 from iterdiff.study.catalog import load_study
 from iterdiff.study.config import Study
 from iterdiff.study.run import run
@@ -66,7 +68,7 @@ def shown(choice: Choice, table: tuple[str, str] | None = None) -> Shown:
 @functools.lru_cache(MAX_REMEMBERED)
 def _shown(choice: Choice, table: tuple[str, str] | None) -> Shown:
     refuse_singular(choice)
-    with jax.enable_x64(choice["precision"] == FLOAT64):
+    with _as_chosen(choice):
         try:
             study = load_study(choice.problem, **words(choice, table))
             data = run(study)
@@ -79,11 +81,18 @@ def drawn(choice: Choice, found: Shown) -> Iterator[tuple[str, Figure]]:
     """Yield the figures of a choice one by one, in its precision."""
     figure = figures(found.study, found.data)
     while True:
-        with _LOCK, jax.enable_x64(choice["precision"] == FLOAT64):
+        with _LOCK, _as_chosen(choice):
             named = next(figure, None)
         if named is None:
             return
         yield named
+
+
+@contextlib.contextmanager
+def _as_chosen(choice: Choice) -> Iterator[None]:
+    """Compute in the chosen precision, with programs that are soon compiled."""
+    with jax.enable_x64(choice["precision"] == FLOAT64), quickly_compiled(choice["steps"]):
+        yield
 
 
 def refuse_singular(choice: Choice) -> None:
