@@ -80,8 +80,8 @@ class _Scales(NamedTuple):
     Attributes
     ----------
     rows, columns : pytree
-        Like an operand, and positive. For conjugate gradients, `rows` are one and `columns` those of the inverse
-        diagonal.
+        Like an operand, and positive. For conjugate gradients, `rows` are one and `columns` those
+        of the inverse diagonal.
     first : bool
         Whether the preconditioner is used.
     """
@@ -109,7 +109,6 @@ def iterate(
     restart : int
         GMRES restarts after this many products.
     """
-
     count, first = len(jax.tree.leaves(rows)[0]), tree.row(rows, 0)
 
     def unfinished(carry):
@@ -227,9 +226,7 @@ def _scales(system: System, like: Operand, number: Int[Array, ""]) -> _Scales:
         rows = tree.mul(rows, _inverse_lengths(scaled, like))
 
         def transposed(w):
-            return tree.mul(
-                columns, manual_axes.linear_transpose(system.matvec, tree.mul(rows, w))
-            )
+            return tree.mul(columns, manual_axes.linear_transpose(system.matvec, tree.mul(rows, w)))
 
         return rows, tree.mul(columns, _inverse_lengths(transposed, like))
 

@@ -22,7 +22,7 @@ from iterdiff.jaxtools.placement import combined, each_product
 from iterdiff.linalg.least_squares import safe_length
 
 Operand = PyTree
-"""What an operator acts on: an array, or a pytree of arrays of one dtype, of any shapes. Arrays that
+"""What an operator acts on: an array, or a pytree of arrays of one dtype. Arrays that
 are spread over several devices stay where they are: only inner products leave them."""
 
 Matvec = Callable[[Operand], Operand]

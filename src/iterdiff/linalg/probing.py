@@ -160,9 +160,9 @@ def inverse_by_probing(
         images = [
             leaf
             if inverse is None
-            else jnp.einsum(
-                "...ij,...j->...i", inverse, leaf.reshape(inverse.shape[:-1])
-            ).reshape(leaf.shape)
+            else jnp.einsum("...ij,...j->...i", inverse, leaf.reshape(inverse.shape[:-1])).reshape(
+                leaf.shape
+            )
             for inverse, leaf in zip(inverses, jax.tree.leaves(v), strict=True)
         ]
         return jax.tree.unflatten(structure, images)
