@@ -335,7 +335,7 @@ class Inverse:
         right-hand side does not depend on `v` either.
         """
         total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(v))
-        nothing = jnp.nan * total
+        nothing = jnp.asarray(jnp.nan * total)
         return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), self._raised(x, True))
 
     def transposed(self, w: PyTree) -> PyTree:
