@@ -202,8 +202,9 @@ class Correction:
         def factor_again():
             operands = at.inverse.operands
             vector = operands.of(b)
-            linear_map = LinearMap.of(lambda v: operands.of(operator(operands.back(v))), vector)
-            found = substitute(factor_by_qr(linear_map.matrix()), vector)
+            on_vectors = operands.operator(operator, at.structure.without_claims())
+            matrix = LinearMap.of(on_vectors.mv, vector).matrix()
+            found = substitute(factor_by_qr(matrix), vector)
             return operands.back(found), jnp.zeros_like(slack)
 
         return only_if(~(slack <= LOOSE_RTOL), factor_again, (y, slack))
