@@ -10,6 +10,7 @@ parameters are c, and the strengths of two sources in f. The matrix is not symme
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -93,19 +94,38 @@ class Case:
     def _counted(self, u: Grid) -> Grid:
         """Return `u`, and count that the program gets here, forward and transposed.
 
-        The products of a batch are counted one by one.
+        The products of a batch are all counted.
         """
 
         def same(_, v):
-            jax.debug.callback(self._add, v[0, 0])
+            self._counter(1)(v[0, 0])
             return v
 
         # A linear solve with the identity: JAX transposes and batches it.
         return jax.lax.custom_linear_solve(lambda v: v, u, same, same)
 
-    def _add(self, entry: object) -> None:
-        del entry
-        self.products.count += 1
+    def _counter(self, products: int) -> Callable:
+        """Return a function that adds to the count when the program calls it.
+
+        JAX makes one callback for each member of a batch of callbacks, and a matrix is formed by a
+        batch of as many products as it has columns: ten times as long to compile. So a batch is one
+        callback.
+        """
+
+        @jax.custom_batching.custom_vmap
+        def count(entries: Array) -> Array:
+            jax.debug.callback(functools.partial(self._add, products), entries)
+            return entries
+
+        @count.def_vmap
+        def _(size: int, in_batched: list, entries: Array) -> tuple[Array, bool]:
+            return self._counter(size * products)(entries), in_batched[0]
+
+        return count
+
+    def _add(self, products: int, entries: object) -> None:
+        del entries
+        self.products.count += products
 
     def operator(self, u: Grid, reaction: Float[Array, ""]) -> Grid:
         """Return the left-hand side."""

@@ -68,6 +68,47 @@ def spread_unknown(kind: AxisType) -> None:
     assert error < 1e-2  # systems that serve an estimate are solved loosely
 
 
+COUPLING = 0.05
+
+
+def several_spread_arrays(places: dict[str, P]) -> None:
+    """All modes with an unknown of several arrays, some spread along another axis, or not at all.
+
+    Its equations couple every array with the sum of the first one.
+    """
+    kinds = {"u": (16,), "v": (2, 8), "w": ()}
+    shapes = {name: kinds[name] for name in places}
+    sizes = [int(np.prod(shape)) for shape in shapes.values()]
+    flat = np.linspace(1.0, 2.0, sum(sizes))
+    parts = np.split(flat, np.cumsum(sizes)[:-1])
+    named = zip(parts, shapes.items(), strict=True)
+    theta = {name: part.reshape(shape) for part, (name, shape) in named}
+
+    def objective(x, theta):
+        own = sum(jnp.sum(theta[k] * x[k] ** 2 / 2 - x[k]) for k in x)
+        return own + COUPLING * jnp.sum(x["u"]) * sum(jnp.sum(v) for v in x.values())
+
+    modes = itd.Implicit(MATRIX_FREE), itd.Unrolled(), itd.Checked(itd.Implicit(MATRIX_FREE))
+
+    def loss(theta, x0, mode):
+        run = itd.Minimization(objective), itd.GradientDescent(0.3), x0, theta
+        x = itd.solve(*run, stop=STOP, mode=mode).x
+        return sum(jnp.sum(v**2) for v in x.values())
+
+    mesh = mesh_of(AxisType.Auto)
+    at = {name: NamedSharding(mesh, place) for name, place in places.items()}
+    theta, x0 = (jax.device_put(v, at) for v in (theta, jax.tree.map(np.zeros_like, theta)))
+    slopes = without_gathers(lambda *at: [jax.grad(loss)(*at, mode) for mode in modes], theta, x0)
+    first = np.arange(flat.size) < sizes[0]
+    matrix = np.diag(flat) + COUPLING * (first[:, None].astype(float) + first[None])
+    x = np.linalg.solve(matrix, np.ones(flat.size))
+    expected = -2 * x * np.linalg.solve(matrix, x)
+    for slope in slopes:
+        found = np.concatenate([np.ravel(slope[name]) for name in shapes])
+        # Entries of x may be about zero: iterations bound the error of the whole vector.
+        assert np.linalg.norm(found - expected) <= 1e-8 * np.linalg.norm(expected)
+
+
 def matrix_of_a_spread_unknown() -> None:
     """On automatic axes the compiler tells where the unknown is, and the program warns."""
     place = NamedSharding(mesh_of(AxisType.Auto), P("d"))
@@ -229,6 +270,8 @@ def outer_loss_of_members() -> None:
 CHECKS = (
     lambda: spread_unknown(AxisType.Explicit),
     lambda: spread_unknown(AxisType.Auto),
+    lambda: several_spread_arrays({"u": P("d"), "v": P(None, "d")}),
+    lambda: several_spread_arrays({"u": P("d"), "v": P(None, "d"), "w": P()}),
     matrix_of_a_spread_unknown,
     batch_over_devices,
     data_over_devices,

@@ -1,11 +1,11 @@
-"""Factors of a matrix that should be positive definite: LU solves, and Cholesky tells whether."""
+"""Factors of a matrix: by LU, beside which Cholesky tells whether it is definite, and by QR."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iterdiff.linalg.factor import factor, substitute
+from iterdiff.linalg.factor import factor, factor_by_qr, substitute
 
 
 @pytest.mark.parametrize("size", [1, 4])
@@ -29,3 +29,15 @@ def test_lu_solves_and_cholesky_tells_whether_it_is_definite(size):
     np.testing.assert_allclose(solutions, expected, rtol=1e-12)
     expected = np.stack([np.linalg.solve(m.T, b) for m in matrices])
     np.testing.assert_allclose(transposed, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_qr_solves_with_the_matrix_and_with_its_transpose(size):
+    rng = np.random.default_rng(size)
+    units = np.logspace(-8, 8, size)[::-1]
+    matrix, b = units[:, None] * rng.normal(size=(size, size)), rng.normal(size=size)
+    factors = factor_by_qr(jnp.asarray(matrix))
+    found = substitute(factors, jnp.asarray(b))
+    np.testing.assert_allclose(found, np.linalg.solve(matrix, b), rtol=1e-10)
+    found = substitute(factors, jnp.asarray(b), transpose=True)
+    np.testing.assert_allclose(found, np.linalg.solve(matrix.T, b), rtol=1e-10)

@@ -77,6 +77,45 @@ def test_the_results_are_the_same(accelerator, monkeypatch):
     np.testing.assert_array_equal(masked.steps, usual.steps)
 
 
+def ruled(theta, algorithm, stop):
+    # A function of its own, so that no program of another test is used again.
+    problem = itd.Minimization(lambda x, theta: jnp.sum(theta * x**2 / 2 - x))
+    return itd.solve(problem, algorithm, jnp.zeros_like(theta), theta, stop=stop, throw=False)
+
+
+def test_a_rule_is_looked_at_once_in_several_small_steps(accelerator):
+    stop = itd.ResidualBelow(1e-6, max_steps=MANY)
+    small = lambda theta: ruled(theta, itd.GradientDescent(0.5), stop)  # noqa: E731
+    assert loops(small, THETA) == (2, 1)
+
+
+def test_a_step_that_factors_a_matrix_is_not_taken_in_vain(accelerator, monkeypatch):
+    def newton(theta):
+        return ruled(theta, itd.Newton(), itd.ResidualBelow(1e-6, max_steps=MANY))
+
+    there = loops(newton, THETA)
+    monkeypatch.undo()
+    assert there == loops(newton, THETA)
+
+
+def test_a_rule_stops_at_the_same_step(accelerator, monkeypatch):
+    rates = jnp.array([0.5, 0.9, 0.05, 9.0])
+
+    def run_of(stop):
+        end = lambda rate: ruled(jnp.asarray(THETA), itd.GradientDescent(rate), stop)  # noqa: E731
+        return jax.jit(jax.vmap(end))(rates)
+
+    rules = itd.ResidualBelow(1e-6, max_steps=37), itd.ResidualBelow(1e-6, max_steps=MANY)
+    masked = [run_of(rule) for rule in rules]
+    monkeypatch.undo()
+    for found, rule in zip(masked, rules, strict=True):
+        usual = run_of(rule)
+        np.testing.assert_array_equal(found.steps, usual.steps)
+        np.testing.assert_array_equal(found.status, usual.status)
+        np.testing.assert_allclose(found.x, usual.x, rtol=1e-12)
+        assert len(set(found.status.tolist())) > 1
+
+
 def test_the_default_device_decides():
     assert not placement.on_accelerator()
     with jax.default_device(jax.devices("cpu")[0]):

@@ -10,6 +10,7 @@ import pytest
 import iterdiff as itd
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, Limits
 from iterdiff.linalg.handed import STALE_MAX_PRODUCTS
+from tests.helpers import Counter
 
 SIZE = 40
 KRYLOV = DenseOrKrylov(limits=Limits(0, 0, 0, 0))
@@ -22,32 +23,6 @@ WEIGHTS, RHS = RNG.normal(size=(2, SIZE))
 
 def matrix_at(t):
     return MATRIX + t * CHANGE
-
-
-class Counter:
-    """Counts the products that run, those of a batch one by one."""
-
-    def __init__(self):
-        self.count = 0
-
-    def _add(self, _):
-        self.count += 1
-
-    def __call__(self, v):
-        """Return `v`, and count that the program gets here."""
-
-        def same(_, v):
-            jax.debug.callback(self._add, v[0])
-            return v
-
-        # A linear solve with the identity: JAX transposes and batches it.
-        return jax.lax.custom_linear_solve(lambda v: v, v, same, same)
-
-    def take(self) -> int:
-        """Return the count, and begin again."""
-        jax.effects_barrier()
-        count, self.count = self.count, 0
-        return count
 
 
 def along(times, solver, hermitian=False, preconditioner=None, **kept):

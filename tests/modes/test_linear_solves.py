@@ -8,6 +8,7 @@ import pytest
 
 import iterdiff as itd
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, Limits
+from tests.helpers import Counter
 
 SIZE = 60
 KRYLOV = DenseOrKrylov(limits=Limits(0, 0, 0, 0))
@@ -230,6 +231,28 @@ def test_a_check_does_not_take_the_state_for_a_part_of_the_gradient():
     adjoint = np.linalg.solve(GENERAL[:5, :5].T, np.ones(5))
     np.testing.assert_allclose(gradient, 1e-6 * adjoint, rtol=1e-9)
     np.testing.assert_allclose(state.solution, adjoint, rtol=1e-9)
+
+
+def test_a_check_begins_with_the_adjoint_that_the_state_hands_on():
+    counter = Counter()
+    problem = itd.RootFinding(lambda x, theta: jnp.asarray(GENERAL) @ counter(x) - theta)
+    x = jnp.asarray(np.linalg.solve(GENERAL, RHS))
+
+    def loss(theta, state):
+        mode = itd.Checked(itd.Implicit(KRYLOV, guess=state), on_failure="nan")
+        return jnp.asarray(WEIGHTS) @ mode.attach(problem, x, theta, throw=True)
+
+    step = jax.jit(itd.value_and_grad_with_state(loss))
+    state, counts = itd.AdjointState.start(jnp.zeros(SIZE)), []
+    for _ in range(2):
+        _, found, state = step(jnp.asarray(RHS), state)
+        counts.append(counter.take())
+        np.testing.assert_allclose(found, np.linalg.solve(GENERAL.T, WEIGHTS), rtol=1e-6)
+    mode = itd.Implicit(KRYLOV)
+    jax.block_until_ready(jax.jit(gradient(problem, mode))(jnp.asarray(RHS)))
+    alone = counter.take()
+    # The check's solves stay; of the adjoint's own, only the look at its residual is left.
+    assert counts[0] - counts[1] > 0.8 * alone
 
 
 def test_a_state_of_another_problem_is_refused():

@@ -45,6 +45,8 @@ from iterdiff.accuracy.sensitivity import (
 )
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.lax import only_if
+from iterdiff.jaxtools.linear_map import LinearMap
+from iterdiff.linalg.factor import factor_by_qr, substitute
 from iterdiff.linalg.solve import DEFAULT_METHOD, Inverse
 from iterdiff.loop.run import stop_gradient
 from iterdiff.problems.problem import Problem
@@ -198,9 +200,12 @@ class Correction:
         y, slack = _refine(correction, start, self.points)
 
         def factor_again():
-            general = at.structure._replace(positive_definite=False)
-            anew = Inverse(operator, at.x, general, factor=True)
-            return anew.factored(b), jnp.zeros_like(slack)
+            operands = at.inverse.operands
+            vector = operands.of(b)
+            on_vectors = operands.operator(operator, at.structure.without_claims())
+            matrix = LinearMap.of(on_vectors.mv, vector).matrix()
+            found = substitute(factor_by_qr(matrix), vector)
+            return operands.back(found), jnp.zeros_like(slack)
 
         return only_if(~(slack <= LOOSE_RTOL), factor_again, (y, slack))
 
@@ -254,11 +259,11 @@ def _refine(
     def refine(carry):
         y, before, _, rate, count = carry
         step = correction(y)
-        y, length = tree.add(y, step), tree.norm(step)
+        y = tree.add(y, step)
+        length, change, size = tree.norms(step, tree.sub(y, start), y)
         rate = jnp.where(count == 0, rate, length / before)
-        change = tree.norm(tree.sub(y, start))
         remaining = jnp.where(rate < 1, rate / (1 - rate), jnp.inf) * length
-        at_floor = length <= NOISE_FACTOR * points.rounding * tree.norm(y)
+        at_floor = length <= NOISE_FACTOR * points.rounding * size
         slack = jnp.where(at_floor, 0.0, remaining / jnp.where(change > 0, change, 1.0))
         return y, length, slack, rate, count + 1
 

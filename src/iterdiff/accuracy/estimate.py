@@ -23,6 +23,7 @@ from iterdiff.accuracy.estimate_jvp import in_layout, relative_size, with_deriva
 from iterdiff.accuracy.forms import Apply, Form, applied, as_caller_has_it, check_layout
 from iterdiff.accuracy.overflow import finite_at
 from iterdiff.accuracy.points import NewtonPoints
+from iterdiff.accuracy.preconditioners import Preconditioner, as_preconditioner
 from iterdiff.accuracy.reasons import (
     AWAY,
     DISAGREES,
@@ -165,6 +166,7 @@ def derivative_error(
     cotangent: PyTree | None = None,
     loss: Callable[[PyTree, PyTree], Float[Array, ""]] | None = None,
     linear_solver: lx.AbstractLinearSolver | None = None,
+    preconditioner: Preconditioner | str | None = None,
     near: float = NEAR,
     args: PyTree = None,
 ) -> ErrorEstimate:
@@ -196,6 +198,8 @@ def derivative_error(
         :math:`f(x^*(\theta), \theta)` in theta (the hypergradient), like theta.
     linear_solver : lineax.AbstractLinearSolver, optional
         As in `Implicit`.
+    preconditioner : callable, "diagonal" or "block", optional
+        As in `Implicit`. A bad one makes the estimate slow or infinite, but never wrong.
     near : float
         How far `x` may be from a solution of the residual, relative to the solution (absolute if
         that is shorter than 1). Beyond this distance the solver may have solved another problem
@@ -252,7 +256,7 @@ def derivative_error(
     >>> isinstance(estimate, itd.ErrorEstimate)
     True
     """
-    linear_solver = as_linear_solver(linear_solver)
+    solves = as_linear_solver(linear_solver), as_preconditioner(preconditioner)
     check_tolerance("near", near)
     whole = isinstance(x, PrimalDual)
     problem, unknowns, theta = check_inputs(problem, x, theta, args, solved=True)
@@ -263,7 +267,7 @@ def derivative_error(
     check_layout(applied(x, theta, *form), x, theta, seen.derivative)
     taken = None if seen.loss is None else snapshot(traced(seen.loss, x, theta)[0])
     given = _Given(problem, unknowns, theta, seen.derivative, form, taken, whole)
-    found = _derivative_error(given, linear_solver, near, transforming())
+    found = _derivative_error(given, solves, near, transforming())
     back = as_caller_has_it(problem.layout, found.corrected, cotangent, loss)
     return dataclasses.replace(found, corrected=back)
 
@@ -286,15 +290,13 @@ class _Given(NamedTuple):
 
 @compiled
 def _derivative_error(
-    given: _Given,
-    linear_solver: lx.AbstractLinearSolver | None,
-    near: float,
-    differentiable: bool,
+    given: _Given, solves: tuple, near: float, differentiable: bool
 ) -> ErrorEstimate:
     problem, x, theta, derivative, form, _, whole = given
     see = (lambda v: v) if whole else problem.answer
     apply = applied(see(x), theta, *form).seen_by(see)
-    correction = correct(problem, x, theta, linear_solver, near=near)
+    solver, preconditioner = solves
+    correction = correct(problem, x, theta, solver, near=near, preconditioner=preconditioner)
     floating = jax.lax.stop_gradient(floating_part(theta)[0])
     estimate = _estimate(correction, floating, derivative, apply)
     finite = tree.all_finite(correction.at.value) & finite_at(problem, x, theta)
@@ -305,7 +307,7 @@ def _derivative_error(
         return estimate
     names = "absolute", "relative", "uncertainty", "corrected"
     parts = tuple(getattr(estimate, name) for name in names)
-    parts = with_derivative(parts, problem, (derivative, x, theta), apply, linear_solver)
+    parts = with_derivative(parts, problem, (derivative, x, theta), apply, correction.at.method)
     return dataclasses.replace(estimate, **dict(zip(names, parts, strict=True)))
 
 

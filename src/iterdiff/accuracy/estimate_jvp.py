@@ -5,12 +5,12 @@ computed once more, each linear solve by itself, because JAX knows the derivativ
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.accuracy.forms import Apply
@@ -27,7 +27,7 @@ def with_derivative(
     problem: Problem,
     at: tuple[PyTree, PyTree, PyTree],
     apply: Apply,
-    solver: lx.AbstractLinearSolver | None,
+    method: Method,
 ) -> tuple:
     """Return the parts of an estimate with their derivatives in everything they depend on.
 
@@ -43,14 +43,17 @@ def with_derivative(
         The derivative that was judged, `x` and `theta`.
     apply : Apply
         Which derivative it is. Closed-over values are differentiated in, too.
-    solver : lineax.AbstractLinearSolver, optional
-        As in `Implicit`.
+    method : Method
+        How the estimate's systems are solved.
     """
     derivative, x, theta = at
     derivative = jax.tree.map(jnp.asarray, derivative)
     residual, inputs = explicit(problem, x, theta)
+    helper, of_helper = None, []
+    if method.preconditioner is not None:
+        helper, of_helper = hoist(method.preconditioner, x)
 
-    def linearised(y, inputs):
+    def linearised(y, inputs, of_helper):
         (of_problem, of_theta), closed_over = inputs
         floating, rest = floating_part(of_theta)
 
@@ -58,25 +61,27 @@ def with_derivative(
             return residual(y, ((of_problem, eqx.combine(floating, rest)), closed_over))
 
         structure = problem.structure_at(y, of_theta)
-        return Sensitivity(Equation(in_theta, y, floating, structure), Method(solver))
+        bound = None if helper is None else partial(helper, of_helper)
+        same = Method(method.solver, preconditioner=bound)
+        return Sensitivity(Equation(in_theta, y, floating, structure), same)
 
-    def rule(_, perturbed, constants):
-        del constants
+    def rule(_, perturbed, of_helper):
         shift, y, inputs = perturbed.inputs
         shift_tangent, tangent, _ = perturbed.all_tangents()
         if any(place < len(jax.tree.leaves(shift)) for place in perturbed.places):
-            tangent = tree.add(tangent, linearised(y, inputs).forward(shift_tangent))
+            tangent = tree.add(tangent, linearised(y, inputs, of_helper).forward(shift_tangent))
         return y, tangent
 
     def again(derivative, x, inputs):
-        at = linearised(x, inputs)
+        at = linearised(x, inputs, of_helper)
         corrected = tree.sub(x, at.inverse(at.value))
         floating = floating_part(inputs[0][1])[0]
 
         def solution(there):
             """Return the solution, linear in the distance from theta."""
             shift = tree.sub(there, floating)
-            return with_jvp(lambda given, _: given[1], (shift, corrected, inputs), rule)
+            given = shift, corrected, inputs
+            return with_jvp(lambda given, _: given[1], given, rule, of_helper)
 
         better = apply(solution, floating)
         return (*sizes(derivative, better), better)

@@ -25,6 +25,7 @@ What violates the second equation is noise. A second correction that is longer t
 but not much longer than the noise, is itself noise.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -176,12 +177,18 @@ def judge(
     eps = jnp.finfo(tree.result_dtype(at.x)).eps
     scale, length, second, predicted = steps.lengths
     noise, condition, rounding = steps.noise, steps.condition, steps.rounding
-    sizes = _sizes(steps.first, corrected, rounding, together=at.inverse.factors is not None)
-    bent, chord = (jnp.abs(tree.to_vector(v)) / sizes for v in (steps.predicted, steps.chord))
+    operands, together = at.inverse.operands, at.inverse.factors is not None
+    first, x = operands.of(steps.first), operands.of(corrected)
+    sizes = _sizes(first, x, rounding, together=together)
+    bent, chord = (
+        jax.tree.map(lambda v, size: jnp.abs(v) / size, operands.of(v), sizes)
+        for v in (steps.predicted, steps.chord)
+    )
     # The slope in an unknown changes by the factor 1 - 2 * bent from one point to the other.
-    single = jnp.max(chord / jnp.maximum(1 - 2 * bent, 1 / UNKNOWN_MAX_FACTOR), initial=0.0)
+    stretched = jax.tree.map(lambda v: jnp.maximum(1 - 2 * v, 1 / UNKNOWN_MAX_FACTOR), bent)
+    single = tree.largest(jax.tree.map(jnp.divide, chord, stretched))
     quotient = jnp.maximum(_quotient(second, length, rounding), single)
-    smooth = jnp.maximum(_quotient(predicted, length, rounding), jnp.max(bent, initial=0.0))
+    smooth = jnp.maximum(_quotient(predicted, length, rounding), tree.largest(bent))
     # Otherwise the corrections are predicted, and their quotient says everything.
     noisy = (smooth < CONVERGES_MAX_QUOTIENT) & (quotient > CONVERGES_MAX_QUOTIENT)
     noisy &= second <= NOISE_MAX_RATIO * noise
@@ -217,21 +224,27 @@ def _quotient(length: Array, before: Array, noise: Float[Array, ""]) -> Float[Ar
     return jnp.where(hidden, CONVERGES_MAX_QUOTIENT, quotient)
 
 
-def _sizes(
-    first: PyTree, x: PyTree, noise: Float[Array, ""], *, together: bool
-) -> Float[Array, " n"]:
+def _sizes(first: PyTree, x: PyTree, noise: Float[Array, ""], *, together: bool) -> PyTree:
     """Return for every unknown the length that its second correction is compared with.
 
     It is that of its first correction. An unknown which that happens to leave alone, or which is
-    zero, takes the size of its value, or of the smaller unknowns. `together` is whether the vectors
-    may be brought together on one device.
+    zero, takes the size of its value, or of the smaller unknowns. `together` is whether both are
+    vectors, on one device.
     """
-    first, x = (jnp.abs(tree.to_vector(v)) for v in (first, x))
-    least = jnp.maximum(MIN_UNKNOWN_SHARE * x, noise / CONVERGES_MAX_QUOTIENT)
-    sizes = jnp.maximum(first, least)
-    ranked = _ranked_at_once if together and sizes.size <= COMPARED_MAX_UNKNOWNS else _ranked
-    sizes = jnp.maximum(sizes, ranked(sizes, (sizes.size - 1) // SMALLER_UNKNOWNS))
-    return jnp.where(sizes > 0, sizes, 1.0)
+
+    def own(first: Array, x: Array) -> Array:
+        least = jnp.maximum(MIN_UNKNOWN_SHARE * jnp.abs(x), noise / CONVERGES_MAX_QUOTIENT)
+        return jnp.maximum(jnp.abs(first), least)
+
+    sizes, count = jax.tree.map(own, first, x), tree.size(x)
+    ranked = _ranked_at_once if together and count <= COMPARED_MAX_UNKNOWNS else _ranked
+    smaller = ranked(sizes, (count - 1) // SMALLER_UNKNOWNS)
+
+    def positive(own: Array) -> Array:
+        size = jnp.maximum(own, smaller)
+        return jnp.where(size > 0, size, 1.0)
+
+    return jax.tree.map(positive, sizes)
 
 
 def _ranked_at_once(sizes: Float[Array, " n"], rank: int) -> Float[Array, ""]:
@@ -240,20 +253,22 @@ def _ranked_at_once(sizes: Float[Array, " n"], rank: int) -> Float[Array, ""]:
     return jnp.min(jnp.where(counts <= rank, jnp.inf, sizes), initial=jnp.inf)
 
 
-def _ranked(sizes: Float[Array, " n"], rank: int) -> Float[Array, ""]:
+def _ranked(sizes: PyTree, rank: int) -> Float[Array, ""]:
     """Return the number that at most `rank` of the sizes are below, to three digits.
 
     By bisection of its exponent: sorting would bring vectors together that are spread over devices.
     """
-    exponents = jnp.log2(jnp.maximum(sizes, jnp.finfo(sizes.dtype).tiny))
+    tiny = jnp.finfo(tree.result_dtype(sizes)).tiny
+    exponents = [jnp.log2(jnp.maximum(leaf, tiny)) for leaf in jax.tree.leaves(sizes)]
 
     def halve(_, interval):
         low, high = interval
         middle = (low + high) / 2
-        above = jnp.sum(exponents <= middle) > rank
+        above = sum(jnp.sum(leaf <= middle) for leaf in exponents) > rank
         return jnp.where(above, low, middle), jnp.where(above, middle, high)
 
-    interval = jnp.min(exponents), jnp.max(exponents)
+    lowest, highest = ([pick(leaf) for leaf in exponents] for pick in (jnp.min, jnp.max))
+    interval = functools.reduce(jnp.minimum, lowest), functools.reduce(jnp.maximum, highest)
     return jnp.exp2(manual_axes.fori_loop(0, RANK_BISECTIONS, halve, interval)[1])
 
 

@@ -250,3 +250,12 @@ BRANCHES = ("cond", "while", "pure_callback", "io_callback", "debug_callback")
 def has_branches(jaxpr: Any) -> bool:
     """Return whether a jaxpr branches or calls the host, so that ``vmap`` does unneeded work."""
     return does(jaxpr, BRANCHES)
+
+
+FACTORISATIONS = ("cholesky", "eig", "eigh", "geqrf", "hessenberg", "lu", "qr", "schur", "svd")
+"""Primitives that take far more operations than their results have entries."""
+
+
+def is_small(jaxpr: Any, max_flops: int) -> bool:
+    """Return whether a jaxpr takes few operations, and neither branches nor calls the host."""
+    return not does(jaxpr, BRANCHES + FACTORISATIONS) and flops_of(jaxpr) <= max_flops

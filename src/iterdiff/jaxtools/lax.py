@@ -93,13 +93,13 @@ def custom_solve(
         trace `transposed`; forward mode then works all the same. By default JAX's error is raised
         in either mode.
     """
-    b = _tied(b)
+    b = tied(b)
     product, solve, transposed = (_aligned(f, b) for f in (matvec, solve, transposed))
 
     def solved(transpose_solve: Callable | None) -> T:
         linear_solve = jax.lax.custom_linear_solve
-        tied_product = lambda v: _tied(product(_tied(v)))  # noqa: E731
-        return _tied(linear_solve(tied_product, b, lambda _, v: solve(v), transpose_solve))
+        tied_product = lambda v: tied(product(tied(v)))  # noqa: E731
+        return tied(linear_solve(tied_product, b, lambda _, v: solve(v), transpose_solve))
 
     try:
         return solved(lambda _, w: transposed(w))
@@ -132,7 +132,7 @@ def _aligned(function: Callable[[T], T], like: T) -> Callable[[T], T]:
     return lambda v: call(given, v)
 
 
-def _tied(a: T) -> T:
+def tied(a: T) -> T:
     """Return `a` such that the tangent of each leaf is one of all leaves."""
     leaves, structure = jax.tree.flatten(a)
     if len(leaves) == 1:

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from iterdiff.jaxtools import manual_axes, tree
+from iterdiff.jaxtools.tree import T
 
 
 def on_accelerator() -> bool:
@@ -107,10 +108,25 @@ def _count_devices(context: Any) -> int:
     return getattr(context, "num_devices", None) or 1
 
 
-def each_product(rows: Float[Array, "m n"], v: Float[Array, " n"]) -> Float[Array, " m"]:
-    """Return ``rows @ v``, on every device, where both are spread along n."""
-    everywhere = None if tree.axes_of(v) is None else PartitionSpec(None)
-    return jnp.matmul(rows, v, out_sharding=everywhere)
+def each_product(rows: PyTree, v: PyTree) -> Float[Array, " m"]:
+    """Return the inner products of `v` with m trees stacked along a first axis, on every device.
+
+    The leaves of both may be spread alike.
+    """
+
+    def products(rows: Array, v: Array) -> Array:
+        everywhere = None if tree.axes_of(v) is None else PartitionSpec(None)
+        axes = tuple(range(v.ndim))
+        contracted = (tuple(axis + 1 for axis in axes), axes), ((), ())
+        return jax.lax.dot_general(rows, v, contracted, out_sharding=everywhere)
+
+    return jax.tree.reduce(jnp.add, jax.tree.map(products, rows, v))
+
+
+def combined(weights: Float[Array, " m"], rows: T) -> T:
+    """Return the sum of m trees, stacked along a first axis, times their weights."""
+    contracted = ((0,), (0,)), ((), ())
+    return jax.tree.map(lambda rows: jax.lax.dot_general(weights, rows, contracted), rows)
 
 
 def all_finite(array: Array) -> bool:

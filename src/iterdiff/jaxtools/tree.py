@@ -36,6 +36,21 @@ def scale(s: Shaped[Array, ""] | float, a: T) -> T:
     return jax.tree.map(lambda leaf: jnp.asarray(s, leaf.dtype) * leaf, a)
 
 
+def mul(a: T, b: T) -> T:
+    """Return ``a * b``, entry by entry."""
+    return jax.tree.map(jnp.multiply, a, b)
+
+
+def over(a: T, s: Shaped[Array, ""]) -> T:
+    """Return ``a / s`` for a scalar `s` of the dtype of all leaves."""
+    return jax.tree.map(lambda leaf: leaf / s, a)
+
+
+def row(stacked: T, k: Any) -> T:
+    """Return number `k` of trees that are stacked along a first axis."""
+    return jax.tree.map(lambda leaf: leaf[k], stacked)
+
+
 def axpy(s: Shaped[Array, ""] | float, a: T, b: T) -> T:
     """Return ``s * a + b`` for a scalar `s`, in the dtypes of `b`."""
     return jax.tree.map(lambda u, v: jnp.asarray(s, v.dtype) * u + v, a, b)
@@ -68,6 +83,17 @@ def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
     """Return the Euclidean inner product ``<a, b>`` over all leaves."""
     products = jax.tree.map(lambda u, v: jnp.sum(u * v), a, b)
     return jax.tree.reduce(jnp.add, products)
+
+
+def length(a: PyTree) -> Float[Array, ""]:
+    """Return the Euclidean norm of vectors whose squares are representable, by one sum."""
+    return jnp.sqrt(dot(a, a))
+
+
+def largest(a: PyTree) -> Float[Array, ""]:
+    """Return the largest modulus of all entries; zero if there are none."""
+    sizes = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(a)]
+    return functools.reduce(jnp.maximum, sizes)
 
 
 @jax.jit

@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 from iterdiff.jaxtools import tree
 from iterdiff.jaxtools.lax import computed_once, only_if
 from iterdiff.jaxtools.linear_map import LinearMap
-from iterdiff.linalg.factor import Factors, factor
+from iterdiff.linalg.factor import Factors, Vector, factor
 from iterdiff.linalg.handed import HandedFactors
 from iterdiff.linalg.iterate import (
     Rows,
@@ -45,7 +45,8 @@ from iterdiff.linalg.iterate import (
     or_by_bands,
     with_handed,
 )
-from iterdiff.linalg.krylov import Budget, Matvec, Vector
+from iterdiff.linalg.krylov import Budget, Matvec, Operand
+from iterdiff.linalg.operators import Operands
 from iterdiff.linalg.residual_check import (
     FACTORS,
     HANDS_ON,
@@ -144,8 +145,8 @@ class DenseOrKrylov(CheckedSolver):
         Where it switches between methods.
     matrix_free : bool
         Whether to form no matrix, whatever the size: a system that the Krylov methods do not solve
-        is a failure. It is so in any case for vectors that JAX knows to be spread over several
-        devices, see :doc:`devices`.
+        is a failure. Iterations take the arrays of a pytree as they are. It is so in any case for
+        arrays that JAX knows to be spread over several devices, see :doc:`devices`.
 
     Raises
     ------
@@ -175,19 +176,20 @@ class DenseOrKrylov(CheckedSolver):
 
     def compute(self, state: State, vector: PyTree, options: dict[str, Any]) -> Answer:
         """Return the answer to `vector`, and `RESULTS.singular` if it is not accepted."""
-        unique = options.get(UNIQUE, True)
-        b = tree.to_vector(vector)
-        rtol = default_rtol(b.dtype) if self.rtol is None else self.rtol
-        definite, spread = state.positive_definite, state.spread
-        system = System(_on_vectors(state.product, vector), definite, unique, rtol, spread)
+        unique, definite = options.get(UNIQUE, True), state.positive_definite
+        operands = Operands(vector, flat=not state.spread)
+        b = operands.of(vector)
+        rtol = default_rtol(tree.result_dtype(b)) if self.rtol is None else self.rtol
+        matvec = _on(operands, state.product)
+        system = System(matvec, definite, unique, rtol, state.spread)
         stats: dict[str, Any] = {}
         if FACTORS in options:
             x, accepted, stats[FACTORS] = self._by_handed(state, system, b, options)
         elif state.factors is None:
             helper, guess = options.get("preconditioner"), options.get("y0")
             if helper is not None:
-                system = system.helped_by(_on_vectors(helper.mv, vector), b)
-            guess = None if guess is None else tree.to_vector(guess)
+                system = system.helped_by(_on(operands, helper.mv), b)
+            guess = None if guess is None else operands.of(guess)
             x, accepted = self._iterate(system, b, guess)
         else:
             # The compiler may evaluate `b` once for the solve and once for the check, with
@@ -198,7 +200,7 @@ class DenseOrKrylov(CheckedSolver):
                 state.factors, system.matvec, b, transpose=transpose, unique=unique, rtol=rtol
             )
         result = result_of(accepted, b, lx.RESULTS.successful)
-        return tree.from_vector(x, vector), result, stats
+        return operands.back(x), result, stats
 
     def transpose(self, state: State, options: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         """Return the state for the transposed operator, which shares the factors."""
@@ -250,7 +252,7 @@ class DenseOrKrylov(CheckedSolver):
         if size > limits.dense_max_unknowns or not self.may_be_dense(operator):
             return None
         vector = jax.ShapeDtypeStruct((size,), tree.result_dtype(like))
-        linear_map = LinearMap.of(_on_vectors(operator.mv, like), vector)
+        linear_map = LinearMap.of(_on(Operands(like, flat=True), operator.mv), vector)
         if size > limits.factored_max_unknowns:
             budget = self.budget(linear_map, positive_definite)
             if budget.trial_products >= limits.trial_min_products:
@@ -258,18 +260,18 @@ class DenseOrKrylov(CheckedSolver):
         return factored(linear_map, positive_definite, by_lu=size <= limits.lu_max_unknowns)
 
     def _iterate(
-        self, system: System, b: Vector, guess: Vector | None
-    ) -> tuple[Vector, Bool[Array, ""]]:
+        self, system: System, b: Operand, guess: Operand | None
+    ) -> tuple[Operand, Bool[Array, ""]]:
         """Solve by a Krylov method; if that is too slow or not accepted, by a direct method."""
-        rows, guesses = b[None], None if guess is None else guess[None]
-        if self._fits(b) and not system.spread:
+        rows, guesses = jax.tree.map(lambda v: v[None], (b, guess))
+        if not system.spread and self._fits(b):
             linear_map = LinearMap.of(system.matvec, b)
             solve = self._shared_solve(linear_map, system)
             answers, accepted = solve((linear_map.constants, system.helper), rows, guesses)
         else:
-            budget = self._patience(b.size, system.positive_definite)
+            budget = self._patience(tree.size(b), system.positive_definite)
             answers, accepted = self._by_iteration(system, rows, guesses, budget)
-        return answers[0], accepted[0]
+        return tree.row(answers, 0), accepted[0]
 
     def _by_iteration(
         self, system: System, rows: Rows, guesses: Rows | None, budget: Budget
@@ -278,7 +280,7 @@ class DenseOrKrylov(CheckedSolver):
         restart = self.limits.restart_max_vectors
         answers, solved = iterate(system, rows, guesses, budget, restart)
         if system.unique:
-            solved &= is_regular(system, rows[0], budget, restart)
+            solved &= is_regular(system, tree.row(rows, 0), budget, restart)
         if system.spread:
             return answers, solved
         return or_by_bands(system, rows, answers, solved)
@@ -372,9 +374,9 @@ def _by_factors(factors: Factors, system: System, b: Vector) -> tuple[Vector, Bo
     )
 
 
-def _on_vectors(function: Callable[[PyTree], PyTree], like: PyTree) -> Matvec:
-    """Return a function of pytrees such as `like` as a function of vectors."""
-    return lambda v: tree.to_vector(function(tree.from_vector(v, like)))
+def _on(operands: Operands, function: Callable[[PyTree], PyTree]) -> Matvec:
+    """Return a function of pytrees as one of operands."""
+    return lambda v: operands.of(function(operands.back(v)))
 
 
 def factored(

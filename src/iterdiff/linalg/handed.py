@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from iterdiff.jaxtools import tree
-from iterdiff.linalg.factor import Equilibration, Factors, substitute
-from iterdiff.linalg.krylov import Matvec, Vector
+from iterdiff.linalg.factor import Equilibration, Factors, Vector, substitute
+from iterdiff.linalg.krylov import Matvec
 from iterdiff.linalg.least_squares import least_squares
 
 SPAN_DAMPING = 100

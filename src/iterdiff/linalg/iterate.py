@@ -16,19 +16,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int, PyTree
 
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.closures import hoist
 from iterdiff.jaxtools.lax import only_if
 from iterdiff.linalg.factor import inverse_power_of_two
 from iterdiff.linalg.handed import STALE_MAX_PRODUCTS, HandedFactors
-from iterdiff.linalg.krylov import Budget, Matvec, Vector, conjugate_gradients, gmres
+from iterdiff.linalg.krylov import Budget, Matvec, Operand, conjugate_gradients, gmres
 from iterdiff.linalg.probing import diagonal_by_probing, row_lengths
 from iterdiff.linalg.residual_check import known_answer, known_found, residual_small
 from iterdiff.linalg.tridiagonal import solve_tridiagonal
 
-Rows = Float[Array, "k n"]
+Rows = PyTree
+"""Several operands, stacked along a first axis."""
 
 ATTEMPTS = 2
 """With the preconditioner, then with equilibration."""
@@ -64,10 +65,10 @@ class System(NamedTuple):
     unique: bool
     rtol: float
     spread: bool = False
-    precondition: Callable[[Any, Vector], Vector] | None = None
+    precondition: Callable[[Any, Operand], Operand] | None = None
     helper: Any = ()
 
-    def helped_by(self, precondition: Matvec, like: Vector) -> "System":
+    def helped_by(self, precondition: Matvec, like: Operand) -> "System":
         """Return the system with a preconditioner."""
         converted, closed_over = hoist(precondition, like)
         return self._replace(precondition=converted, helper=closed_over)
@@ -78,15 +79,15 @@ class _Scales(NamedTuple):
 
     Attributes
     ----------
-    rows, columns : array, shape (n,)
-        Positive. For conjugate gradients, `rows` are one and `columns` those of the inverse
-        diagonal.
+    rows, columns : pytree
+        Like an operand, and positive. For conjugate gradients, `rows` are one and `columns` those
+        of the inverse diagonal.
     first : bool
         Whether the preconditioner is used.
     """
 
-    rows: Vector
-    columns: Vector
+    rows: Operand
+    columns: Operand
     first: Bool[Array, ""]
 
 
@@ -99,15 +100,16 @@ def iterate(
     ----------
     system : System
         The matrix and the preconditioner.
-    rows : array, shape (k, n)
-        The right-hand sides.
-    guesses : array, shape (k, n), optional
-        Where the iterations start.
+    rows : pytree
+        The right-hand sides, stacked along a first axis of length k.
+    guesses : pytree, optional
+        Where the iterations start, likewise.
     budget : Budget
         How many products each may take in an attempt.
     restart : int
         GMRES restarts after this many products.
     """
+    count, first = len(jax.tree.leaves(rows)[0]), tree.row(rows, 0)
 
     def unfinished(carry):
         number, _, solved = carry
@@ -115,37 +117,38 @@ def iterate(
 
     def attempt(carry):
         number, answers, solved = carry
-        scales = _scales(system, rows[0], number)
+        scales = _scales(system, first, number)
 
         def solve(b, guess):
             return _solved(system, scales, b, guess, budget, restart)
 
-        if len(rows) == 1:
-            given = rows[0], None if guesses is None else guesses[0]
-            found, accepted = jax.tree.map(lambda v: v[None], solve(*given))
+        if count == 1:
+            found, accepted = jax.tree.map(lambda v: v[None], solve(first, tree.row(guesses, 0)))
         else:
             found, accepted = jax.vmap(solve)(rows, guesses)
-        return number + 1, jnp.where(solved[:, None], answers, found), solved | accepted
+        answers = jax.vmap(tree.where)(solved, answers, found)
+        return number + 1, answers, solved | accepted
 
-    start = jnp.int32(0), jnp.zeros_like(rows), jnp.zeros(len(rows), bool)
+    start = jnp.int32(0), tree.zeros_like(rows), jnp.zeros(count, bool)
     return manual_axes.while_loop(unfinished, attempt, start)[1:]
 
 
-def is_regular(system: System, like: Vector, budget: Budget, restart: int) -> Bool[Array, ""]:
+def is_regular(system: System, like: Operand, budget: Budget, restart: int) -> Bool[Array, ""]:
     """Whether the Krylov method finds an answer that is known: the operator is regular."""
     known = known_answer(like)
-    found, solved = iterate(system, system.matvec(known)[None], None, budget, restart)
-    return solved[0] & known_found(known, found[0], system.rtol)
+    image = jax.tree.map(lambda v: v[None], system.matvec(known))
+    found, solved = iterate(system, image, None, budget, restart)
+    return solved[0] & known_found(known, tree.row(found, 0), system.rtol)
 
 
 def with_handed(
     system: System,
-    b: Vector,
-    guess: Vector | None,
+    b: Operand,
+    guess: Operand | None,
     handed: HandedFactors,
     *,
     transpose: bool,
-) -> tuple[Vector, Bool[Array, ""]]:
+) -> tuple[Operand, Bool[Array, ""]]:
     """Return the answer by the factors of a nearby matrix, and whether it is accepted.
 
     Right-preconditioned GMRES: iterative refinement that also converges if the matrix is not so
@@ -153,10 +156,11 @@ def with_handed(
     """
     system = system._replace(positive_definite=False)
     system = system.helped_by(partial(handed.solve, transpose=transpose), b)
-    scales = _Scales(jnp.ones_like(b), jnp.ones_like(b), jnp.array(True))
+    ones = tree.full_like(b, 1.0)
+    scales = _Scales(ones, ones, jnp.array(True))
     most = jnp.where(handed.known, STALE_MAX_PRODUCTS, 0)
 
-    def solve(b: Vector, guess: Vector | None) -> tuple[Vector, Bool[Array, ""]]:
+    def solve(b: Operand, guess: Operand | None) -> tuple[Operand, Bool[Array, ""]]:
         return _solved(system, scales, b, guess, Budget(most, most), STALE_MAX_PRODUCTS)
 
     x, solved = solve(b, guess)
@@ -209,44 +213,51 @@ def for_all_rows(solve_rows: Callable) -> Callable:
     return solve
 
 
-def _scales(system: System, like: Vector, number: Int[Array, ""]) -> _Scales:
+def _scales(system: System, like: Operand, number: Int[Array, ""]) -> _Scales:
     """Return the diagonals of an attempt; those of the first are one."""
-    first, ones = number == 0, jnp.ones_like(like)
+    first, ones = number == 0, tree.full_like(like, 1.0)
 
     def equilibrate(_, scales):
         rows, columns = scales
-        rows *= _inverse_lengths(lambda v: rows * system.matvec(columns * v), like)
+
+        def scaled(v):
+            return tree.mul(rows, system.matvec(tree.mul(columns, v)))
+
+        rows = tree.mul(rows, _inverse_lengths(scaled, like))
 
         def transposed(w):
-            return columns * manual_axes.linear_transpose(system.matvec, rows * w)
+            return tree.mul(columns, manual_axes.linear_transpose(system.matvec, tree.mul(rows, w)))
 
-        return rows, columns * _inverse_lengths(transposed, like)
+        return rows, tree.mul(columns, _inverse_lengths(transposed, like))
 
     def probed():
         if system.positive_definite:
-            diagonal = jnp.abs(diagonal_by_probing(system.matvec, like))
-            usable = jnp.isfinite(diagonal) & (diagonal > 0)
-            return ones, jnp.where(usable, 1 / jnp.where(usable, diagonal, 1.0), 1.0)
+            diagonal = diagonal_by_probing(system.matvec, like)
+            return ones, jax.tree.map(lambda v: 1 / _usable(jnp.abs(v)), diagonal)
         return manual_axes.fori_loop(0, EQUILIBRATIONS, equilibrate, (ones, ones))
 
     return _Scales(*only_if(~first, probed, (ones, ones)), first)
 
 
-def _inverse_lengths(matvec: Matvec, like: Vector) -> Vector:
+def _inverse_lengths(matvec: Matvec, like: Operand) -> Operand:
     """Return the inverse lengths of a matrix's rows, as powers of two; one for an empty row."""
     lengths = row_lengths(matvec, like)
-    usable = jnp.isfinite(lengths) & (lengths > 0)
-    return inverse_power_of_two(jnp.where(usable, lengths, 1.0))
+    return jax.tree.map(lambda v: inverse_power_of_two(_usable(v)), lengths)
+
+
+def _usable(sizes: Array) -> Array:
+    """Return sizes as divisors: one in place of what is zero or not finite."""
+    return jnp.where(jnp.isfinite(sizes) & (sizes > 0), sizes, 1.0)
 
 
 def _solved(
     system: System,
     scales: _Scales,
-    b: Vector,
-    guess: Vector | None,
+    b: Operand,
+    guess: Operand | None,
     budget: Budget,
     restart: int,
-) -> tuple[Vector, Bool[Array, ""]]:
+) -> tuple[Operand, Bool[Array, ""]]:
     """Solve for `b` scaled to norm one: the square of a tiny cotangent would underflow.
 
     Returns
@@ -254,32 +265,32 @@ def _solved(
     tuple
         The answer, and whether the method converged and the true residual is small.
     """
-    b, rtol = scales.rows * b, system.rtol
-    largest = jnp.max(jnp.abs(b))
-    unit = b / jnp.where(largest > 0, largest, 1.0)
+    b, rtol = tree.mul(scales.rows, b), system.rtol
+    largest = tree.largest(b)
+    unit = tree.over(b, jnp.where(largest > 0, largest, 1.0))
     length = tree.norm(unit)
-    unit = unit / jnp.where(length > 0, length, 1.0)
+    unit = tree.over(unit, jnp.where(length > 0, length, 1.0))
 
     def matvec(v):
-        return scales.rows * system.matvec(v)
+        return tree.mul(scales.rows, system.matvec(v))
 
     def precondition(v):
-        scaled = scales.columns * v
+        scaled = tree.mul(scales.columns, v)
         if system.precondition is None:
             return scaled
-        return jnp.where(scales.first, system.precondition(system.helper, v), scaled)
+        return tree.where(scales.first, system.precondition(system.helper, v), scaled)
 
-    start, rest = jnp.zeros_like(b), unit
+    start, rest = tree.zeros_like(b), unit
     if guess is not None:
-        guess = guess / jnp.where(length > 0, largest * length, 1.0)
-        left = unit - matvec(guess)
+        guess = tree.over(guess, jnp.where(length > 0, largest * length, 1.0))
+        left = tree.sub(unit, matvec(guess))
         better = tree.norm(left) < tree.norm(unit)  # False for NaN
-        start, rest = jnp.where(better, guess, start), jnp.where(better, left, rest)
+        start, rest = tree.where(better, (guess, left), (start, rest))
     if system.positive_definite:
         x, solved = conjugate_gradients(matvec, rest, budget, rtol, precondition)
     else:
         product = lambda y: matvec(precondition(y))  # noqa: E731
         y, solved = gmres(product, rest, budget, rtol, restart)
         x = precondition(y)
-    x = start + x
-    return largest * length * x, solved & residual_small(matvec, x, unit, rtol)
+    x = tree.add(start, x)
+    return tree.scale(largest * length, x), solved & residual_small(matvec, x, unit, rtol)

@@ -11,18 +11,21 @@ The steps `cg_step` and `arnoldi_step` also make the iterations of `iterdiff.Con
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iterdiff.jaxtools import manual_axes, tree
-from iterdiff.jaxtools.placement import each_product
+from iterdiff.jaxtools.placement import combined, each_product
 from iterdiff.linalg.least_squares import safe_length
 
-Vector = Float[Array, " n"]
-Matvec = Callable[[Vector], Vector]
+Operand = PyTree
+"""What an operator acts on: an array, or a pytree of arrays of one dtype. Arrays that
+are spread over several devices stay where they are: only inner products leave them."""
+
+Matvec = Callable[[Operand], Operand]
 
 
 class Budget(NamedTuple):
@@ -106,8 +109,8 @@ def cg_step(
 
 
 def conjugate_gradients(
-    matvec: Matvec, b: Vector, budget: Budget, rtol: float, precondition: Matvec = unchanged
-) -> tuple[Vector, Bool[Array, ""]]:
+    matvec: Matvec, b: Operand, budget: Budget, rtol: float, precondition: Matvec = unchanged
+) -> tuple[Operand, Bool[Array, ""]]:
     """Return the answer of conjugate gradients, and whether its residual fell below `rtol`.
 
     It also stops at a direction of negative curvature: the operator or the preconditioner is not
@@ -122,25 +125,21 @@ def conjugate_gradients(
         state, _, _, count = carry
         state, curvature = cg_step(matvec, state, precondition)
         definite = (curvature > 0) & (state.square >= 0)
-        return state, _length(state.residual), definite, count + 1
+        return state, tree.length(state.residual), definite, count + 1
 
     first = precondition(b)
-    start = CGState(jnp.zeros_like(b), b, first, jnp.sum(b * first))
-    carry = start, _length(b), start.square >= 0, jnp.int32(0)
+    start = CGState(tree.zeros_like(b), b, first, tree.dot(b, first))
+    carry = start, tree.length(b), start.square >= 0, jnp.int32(0)
     state, length, definite, _ = manual_axes.while_loop(unfinished, step, carry)
     return state.x, (length <= rtol) & definite
-
-
-def _length(v: Vector) -> Float[Array, ""]:
-    return jnp.sqrt(jnp.sum(v * v))
 
 
 # Arnoldi's method and GMRES
 
 
 def arnoldi_step(
-    matvec: Matvec, basis: Float[Array, "m n"], k: Int[Array, ""] | int
-) -> tuple[Float[Array, "m n"], Float[Array, " m"]]:
+    matvec: Matvec, basis: Operand, k: Int[Array, ""] | int
+) -> tuple[Operand, Float[Array, " m"]]:
     """Extend an orthonormal Krylov basis by one vector.
 
     Classical Gram-Schmidt, applied twice. If the image of vector k lies in the span of the basis to
@@ -150,32 +149,38 @@ def arnoldi_step(
     ----------
     matvec : callable
         The product with a square matrix.
-    basis : array, shape (m, n)
-        The vectors, as rows: rows 0 to k are orthonormal, later ones are zero.
+    basis : pytree
+        m vectors, stacked along a first axis: rows 0 to k are orthonormal, later ones are zero.
     k : int
         Index of the vector to multiply, at most m - 2.
 
     Returns
     -------
-    basis : array, shape (m, n)
+    basis : pytree
         With row k + 1 filled in.
     coordinates : array, shape (m,)
         The image of vector k in the new basis: column k of the Hessenberg matrix.
     """
-    image = matvec(basis[k])
+    image = matvec(tree.row(basis, k))
     first = each_product(basis, image)
-    remainder = image - first @ basis
+    remainder = tree.sub(image, combined(first, basis))
     second = each_product(basis, remainder)
-    remainder = remainder - second @ basis
+    remainder = tree.sub(remainder, combined(second, basis))
     height = tree.norm(remainder)
-    independent = height > 10 * jnp.finfo(basis.dtype).eps * tree.norm(image)
-    new = jnp.where(independent, remainder / jnp.where(independent, height, 1), 0)
+    independent = height > 10 * jnp.finfo(first.dtype).eps * tree.norm(image)
+    new = tree.over(remainder, jnp.where(independent, height, 1))
+    new = jax.tree.map(lambda leaf: jnp.where(independent, leaf, 0), new)
     coordinates = (first + second).at[k + 1].add(jnp.where(independent, height, 0))
-    return basis.at[k + 1].set(new), coordinates
+    return _with_row(basis, k + 1, new), coordinates
+
+
+def _with_row(stacked: PyTree, k: Any, new: PyTree) -> PyTree:
+    """Return stacked trees with another one in place of number `k`."""
+    return jax.tree.map(lambda rows, leaf: rows.at[k].set(leaf), stacked, new)
 
 
 def arnoldi(
-    matvec: Matvec, start: Vector, steps: int
+    matvec: Matvec, start: Float[Array, " n"], steps: int
 ) -> tuple[Float[Array, "{steps}+1 n"], Float[Array, "{steps} {steps}+1"]]:
     """Return the Krylov basis after `steps` steps, and the transposed Hessenberg matrix.
 
@@ -196,8 +201,8 @@ class _Basis(NamedTuple):
 
     Attributes
     ----------
-    vectors : array, shape (m + 1, n)
-        The orthonormal basis; rows not yet computed are zero.
+    vectors : pytree
+        The orthonormal basis, m + 1 vectors stacked; those not yet computed are zero.
     rotations : array, shape (m + 1, m + 1)
         Orthogonal; product of the Givens rotations that make the Hessenberg matrix triangular.
     triangle : array, shape (m, m)
@@ -206,15 +211,15 @@ class _Basis(NamedTuple):
         Number of products since the restart.
     """
 
-    vectors: Float[Array, "m_plus_1 n"]
+    vectors: Operand
     rotations: Float[Array, "m_plus_1 m_plus_1"]
     triangle: Float[Array, "m m"]
     count: Int[Array, ""]
 
 
 def gmres(
-    matvec: Matvec, b: Vector, budget: Budget, rtol: float, restart: int = 50
-) -> tuple[Vector, Bool[Array, ""]]:
+    matvec: Matvec, b: Operand, budget: Budget, rtol: float, restart: int = 50
+) -> tuple[Operand, Bool[Array, ""]]:
     """Return the answer of restarted GMRES, and whether its residual fell below `rtol`.
 
     Givens rotations give the norm of the residual after every product.
@@ -223,7 +228,7 @@ def gmres(
     ----------
     Y. Saad and M. H. Schultz, *GMRES: a generalized minimal residual algorithm*, 1986.
     """
-    size = min(restart, b.shape[0])
+    size, dtype = min(restart, tree.size(b)), tree.result_dtype(b)
 
     def unfinished(carry):
         _, _, residual, count = carry
@@ -241,9 +246,9 @@ def gmres(
             return basis, length * jnp.abs(basis.rotations[basis.count, 0])
 
         basis = _Basis(
-            tree.zero_rows(b, size + 1).at[0].set(r / length),
-            jnp.eye(size + 1, dtype=b.dtype),
-            jnp.eye(size, dtype=b.dtype),
+            _with_row(tree.zero_rows(b, size + 1), 0, tree.over(r, length)),
+            jnp.eye(size + 1, dtype=dtype),
+            jnp.eye(size, dtype=dtype),
             jnp.int32(0),
         )
         basis, residual = manual_axes.while_loop(cycle_unfinished, extend, (basis, length))
@@ -251,10 +256,11 @@ def gmres(
         used = jnp.arange(size, dtype=jnp.int32) < basis.count
         rhs = length * jnp.where(used, first[:size], 0.0)
         weights = jax.scipy.linalg.solve_triangular(basis.triangle, rhs)
-        r = (length * last[0] * last) @ basis.vectors
-        return x + weights @ basis.vectors[:size], r, residual, before + basis.count
+        r = combined(length * last[0] * last, basis.vectors)
+        x = tree.add(x, combined(weights, tree.row(basis.vectors, slice(size))))
+        return x, r, residual, before + basis.count
 
-    start = (jnp.zeros_like(b), b, tree.norm(b), jnp.int32(0))
+    start = (tree.zeros_like(b), b, tree.norm(b), jnp.int32(0))
     x, _, residual, _ = manual_axes.while_loop(unfinished, cycle, start)
     return x, (residual <= rtol) & tree.all_finite(x)
 

@@ -1,4 +1,4 @@
-"""Linear operators on pytrees as operators of lineax on vectors, and what is known of them."""
+"""Linear operators on pytrees as operators of lineax, and what is known of them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from iterdiff.jaxtools import manual_axes, placement, tree
 from iterdiff.jaxtools.closures import hoist
-from iterdiff.linalg.krylov import Vector
+from iterdiff.linalg.krylov import Operand
 from iterdiff.linalg.residual_check import SPREAD
 
 
@@ -48,16 +48,57 @@ class Structure(NamedTuple):
         return frozenset(tag for tag, claimed in claims.items() if claimed)
 
 
+class Operands(NamedTuple):
+    """The pytrees of a space as the operands of a solver, all of one dtype.
+
+    Attributes
+    ----------
+    like : pytree of real floating arrays
+        Gives structure, shapes and dtypes.
+    flat : bool
+        Whether an operand is one vector, as a matrix needs it. Otherwise it has the structure and
+        the shapes of `like`, and its leaves stay where they are: one vector of several arrays, or
+        of rows, would bring together what is spread over devices.
+    """
+
+    like: PyTree
+    flat: bool
+
+    def of(self, v: PyTree) -> Operand:
+        """Return `v` as an operand."""
+        if self.flat:
+            return tree.to_vector(v)
+        dtype = tree.result_dtype(v)
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), v)
+
+    def back(self, operand: Operand) -> PyTree:
+        """Return an operand in the structure, shapes and dtypes of `like`."""
+        if self.flat:
+            return tree.from_vector(operand, self.like)
+        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), operand, self.like)
+
+    def operator(
+        self, function: Callable[[PyTree], PyTree], structure: Structure
+    ) -> lx.FunctionLinearOperator:
+        """Return a linear map of the space to itself as an operator on operands."""
+
+        def matvec(v: Operand) -> Operand:
+            return self.of(function(self.back(manual_axes.aligned(v, self.like))))
+
+        return _operator(matvec, jax.eval_shape(self.of, self.like), structure.tags)
+
+
 def checked_helper(
-    preconditioner: Callable[[PyTree], PyTree], like: PyTree, structure: Structure
+    preconditioner: Callable[[PyTree], PyTree], operands: Operands, structure: Structure
 ) -> lx.FunctionLinearOperator:
-    """Return a preconditioner as an operator on vectors.
+    """Return a preconditioner as an operator on operands.
 
     Raises
     ------
     ValueError
         If its result is not like the unknown.
     """
+    like = operands.like
     expected, found = jax.eval_shape(lambda v: v, like), jax.eval_shape(preconditioner, like)
     if jax.tree.structure(expected) != jax.tree.structure(found) or any(
         a.shape != b.shape for a, b in zip(*map(jax.tree.leaves, (expected, found)), strict=True)
@@ -68,7 +109,7 @@ def checked_helper(
         )
     # A claim of symmetry would keep lineax from transposing it. Conjugate gradients ask for one.
     definite = Structure(False, structure.positive_definite)
-    return of_vectors(preconditioner, like, definite)
+    return operands.operator(preconditioner, definite)
 
 
 def transposed_helper(helper: lx.FunctionLinearOperator) -> lx.FunctionLinearOperator:
@@ -79,38 +120,26 @@ def transposed_helper(helper: lx.FunctionLinearOperator) -> lx.FunctionLinearOpe
     TypeError
         If JAX cannot transpose it.
     """
-    vector = helper.in_structure()
+    like = helper.in_structure()
 
-    def transposed(w: Vector) -> Vector:
+    def transposed(w: Operand) -> Operand:
         return manual_axes.linear_transpose(helper.mv, w)
 
     try:
-        jax.eval_shape(transposed, vector)
+        jax.eval_shape(transposed, like)
     except Exception as error:
         raise TypeError(
             "`preconditioner` returned a function that JAX cannot transpose, as the adjoint solve "
             "needs: make it linear in its argument, out of jax.numpy operations."
         ) from error
-    return _operator(transposed, vector, helper.tags)
+    return _operator(transposed, like, helper.tags)
 
 
-def of_vectors(
-    operator: Callable[[PyTree], PyTree], like: PyTree, structure: Structure
-) -> lx.FunctionLinearOperator:
-    """Return an operator on pytrees as an operator on vectors."""
+def _operator(matvec: Callable, like: Any, tags: frozenset) -> lx.FunctionLinearOperator:
+    """Return a function of operands as an operator, with the values it closes over as its leaves.
 
-    def matvec(v: Vector) -> Vector:
-        return tree.to_vector(operator(tree.from_vector(manual_axes.aligned(v, like), like)))
-
-    vector = jax.eval_shape(tree.to_vector, like)
-    return _operator(matvec, vector, structure.tags)
-
-
-def _operator(matvec: Callable, vector: Any, tags: frozenset) -> lx.FunctionLinearOperator:
-    """Return a function of vectors as an operator, with the values it closes over as its leaves.
-
-    Not if vectors vary over mesh axes, or are typed as spread: lineax drops that from the leaves.
+    Not if operands vary over mesh axes, or are typed as spread: lineax drops that from the leaves.
     """
-    if not manual_axes.inside() and not placement.is_spread(vector):
-        matvec = Partial(*hoist(matvec, vector))
-    return lx.FunctionLinearOperator(matvec, vector, tags, closure_convert=False)
+    if not manual_axes.inside() and not placement.is_spread(like):
+        matvec = Partial(*hoist(matvec, like))
+    return lx.FunctionLinearOperator(matvec, like, tags, closure_convert=False)

@@ -36,6 +36,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Float, PyTree
@@ -43,8 +44,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 from iterdiff.jaxtools import manual_axes, tree
 from iterdiff.jaxtools.lax import only_if
 from iterdiff.linalg.factor import Equilibration, Factors, Vector, substitute
+from iterdiff.linalg.krylov import Matvec, Operand
 
-Matvec = Callable[[PyTree], PyTree]
 Answer = tuple[PyTree, lx.RESULTS, dict[str, Any]]
 
 FAILURE = (
@@ -121,8 +122,8 @@ class Product(eqx.Module):
 
 def residual_small(
     product: Matvec,
-    x: Vector,
-    b: Vector,
+    x: Operand,
+    b: Operand,
     rtol: Float[Array, ""] | float = 0.0,
     atol: Float[Array, ""] | float = 0.0,
 ) -> Bool[Array, ""]:
@@ -131,7 +132,7 @@ def residual_small(
     All norms are taken in units of the largest entry of `b`, whose square may be zero or infinite.
     """
     unit = _unit_of(b)
-    residual = _length((product(x) - b) / unit)
+    residual = tree.length(tree.over(tree.sub(product(x), b), unit))
     return (residual <= _allowed(b, unit, rtol, atol)) & tree.all_finite(x)
 
 
@@ -238,34 +239,29 @@ def solve_by_factors(
     return x, accepted_answer(matrix, x, b, unique=unique, rtol=rtol)
 
 
-def known_answer(like: Vector) -> Vector:
+def known_answer(like: Operand) -> Operand:
     """Return a vector with a part along almost every null vector that occurs in practice.
 
     Its entries are random, with mean one, so that it has a large part along constants. With a
     random right-hand side in its place, the part along a null vector could not be told from the
     error of an inexact solver.
     """
-    return 1.0 + tree.fixed_directions(like, 1)[0]
+    return jax.tree.map(lambda drawn: 1.0 + drawn[0], tree.fixed_directions(like, 1))
 
 
-def known_found(known: Vector, found: Vector, rtol: Any) -> Bool[Array, ""]:
+def known_found(known: Operand, found: Operand, rtol: Any) -> Bool[Array, ""]:
     """Whether a solver that stops at `rtol` found `known`, up to errors of its own.
 
     Limits: a single null vector that is spread over all of n unknowns, and has no part along
     constants, is seen if `KNOWN_MAX_ERROR` is below its part in the known answer, of order one. In
     float32, above some hundred unknowns, it hides in the solver's own error.
     """
-    error = found - known
+    error = tree.sub(found, known)
     own = KNOWN_MAX_RELATIVE_ERROR * rtol
-    relative = jnp.maximum(KNOWN_MAX_ERROR / known.size**0.5, own)
+    relative = jnp.maximum(KNOWN_MAX_ERROR / tree.size(known) ** 0.5, own)
     largest = jnp.maximum(KNOWN_MAX_ENTRY_ERROR, own)
-    close = _length(error) <= relative * _length(known)
-    return close & (jnp.max(jnp.abs(error)) <= largest)
-
-
-def _length(v: Vector) -> Float[Array, ""]:
-    """Return the Euclidean norm of a vector in units in which its square is representable."""
-    return jnp.sqrt(jnp.sum(v * v))
+    close = tree.length(error) <= relative * tree.length(known)
+    return close & (tree.largest(error) <= largest)
 
 
 def _lengths(*vectors: Vector) -> Float[Array, " k"]:
@@ -274,24 +270,24 @@ def _lengths(*vectors: Vector) -> Float[Array, " k"]:
     return jnp.sqrt(jnp.sum(stacked * stacked, axis=1))
 
 
-def _unit_of(b: Vector) -> Float[Array, ""]:
+def _unit_of(b: Operand) -> Float[Array, ""]:
     """Return the largest entry of `b`; 1 if that is zero."""
-    largest = jnp.max(jnp.abs(b))
+    largest = tree.largest(b)
     return jnp.where(largest > 0, largest, 1.0)
 
 
-def _allowed(b: Vector, unit: Float[Array, ""], rtol: Any, atol: Any) -> Float[Array, ""]:
+def _allowed(b: Operand, unit: Float[Array, ""], rtol: Any, atol: Any) -> Float[Array, ""]:
     """Return the largest residual that an answer to `b` may have, in units of `unit`."""
     # Decided while tracing if possible: most solves have constant tolerances.
-    floor, constant = default_rtol(b.dtype), (int, float)
+    floor, constant = default_rtol(tree.result_dtype(b)), (int, float)
     rtol = max(rtol, floor) if isinstance(rtol, constant) else jnp.maximum(rtol, floor)
-    allowed = rtol * _length(b / unit)
+    allowed = rtol * tree.length(tree.over(b, unit))
     if not (isinstance(atol, constant) and atol == 0):
-        allowed += b.size**0.5 * (atol / unit)
+        allowed += tree.size(b) ** 0.5 * (atol / unit)
     return RESIDUAL_SLACK * allowed
 
 
-def result_of(accepted: Bool[Array, ""], b: Vector, result: lx.RESULTS) -> lx.RESULTS:
+def result_of(accepted: Bool[Array, ""], b: Operand, result: lx.RESULTS) -> lx.RESULTS:
     """Return `result`, or ``RESULTS.singular`` unless the answer to `b` is accepted.
 
     If `b` is not finite, the solve did not fail, and its answer is not finite either.

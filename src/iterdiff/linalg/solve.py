@@ -19,18 +19,14 @@ from jaxtyping import Array, Bool, PyTree
 
 from iterdiff.jaxtools import placement, tree
 from iterdiff.jaxtools.jaxpr import depends, narrowest_float
+from iterdiff.jaxtools.lax import tied
 from iterdiff.jaxtools.raise_if import Throw, raise_if
 from iterdiff.linalg.any_solver import AnySolver
 from iterdiff.linalg.dense_or_krylov import DenseOrKrylov, State
-from iterdiff.linalg.factor import substitute
+from iterdiff.linalg.factor import Vector, substitute
 from iterdiff.linalg.handed import HandedFactors, best_in_span
-from iterdiff.linalg.krylov import Vector
-from iterdiff.linalg.operators import (
-    Structure,
-    checked_helper,
-    of_vectors,
-    transposed_helper,
-)
+from iterdiff.linalg.krylov import Operand
+from iterdiff.linalg.operators import Operands, Structure, checked_helper, transposed_helper
 from iterdiff.linalg.residual_check import (
     FACTORS,
     HANDS_ON,
@@ -129,6 +125,8 @@ class Inverse:
     factors : Factors or None
         With ``factor=True``, the factors that all solves share. If the operator should be positive
         definite, they tell whether it is (at any size).
+    operands : Operands
+        How the solver sees the unknowns.
     ignores_unknowns : bool
         Whether ``A v`` does not depend on ``v``, by its program.
     """
@@ -146,31 +144,36 @@ class Inverse:
         structure = structure._replace(spread=structure.spread or placement.is_spread(like))
         self.operator, self.like, self.structure = operator, like, structure
         self.method, self.unique = method, method.unique if unique is None else unique
-        self._of_vectors = of_vectors(operator, like, structure)
-        jaxpr = jax.make_jaxpr(self._of_vectors.mv)(self._of_vectors.in_structure()).jaxpr
-        self.ignores_unknowns = not any(depends(jaxpr, [True]))
         solver, policy = method.solver, _policy(method.solver)
+        undecided = policy is not None and policy.matrix_free and jax.device_count() > 1
+        whole = policy is not None and (structure.spread or undecided)
+        self.operands = Operands(like, flat=not whole)
+        self._on_operands = self.operands.operator(operator, structure)
+        jaxpr = jax.make_jaxpr(self._on_operands.mv)(self._on_operands.in_structure()).jaxpr
+        self.ignores_unknowns = not any(depends(jaxpr, [True] * len(jaxpr.invars)))
         if policy is not None:
             solver = dataclasses.replace(policy, rtol=_attainable_rtol(policy, jaxpr))
-        self._may_be_dense = policy is not None and policy.may_be_dense(self._of_vectors)
+        self._may_be_dense = policy is not None and policy.may_be_dense(self._on_operands)
         assert solver is not None
         self._solver = solver if isinstance(solver, CheckedSolver) else AnySolver(solver)
         # Cut here: JAX cannot differentiate a solve of which only such a constant has a tangent.
-        self._sizes = jnp.maximum(jnp.abs(jax.lax.stop_gradient(tree.to_vector(like))), 1.0)
+        self._sizes = jax.tree.map(
+            lambda v: jnp.maximum(jnp.abs(jax.lax.stop_gradient(v)), 1.0), self.operands.of(like)
+        )
         self.factors = None
         if method.factors is not None and (policy is None or not self._may_be_dense):
             raise ValueError(NO_FACTORS)
         if factor and policy is not None and method.factors is None:
-            self.factors = policy.factors(self._of_vectors, structure.positive_definite)
+            self.factors = policy.factors(self._on_operands, structure.positive_definite)
         self._prepared = self._prepare()
         self._helper = None
         if method.preconditioner is not None:
-            self._helper = checked_helper(method.preconditioner, like, structure)
+            self._helper = checked_helper(method.preconditioner, self.operands, structure)
 
     def _prepare(self) -> Any:
         """Return the solver's state: the shared factors, or what it makes of the operator."""
         # Derivatives come from `custom_linear_solve`, never through the solver.
-        arrays, static = eqx.partition(self._of_vectors, eqx.is_array)
+        arrays, static = eqx.partition(self._on_operands, eqx.is_array)
         fixed = eqx.combine(jax.lax.stop_gradient(arrays), static)
         if self.factors is None and self.method.factors is None:
             return self._solver.init(fixed, {})
@@ -187,26 +190,25 @@ class Inverse:
             Tangents of the factors that `method` has. They have no influence; but their cotangents
             are the factors that the transposed solve has used or made.
         """
-        prepared = self._prepared
+        prepared, operands = self._prepared, self.operands
 
-        def solve(_: Any, b: Vector) -> Vector:
+        def solve(_: Any, b: Operand) -> Operand:
             x, failed, _ = self._computed(prepared, b, self.unique, self._helper)
             return self._raised(x, failed)
 
-        def transposed_solve(_: Any, w: Vector) -> Vector:
+        def transposed_solve(_: Any, w: Operand) -> Operand:
             return self._adjoint(*self._transposed_parts(), w)[0]
 
         if moved is not None:
-            x = self._handing_on(solve, tree.to_vector(b), moved)
-            return tree.from_vector(x, self.like)
+            return operands.back(self._handing_on(solve, operands.of(b), moved))
         x = jax.lax.custom_linear_solve(
-            self._of_vectors.mv,
-            tree.to_vector(b),
+            lambda v: tied(self._on_operands.mv(tied(v))),
+            tied(operands.of(b)),
             solve,
             transposed_solve,
             symmetric=self.structure.hessian,
         )
-        return tree.from_vector(x, self.like)
+        return operands.back(tied(x))
 
     def _handing_on(self, solve: Callable, b: Vector, moved: HandedFactors) -> Vector:
         """Return ``solve(None, b)``, the solution of one system for `b` and `moved`."""
@@ -216,7 +218,7 @@ class Inverse:
             return x, factors
 
         return jax.lax.custom_linear_solve(
-            lambda both: (self._of_vectors.mv(both[0]), both[1]),
+            lambda both: (self._on_operands.mv(both[0]), both[1]),
             (b, moved),
             lambda _, both: (solve(_, both[0]), both[1]),
             transposed_solve,
@@ -229,8 +231,8 @@ class Inverse:
         be any function that is linear in value.
         """
         helper = None if self._helper is None else transposed_helper(self._helper)
-        x = self._adjoint(self._prepared, helper, tree.to_vector(w))[0]
-        return tree.from_vector(x, self.like)
+        x = self._adjoint(self._prepared, helper, self.operands.of(w))[0]
+        return self.operands.back(x)
 
     def _transposed_parts(self) -> tuple[Any, lx.AbstractLinearOperator | None]:
         """Return the solver's state and the preconditioner for the transpose.
@@ -245,12 +247,12 @@ class Inverse:
     def _computed(
         self,
         state: Any,
-        b: Vector,
+        b: Operand,
         unique: bool,
         helper: lx.AbstractLinearOperator | None,
-        guess: Vector | None = None,
+        guess: Operand | None = None,
         hands_on: bool = False,
-    ) -> tuple[Vector, Bool[Array, ""], HandedFactors | None]:
+    ) -> tuple[Operand, Bool[Array, ""], HandedFactors | None]:
         """Return the solver's answer to `b`, whether it failed, and factors for the next solve.
 
         A zero cotangent has the answer zero, whatever the operator: a member of a batch may have
@@ -260,62 +262,71 @@ class Inverse:
         """
         if self._may_be_dense:
             b = placement.watched(b, MATRIX_OF_SPREAD)
-        largest = jnp.max(jnp.abs(b), initial=0.0)
-        zero, unit = largest == 0, _tiny_unit(b.dtype)
+        largest = tree.largest(b)
+        zero, unit = largest == 0, _tiny_unit(largest.dtype)
         enlarged = largest < unit
-        b = jnp.where(enlarged, b / unit, b)
+
+        def in_units(v: Operand) -> Operand:
+            return jax.tree.map(lambda leaf: jnp.where(enlarged, leaf / unit, leaf), v)
+
         options: dict[str, Any] = {UNIQUE: unique}
         if helper is not None:
             options["preconditioner"] = helper
         if guess is not None:
-            options["y0"] = jnp.where(enlarged, guess / unit, guess)
+            options["y0"] = in_units(guess)
         if self.method.factors is not None:
             options |= {FACTORS: self.method.factors, HANDS_ON: hands_on}
-        x, result, stats = self._solver.compute(state, b, options)
-        x, failed = jnp.where(enlarged, x * unit, x), result != lx.RESULTS.successful
-        factors = stats.get(FACTORS)
+        x, result, stats = self._solver.compute(state, in_units(b), options)
+        x = jax.tree.map(lambda leaf: jnp.where(enlarged, leaf * unit, leaf), x)
+        failed, factors = result != lx.RESULTS.successful, stats.get(FACTORS)
         if unique:
             return x, failed, factors
-        return jnp.where(zero, 0.0, x), failed & ~zero, factors
+        return _filled(x, 0.0, zero), failed & ~zero, factors
 
     def _adjoint(
         self,
         state: Any,
         helper: lx.AbstractLinearOperator | None,
-        w: Vector,
+        w: Operand,
         hands_on: bool = False,
-    ) -> tuple[Vector, HandedFactors | None]:
+    ) -> tuple[Operand, HandedFactors | None]:
         """Return the answer to a cotangent, of which the residual is what matters, and factors."""
         guess = self._guess(state, w)
         x, failed, factors = self._computed(state, w, False, helper, guess, hands_on)
         negligible = self._negligible(w)
-        x = self._raised(jnp.where(failed & negligible, 0.0, x), failed & ~negligible)
+        x = self._raised(_filled(x, 0.0, failed & negligible), failed & ~negligible)
         return x, factors
 
-    def _guess(self, state: Any, w: Vector) -> Vector | None:
+    def _guess(self, state: Any, w: Operand) -> Operand | None:
         """Return where an iterative solve for a cotangent starts; None if there is no guess."""
         guess, span = self.method.guess, self.method.span
         direct = isinstance(state, State) and state.factors is not None
         if guess is None or direct:
             return None
         if span is None:
-            return tree.to_vector(guess)
+            return self.operands.of(guess)
         while isinstance(state, tuple):  # that of a solver which wraps another one
             state = state[0]
         product = state if isinstance(state, Product) else state.product
-        return best_in_span(product, w, span)
+        vectors = Operands(w, flat=True)  # of the span, whose coordinates are found by QR
 
-    def _negligible(self, w: Vector) -> Bool[Array, ""]:
+        def on_vectors(v: Vector) -> Vector:
+            return vectors.of(product(vectors.back(v)))
+
+        return vectors.back(best_in_span(on_vectors, vectors.of(w), span))
+
+    def _negligible(self, w: Operand) -> Bool[Array, ""]:
         """Whether a cotangent is zero to rounding: see `NEGLIGIBLE_MAX_CHANGE`."""
-        limit = NEGLIGIBLE_MAX_CHANGE * float(jnp.finfo(w.dtype).eps)
-        return jnp.sum((w * self._sizes) ** 2) <= limit**2
+        limit = NEGLIGIBLE_MAX_CHANGE * float(jnp.finfo(tree.result_dtype(w)).eps)
+        changes = tree.mul(w, self._sizes)
+        return tree.dot(changes, changes) <= limit**2
 
-    def _raised(self, x: Vector, failed: Bool[Array, ""] | bool) -> Vector:
+    def _raised(self, x: Operand, failed: Bool[Array, ""] | bool) -> Operand:
         """Return `x`; where `failed` holds, raise or return NaN."""
         if self.method.throw:
             advice = self._solver.advice if self._helper is None else HELPED_FAILURE
             return raise_if(x, failed, [advice], throw=self.method.throw)
-        return jnp.where(failed, jnp.nan, x)
+        return _filled(x, jnp.nan, failed)
 
     def refused(self, x: PyTree, v: PyTree) -> PyTree:
         """Raise, or return NaN like `x` that depends linearly on `v`, for JAX to transpose.
@@ -323,9 +334,9 @@ class Inverse:
         For an operator that ignores its argument: JAX would not call the transposed solve if the
         right-hand side does not depend on `v` either.
         """
-        failed = self._raised(tree.to_vector(x), True)
-        total = sum(jnp.sum(leaf).astype(failed.dtype) for leaf in jax.tree.leaves(v))
-        return tree.from_vector(failed + jnp.nan * total, x)
+        total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(v))
+        nothing = jnp.asarray(jnp.nan * total)
+        return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), self._raised(x, True))
 
     def transposed(self, w: PyTree) -> PyTree:
         """Return ``A^{-T} w``, checked by its residual."""
@@ -344,6 +355,11 @@ class Inverse:
         scales = self.factors.scales
         image = self.factors.matrix @ (tree.to_vector(v) / scales.columns)
         return tree.from_vector(image / scales.rows, v)
+
+
+def _filled(x: Operand, value: float, where: Bool[Array, ""] | bool) -> Operand:
+    """Return `x`, filled with a value if `where` holds."""
+    return jax.tree.map(lambda leaf: jnp.where(where, value, leaf), x)
 
 
 def _tiny_unit(dtype) -> float:

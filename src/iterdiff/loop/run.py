@@ -16,7 +16,13 @@ from jaxtyping import Array, Bool, Int, PyTree
 from iterdiff.algorithms.status import RUNNING, Status
 from iterdiff.jaxtools import manual_axes, placement, tree
 from iterdiff.jaxtools.closures import detach
-from iterdiff.jaxtools.jaxpr import shared
+from iterdiff.jaxtools.jaxpr import is_small, shared
+
+STEPS_PER_LOOK = 16
+"""On an accelerator, the host reads once in so many small steps whether the run goes on."""
+
+SMALL_STEP_MAX_FLOPS = 1_000_000
+"""A step of at most so many operations takes less time than the host takes to read a condition."""
 
 Step = Callable[[Any], Any]
 Satisfied = Callable[["Run"], Bool[Array, ""]]
@@ -109,8 +115,9 @@ def run_loop(loop: Loop, state: Any) -> Run:
     """Run the loop, keeping nothing but the present state.
 
     The result carries no derivative, neither in `state` nor in the values that the loop's functions
-    close over. A fixed number of steps is a loop of known length on an accelerator: a step after
-    the end changes nothing.
+    close over. On an accelerator, a fixed number of steps is a loop of known length, and small
+    steps are taken `STEPS_PER_LOOK` at a time: a step after the end changes nothing, and the rule
+    stops the run at the same step as ever.
 
     Parameters
     ----------
@@ -137,8 +144,13 @@ def run_loop(loop: Loop, state: Any) -> Run:
     def masked(dynamic):
         return tree.where(running(dynamic), body(dynamic), dynamic)
 
-    if loop.satisfied is None and placement.on_accelerator():
+    if not placement.on_accelerator():
+        end = manual_axes.while_loop(running, body, dynamic)
+    elif loop.satisfied is None:
         end = manual_axes.scan(masked, dynamic, loop.max_steps)
+    elif is_small(jax.make_jaxpr(body)(dynamic).jaxpr, SMALL_STEP_MAX_FLOPS):
+        several = lambda dynamic: manual_axes.scan(masked, dynamic, STEPS_PER_LOOK)  # noqa: E731
+        end = manual_axes.while_loop(running, several, dynamic)
     else:
         end = manual_axes.while_loop(running, body, dynamic)
     return finish(loop, eqx.combine(end, static))

@@ -86,6 +86,11 @@ class AdjointState(eqx.Module):
         return dataclasses.replace(found, earlier=earlier)
 
 
+def solution_of(guess: Any) -> PyTree:
+    """Return the adjoint in a guess or a state."""
+    return guess.solution if isinstance(guess, AdjointState) else guess
+
+
 def helpers_from(guess: Any, x: PyTree) -> Helpers:
     """Return what a guess, or a state, contributes to linear solves, in the dtypes of `x`.
 

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 from jaxtyping import PyTree
 
 from iterdiff.accuracy.kinks import at_marked_kink
 from iterdiff.jaxtools.closures import hoist, merge
+from iterdiff.modes.adjoint_state import solution_of
 from iterdiff.problems.problem import Problem
 
 Part = Callable[[PyTree, Any], PyTree]
@@ -55,6 +57,26 @@ class Parts(NamedTuple):
             for part, (f, _), own in zip(functions, hoisted, rebuild, strict=True)
         }
         return self.map(lambda part: converted[part]), (arrays, closed_over)
+
+
+JUDGED, HANDED_ON = -1, -2
+"""A part of the gradient that a check judges; one that only hands something to the next solve."""
+
+
+def roles_of(leaves: list, guess: Any) -> list[int]:
+    """Return what the cotangent of each input of a derivative is.
+
+    That of a first guess is no part of the gradient: it is the adjoint itself, and its role is the
+    number of the adjoint's leaf. All other roles are negative.
+    """
+    solution, held = jax.tree.leaves(solution_of(guess)), jax.tree.leaves(guess)
+
+    def role(leaf: Any) -> int:
+        found = [number for number, own in enumerate(solution) if own is leaf]
+        other = HANDED_ON if any(own is leaf for own in held) else JUDGED
+        return found[0] if found else other
+
+    return [role(leaf) for leaf in leaves]
 
 
 def parts_of(

@@ -48,7 +48,7 @@ from iterdiff.loop.run import stop_gradient
 from iterdiff.loop.stopping import StoppingRule
 from iterdiff.loop.task import Tangents, Task
 from iterdiff.modes.base import Mode, Outcome
-from iterdiff.modes.check_parts import Parts, parts_of
+from iterdiff.modes.check_parts import JUDGED, Parts, parts_of, roles_of
 from iterdiff.modes.implicit import Implicit
 from iterdiff.problems.active_set import regular_at
 from iterdiff.problems.problem import Problem
@@ -195,23 +195,24 @@ class Checked(Mode):
         report = jnp.zeros(REPORT_SIZE) if self.report is None else self.report
         inputs = manual_axes.aligned((explicit, tolerances, report), x)
         leaves = jax.tree.leaves(inputs)
-        place_of_report, guesses = len(leaves) - 1, self._guesses()
-        # The cotangent of a first guess is the adjoint itself, no part of the gradient.
-        judged = [not any(leaf is guess for guess in guesses) for leaf in leaves]
         structure = given.problem.structure_at(x, given.theta)
         # The check computes the default implicit derivative at `x` anyway; a mode may refuse it.
-        implicit = self.mode if isinstance(self.mode, Implicit) else Implicit()
-        shared = implicit is self.mode and implicit.is_default and dependent is None
-        apply, constants = implicit.helper_at(given.problem, x, given.theta), None
+        implicit = self.mode.without_run() if isinstance(self.mode, Implicit) else Implicit()
+        place_of_report, roles = len(leaves) - 1, roles_of(leaves, implicit.guess)
+        helpers = implicit.helpers_at(given.problem, x, given.theta)
+        shared = isinstance(self.mode, Implicit) and implicit.is_default
+        shared &= dependent is None and helpers.factors is None
+        apply, closed_over = helpers.preconditioner, None
         if apply is not None:
-            apply, constants = hoist(apply, x)
+            apply, closed_over = hoist(apply, x)
 
-        def rule(x: PyTree, perturbed: Perturbed, constants: Any = None) -> PyTree:
+        def rule(x: PyTree, perturbed: Perturbed, constants: Any) -> PyTree:
+            closed_over, *start = constants
             bound = parts.map(lambda part: lambda y, p: part(y, perturbed.rebuild(p)[0]))
             point, still = jax.lax.stop_gradient((x, perturbed.primals))
             equation = Equation(bound.residual, point, still, structure)
-            helper = None if apply is None else partial(apply, constants)
-            at = Sensitivity(equation, Method(implicit.policy, shared and throw, helper))
+            helper = None if apply is None else partial(apply, closed_over)
+            at = Sensitivity(equation, Method(implicit.policy, shared and throw, helper, *start))
             derivative = _CheckedDerivative(
                 bound,
                 at,
@@ -219,15 +220,11 @@ class Checked(Mode):
                 lambda estimate, value: self._judge(estimate, value, perturbed.inputs[1], throw),
                 shared,
                 place_of_report in perturbed.places,
-                tuple(judged[place] for place in perturbed.places),
+                tuple(roles[place] for place in perturbed.places),
             )
             return derivative.push(perturbed, x)
 
-        return attach_jvp(x, inputs, rule, constants)
-
-    def _guesses(self) -> list:
-        """Return the arrays of the wrapped mode's first guess, see `AdjointState`."""
-        return jax.tree.leaves(self.mode.guess) if isinstance(self.mode, Implicit) else []
+        return attach_jvp(x, inputs, rule, (closed_over, helpers.guess, helpers.span()))
 
     def _judge(
         self, estimate: ErrorEstimate, derivative: PyTree, tolerances: tuple, throw: Throw
@@ -327,8 +324,8 @@ class _CheckedDerivative(NamedTuple):
         Whether the mode's derivative is that of `at`.
     reports : bool
         Whether the backward pass returns a report.
-    judged : tuple of bool
-        Which parts of the gradient are judged.
+    roles : tuple
+        What each part of the gradient is, see `roles_of`.
     """
 
     parts: Parts
@@ -337,7 +334,7 @@ class _CheckedDerivative(NamedTuple):
     judge: Callable[[ErrorEstimate, PyTree], _Judgement]
     shared: bool
     reports: bool
-    judged: tuple[bool, ...]
+    roles: tuple[int, ...]
 
     def push(self, perturbed: Perturbed, x: PyTree) -> PyTree:
         """Return ``J`` times the tangents, such that JAX transposes and differentiates it."""
@@ -357,7 +354,8 @@ class _CheckedDerivative(NamedTuple):
             u, v = b
             here = self.at.forward(v)
             better, slack = self.correction.forward(v, here)
-            derivative = here if self.shared else push(v)
+            plain = all(role == JUDGED for role in self.roles)
+            derivative = here if self.shared and plain else push(v)
             estimate = compare(derivative, here, better, points, slack)
             return tree.add(u, self.judge(estimate, derivative).derivative), v
 
@@ -366,9 +364,16 @@ class _CheckedDerivative(NamedTuple):
             adjoint = self.at.inverse.transposed(w)
             here = self.at.pulled(adjoint)
             better, slack, terms = self.correction.reverse(w, adjoint)
-            derivative = here if self.shared else jax.vjp(answer, primals)[1](w)[0]
-            pairs = zip(derivative, self.judged, strict=True)
-            judged = tuple(part if yes else jnp.zeros_like(part) for part, yes in pairs)
+            derivative, roles = here, self.roles
+            if not self.shared:
+                derivative = jax.vjp(answer, primals)[1](w)[0]
+            pairs = list(zip(derivative, roles, strict=True))
+            judged = tuple(v if role == JUDGED else jnp.zeros_like(v) for v, role in pairs)
+            if self.shared:
+                found = jax.tree.leaves(adjoint)
+                derivative = tuple(
+                    v if role < 0 else v + found[role].astype(v.dtype) for v, role in pairs
+                )
             estimate = compare(judged, here, better, points, slack, terms)
             derivative, report = self.judge(estimate, derivative)
             if self.reports:

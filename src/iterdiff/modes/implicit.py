@@ -1,7 +1,6 @@
 """Differentiate the equation that the solution satisfies."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import equinox as eqx
@@ -146,21 +145,26 @@ class Implicit(Mode):
         """Whether the derivative is that of `Implicit()`, solved for as `policy` does."""
         foreign = self.linear_solver is not None and self.policy is None
         approximate = self.gauss_newton or self.singular != "raise"
-        return not (foreign or approximate) and self.guess is None
+        return not (foreign or approximate)
 
     @property
     def policy(self) -> DenseOrKrylov | None:
         """The `linear_solver`, if it is the default one with other settings."""
         return self.linear_solver if isinstance(self.linear_solver, DenseOrKrylov) else None
 
-    def helper_at(
-        self, problem: Problem, x: PyTree, theta: PyTree
-    ) -> Callable[[PyTree], PyTree] | None:
-        """Return the preconditioner at a point; None if there is none, or only that of a run."""
-        preconditioner = self._without_run()
-        if preconditioner is None:
-            return None
-        return applied(preconditioner, *stop_gradient((problem, x, theta)))
+    def helpers_at(self, problem: Problem, x: PyTree, theta: PyTree) -> Helpers:
+        """Return what helps the solves at a point."""
+        helpers = Helpers() if self.guess is None else helpers_from(self.guess, x)
+        if self.preconditioner is None:
+            return helpers
+        helper = applied(self.preconditioner, *stop_gradient((problem, x, theta)))
+        return helpers._replace(preconditioner=helper)
+
+    def without_run(self) -> "Implicit":
+        """Return the mode without a preconditioner that needs the state of a run."""
+        if not isinstance(self.preconditioner, OfTheRun):
+            return self
+        return dataclasses.replace(self, preconditioner=None)
 
     @property
     def corrects_answer(self) -> bool:
@@ -213,12 +217,9 @@ class Implicit(Mode):
             problem = without_curvature(problem)
         if self.refine:
             x = self._refined(problem, x, theta)
-        helpers = Helpers() if self.guess is None else helpers_from(self.guess, x)
+        helpers = self.helpers_at(problem, x, theta)
         if factors is not None:
             helpers = helpers._replace(factors=factors)
-        if self.preconditioner is not None:
-            here = stop_gradient((problem, x, theta))
-            helpers = helpers._replace(preconditioner=applied(self.preconditioner, *here))
         return attached(problem, x, theta, self.method._replace(throw=throw), helpers)
 
     def _refined(self, problem: Problem, x: PyTree, theta: PyTree) -> PyTree:
@@ -241,17 +242,12 @@ class Implicit(Mode):
 
     def answer(self, task: Task, x: PyTree, *, throw: Throw) -> PyTree:
         """Return `x` with its derivative, and without further Newton corrections."""
-        mode = dataclasses.replace(self, refine=0, preconditioner=self._without_run())
+        mode = dataclasses.replace(self.without_run(), refine=0)
         return mode.attach(task.problem, x, task.theta, throw=throw)
-
-    def _without_run(self) -> Preconditioner | None:
-        """Return the preconditioner, unless it is that of a run: no state is at hand."""
-        return None if isinstance(self.preconditioner, OfTheRun) else self.preconditioner
 
     def tangents(self, task: Task, directions: PyTree) -> "ImplicitTangents":
         """Return the tangents ``-A(x_t)^{-1} r_theta(x_t) v``."""
-        mode = dataclasses.replace(self, preconditioner=self._without_run())
-        return ImplicitTangents(mode, task.problem, task.theta, directions)
+        return ImplicitTangents(self.without_run(), task.problem, task.theta, directions)
 
 
 class ImplicitTangents(Tangents):
