@@ -48,6 +48,9 @@ JaxtypingTransformer.visit_FunctionDef = _visit_without_body
 
 SEED_VARIABLE = "ITERDIFF_SEED"
 DEFAULT_SEED = 20220913
+# Tracing makes many objects and little garbage: by default the collector, which also calls JAX's
+# own at each of its turns, takes a twentieth of the run.
+COLLECT_AFTER = (50_000, 20, 100)
 # Compiled programs are dropped between modules once a process holds this much (in MiB).
 CACHE_LIMIT_MIB = 3000
 
@@ -83,6 +86,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
 def pytest_collection_finish() -> None:
     """Freeze what the imports have made: see `drop_compiled_programs`."""
     gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
 
 
 def pytest_report_header() -> str:

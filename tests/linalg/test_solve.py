@@ -64,7 +64,8 @@ def test_solves_transposes_and_batches(kind, method):
         def loud(v):
             return solve(matrix, v, structure, method, throw=kind != "not_definite_after_all")
 
-        return by(b), jax.vjp(by, b)[1](b)[0], jax.vmap(loud)(several)
+        x, pull = jax.vjp(by, b)
+        return x, pull(b)[0], jax.vmap(loud)(several)
 
     x, transposed, batch = everything(matrix, RHS, several)
     if kind == "not_definite_after_all" and method == "krylov":
