@@ -64,6 +64,18 @@ def _structure(name: str) -> tuple:
     return type(problem), problem.symmetric, problem.positive_definite
 
 
+def _by_leaves(pairs: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Return the pairs with trees of unknowns last: the last one of a kind stands for it."""
+    return sorted(pairs, key=lambda pair: len(jax.tree.leaves(build(pair[0]).x0)))
+
+
+def _state(pair: tuple[str, int]) -> type:
+    """Return the class of an algorithm's state."""
+    case = build(pair[0])
+    start = _entry(*pair).algorithm.init
+    return type(jax.eval_shape(lambda: start(case.problem, case.x0, case.theta)))
+
+
 def _one_each(turn: int) -> list[tuple[str, int]]:
     """Return one problem for every algorithm, another one for another `turn`."""
     return [group[turn % len(group)] for group in _groups().values()]
@@ -71,18 +83,20 @@ def _one_each(turn: int) -> list[tuple[str, int]]:
 
 # Problems that no rotation reaches are unrolled, too.
 FIXED = [pair for pair in _one_each(0) if _unrollable(pair)]
-ADAPTIVE = [pair for pair in _one_each(1) if _unrollable(pair)]
+# The loop sees no more of an algorithm than the class of its state
+_FIRST_LAST = [pair for pair in reversed(_one_each(1)) if _unrollable(pair)]
+ADAPTIVE = list({_state(pair): pair for pair in _FIRST_LAST}.values())
 # Started late, at a converged iterate, Krylov methods divide rounding errors by each other.
 KRYLOV = ("ConjugateGradient", "GMRES")
 LATE = [p for p in _one_each(2) if _unrollable(p) and _entry(*p).name not in KRYLOV]
 IMPLICIT = _one_each(3)
-# The algorithm does not enter the derivative of a corrected answer: one for each problem
-REFINED = [(name, 0) for name in dict(_one_each(4))]
+# The algorithm does not enter the derivative of a corrected answer, nor that of one Newton step
+REFINED = list({_structure(name): (name, 0) for name, _ in _by_leaves(_one_each(4))}.values())
+NEWTON = _by_leaves(_groups()["Newton"])
+NEWTON = list({_structure(name): (name, index) for name, index in NEWTON}.values())
 # One algorithm for each kind of state; a late start has second derivatives of all but Krylov's.
 TWICE = ("GradientDescent", "Nesterov", "Broyden", "ConjugateGradient")
-# The last one of each structure: a tree of unknowns where there is one
-_BY_LEAVES = sorted(IMPLICIT, key=lambda pair: len(jax.tree.leaves(build(pair[0]).x0)))
-IN_ALL_KINDS = {_structure(pair[0]): pair for pair in _BY_LEAVES}.values()
+IN_ALL_KINDS = {_structure(pair[0]): pair for pair in _by_leaves(IMPLICIT)}.values()
 _REACHED = {name for name, _ in FIXED + ADAPTIVE + LATE}
 FIXED += [next(p for p in suited() if p[0] == name) for name in NAMES if name not in _REACHED]
 
@@ -123,7 +137,7 @@ def test_unrolled_late_start(name, index):
     check(name, by_solve(name, index, itd.Unrolled(last=entry.steps), stop, kinds))
 
 
-@pytest.mark.parametrize(("name", "index"), [p for p in suited() if _entry(*p).name == "Newton"])
+@pytest.mark.parametrize(("name", "index"), NEWTON)
 def test_one_step_of_newton(name, index):
     # The derivative of one Newton step is right to first order in the distance.
     kinds = ("forward", "reverse")

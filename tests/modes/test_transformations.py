@@ -71,9 +71,10 @@ FORWARD = {
     "map": REVERSIBLE["map"],
     "while": lambda f, theta: jax.lax.while_loop(lambda c: c > 0.4, f, theta),
 }
-FOR_CHECKED = ("scan carry", "scan closure", "while")
-"""The loops that drop a rule, for the checked modes, which take longest to compile; `test_checked`
-has their second derivatives elsewhere."""
+DROPPING = ("scan carry", "scan closure", "while")
+"""The loops that drop a rule. Only these are for what attaches its derivative as a mode does that
+is tested in all loops; `test_checked` has the second derivatives of checked modes elsewhere."""
+IN_ALL_LOOPS = ("implicit", "unrolled", "late")
 
 
 @pytest.mark.parametrize("name", SOLUTIONS)
@@ -86,7 +87,7 @@ def test_second_derivatives(name):
         return reverse, forward
 
     reversible, forwards = (
-        {k: g for k, g in loops.items() if k in FOR_CHECKED or "checked" not in name}
+        {k: g for k, g in loops.items() if k in DROPPING or name in IN_ALL_LOOPS}
         for loops in (REVERSIBLE, FORWARD)
     )
     found, expected = (
