@@ -171,12 +171,10 @@ def test_every_form_of_an_estimate_is_differentiated(form):
 
     value, h = compiled(along), 1e-5
     quotient = (value(h)[0] - value(-h)[0]) / (2 * h)
-    (forward, unknown), (reverse, unknown_too) = compiled(
-        lambda s: (jax.jacfwd(along)(s), jax.jacrev(along)(s))
-    )(0.0)
-    np.testing.assert_allclose(forward, quotient, rtol=1e-7)
-    np.testing.assert_allclose(reverse, forward, rtol=1e-10)
-    assert np.isnan([unknown, unknown_too]).all()
+    # Forward mode: in the test before.
+    slope, unknown = compiled(jax.jacrev(along))(0.0)
+    np.testing.assert_allclose(slope, quotient, rtol=1e-7)
+    assert np.isnan(unknown)
 
 
 def test_an_algorithm_and_a_start_that_are_traced():
