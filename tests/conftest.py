@@ -64,7 +64,7 @@ def _of_result_alone(name: str, qualname: str, module: str, signature: inspect.S
 _decorator._make_fn_with_signature = _of_result_alone
 
 # Imports and traces make many objects and little garbage: by default the collector, which calls
-# JAX's own at each of its turns, takes a twentieth of the run.
+# JAX's own at each of its turns, takes up to a twentieth of a test.
 gc.set_threshold(50_000, 20, 100)
 
 SEED_VARIABLE = "ITERDIFF_SEED"
