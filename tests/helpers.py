@@ -93,23 +93,37 @@ def derivatives(solution: Callable, case: Case, kinds: tuple[str, ...] = ALL) ->
     """Return derivatives of the map ``solution`` at the case's theta, by their names in `ALL`.
 
     First order: the whole Jacobian, forward and reverse, and gradients of a nonlinear loss over a
-    batch of parameters. Second order: a product of that loss's Hessian with a vector.
+    batch of parameters. Second order: a product of that loss's Hessian with a vector. The value is
+    that of the first kind: another solve for it alone would be compiled once more.
     """
     theta = case.theta
     weights, direction = fixed_direction(case.x0), fixed_direction(theta)
 
+    def twice(theta):
+        return (solution(theta),) * 2
+
     def loss(theta):
         x = solution(theta)
-        return dot(weights, x) + dot(x, x) / 2
+        return dot(weights, x) + dot(x, x) / 2, x
 
     def slope(theta):
-        return dot(direction, jax.grad(loss)(theta))
+        gradient, x = gradient_of_loss(theta)
+        return dot(direction, gradient), x
 
+    def over_a_batch():
+        gradients, x = jax.vmap(gradient_of_loss)(neighbours(theta))
+        return gradients, jax.tree.map(lambda leaf: leaf[0], x)
+
+    gradient_of_loss = jax.grad(loss, has_aux=True)
+    # Each returns the derivative and the value.
     makers = {
-        "forward": lambda: jax.jacfwd(solution)(theta),
-        "reverse": lambda: jax.jacrev(solution)(theta),
-        "batched": lambda: jax.vmap(jax.grad(loss))(neighbours(theta)),
-        "reverse_over_reverse": lambda: jax.grad(slope)(theta),
-        "forward_over_reverse": lambda: jax.jvp(jax.grad(loss), (theta,), (direction,))[1],
+        "forward": lambda: jax.jacfwd(twice, has_aux=True)(theta),
+        "reverse": lambda: jax.jacrev(twice, has_aux=True)(theta),
+        "batched": over_a_batch,
+        "reverse_over_reverse": lambda: jax.grad(slope, has_aux=True)(theta),
+        "forward_over_reverse": lambda: jax.jvp(
+            gradient_of_loss, (theta,), (direction,), has_aux=True
+        )[1:],
     }
-    return {"value": solution(theta), **{kind: makers[kind]() for kind in kinds}}
+    found = {kind: makers[kind]() for kind in kinds}
+    return {"value": found[kinds[0]][1], **{kind: made for kind, (made, _) in found.items()}}

@@ -336,7 +336,6 @@ RIGHT = {
     "krylov": lambda: from_the_zoo("spd_system"),
     "tree": lambda: from_the_zoo("coupled_tree", "float32"),
     "tree of equations": lambda: from_the_zoo("cubic_tree"),
-    "skew system": lambda: from_the_zoo("skew_tree_system", "float32"),
     "fixed points": lambda: from_the_zoo("babylonian_tree"),
     "prox": lambda: from_the_zoo("nonnegative_tree"),
 }  # fmt: skip

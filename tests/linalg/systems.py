@@ -1,5 +1,6 @@
 """Small systems and one policy for each method: what the tests of linear solves share."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -49,6 +50,12 @@ def solve(matrix, b, structure, solver, **options):
     b = jnp.asarray(b)
     method = Method(solver, options.pop("throw", False))
     return Inverse(lambda v: matrix @ v, b, structure, method, **options)(b)
+
+
+def both_ways(by, b, w):
+    """Return the answer to `b`, and that of the transposed system to `w`."""
+    x, pull = jax.vjp(by, b)
+    return x, pull(w)[0]
 
 
 def spread(condition: float) -> np.ndarray:

@@ -26,6 +26,7 @@ from tests.linalg.systems import (
     SOLVERS,
     SPD,
     WEIGHTS,
+    both_ways,
     solve,
     spread,
 )
@@ -130,7 +131,7 @@ def test_any_solver_of_lineax_solves_transposes_and_batches(name):
         def by(v):
             return solve(matrix, v, GENERAL, solver, throw=True)
 
-        return by(b), jax.vjp(by, b)[1](b)[0], jax.vmap(by)(jnp.eye(SIZE))
+        return *both_ways(by, b, b), jax.vmap(by)(jnp.eye(SIZE))
 
     x, transposed, batch = everything(matrix, RHS)
     np.testing.assert_allclose(x, np.linalg.solve(matrix, RHS), atol=1e-9)
@@ -180,7 +181,7 @@ def test_a_least_squares_solver_needs_a_consistent_system():
     def by(b):
         return solve(SINGULAR, b, DEFINITE, OF_LINEAX["svd"])
 
-    both = compiled(lambda b: (by(b), jax.vjp(by, b)[1](b)[0]))
+    both = compiled(lambda b: both_ways(by, b, b))
     consistent = SINGULAR @ RHS
     tangent, adjoint = both(consistent)
     np.testing.assert_allclose(adjoint, np.linalg.pinv(SINGULAR) @ consistent, atol=1e-12)

@@ -1,5 +1,7 @@
 """Values that reach a solve by closure, not by `theta`: differentiated rightly, or refused."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +46,7 @@ def closed_form(p):
 def test_values_that_are_closed_over_are_differentiated(mode, stop):
     p = jnp.array([0.9, 0.4])
 
-    kinds = ["grad", "batched", "reverse_over_reverse"]
+    kinds = ["batched", "reverse_over_reverse"]
     if isinstance(mode, itd.Implicit):  # the others take long to compile
         kinds += ["forward", "forward_over_reverse"]
 
@@ -54,7 +56,6 @@ def test_values_that_are_closed_over_are_differentiated(mode, stop):
 
         makers = {
             "forward": lambda: jax.jacfwd(f)(p),
-            "grad": lambda: jax.grad(f)(p),
             "batched": lambda: jax.vmap(jax.grad(f))(jnp.stack([p, p / 2])),
             "reverse_over_reverse": lambda: jax.jacrev(jax.grad(g))(p),
             "forward_over_reverse": lambda: jax.jacfwd(jax.grad(g))(p),
@@ -168,17 +169,12 @@ def test_every_form_of_an_estimate_is_differentiated(form):
         moved = jax.tree.map(lambda v, m: v + s * m, at[1:], moves)
         return measures(at[0] + s, *moved)
 
-    @compiled
-    def both():
-        h = 1e-5
-        quotient = (along(h)[0] - along(-h)[0]) / (2 * h)
-        closed_over = jax.grad(lambda p: measures(p, *at[1:])[1])(at[0])
-        return jax.jacfwd(along)(0.0), jax.jacrev(along)(0.0), quotient, closed_over
-
-    (forward, unknown), (reverse, unknown_too), quotient, closed_over = both()
-    np.testing.assert_allclose(forward, quotient, rtol=1e-7)
-    np.testing.assert_allclose(reverse, forward, rtol=1e-10)
-    assert np.isnan([unknown, unknown_too, closed_over]).all()
+    value, h = compiled(along), 1e-5
+    quotient = (value(h)[0] - value(-h)[0]) / (2 * h)
+    # Forward mode: in the test before.
+    slope, unknown = compiled(jax.jacrev(along))(0.0)
+    np.testing.assert_allclose(slope, quotient, rtol=1e-7)
+    assert np.isnan(unknown)
 
 
 def test_an_algorithm_and_a_start_that_are_traced():
@@ -207,5 +203,7 @@ def test_no_traced_value_outlives_its_trace():
         run = problem, itd.GradientDescent(0.25), jnp.zeros(2), theta
         return jnp.sum(itd.solve(*run, stop=itd.Steps(3), mode=itd.Unrolled()).x)
 
+    gc.collect()
+    gc.freeze()  # each search for leaks collects; what is there already takes most of the time
     with jax.checking_leaks():
         np.testing.assert_allclose(jax.grad(final)(jnp.ones(2)), 1 - 0.5**3, rtol=1e-12)

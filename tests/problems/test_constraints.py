@@ -228,7 +228,7 @@ def test_second_order_and_trace():
         return jnp.sum((theta / length) ** 3) + (length - 1) ** 2 / 4
 
     np.testing.assert_allclose(
-        compiled(jax.hessian(value))(theta), jax.hessian(truth)(theta), atol=1e-6
+        compiled(jax.hessian(value))(theta), compiled(jax.hessian(truth))(theta), atol=1e-6
     )
     modes = {"implicit": itd.Implicit(), "unrolled": itd.Unrolled()}
     data = itd.trace(problem, algorithm, jnp.zeros(2), theta, steps=12, modes=modes)

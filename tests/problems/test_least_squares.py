@@ -33,28 +33,29 @@ def test_a_loss_is_minimised_and_differentiated(loss):
 
     def solution(theta, mode=None):
         run = (problem, itd.LevenbergMarquardt(), X0, theta)
-        return itd.solve(*run, stop=STOP, mode=mode).x["rate"]
+        x = itd.solve(*run, stop=STOP, mode=mode).x
+        return x["rate"], x
 
     @compiled
     def found(theta):
-        by_steps = jax.jvp(lambda t: solution(t, itd.Unrolled()), (theta,), (1.0,))[1]
-        return jax.grad(solution)(theta), by_steps
+        by_steps = jax.jvp(lambda t: solution(t, itd.Unrolled())[0], (theta,), (1.0,))[1]
+        implicit, x = jax.grad(solution, has_aux=True)(theta)
+        return implicit, by_steps, x
 
     @compiled
-    def newton(theta):  # from the solution: the same objective as a plain minimisation
+    def newton(x, theta):  # from the solution: the same objective as a plain minimisation
         plain = itd.Minimization(problem.objective)
-        start = itd.solve(problem, itd.LevenbergMarquardt(), X0, theta, stop=STOP).x
         return jax.jvp(
-            lambda t: itd.solve(plain, itd.Newton(), start, t, stop=itd.Steps(5)).x["rate"],
+            lambda t: itd.solve(plain, itd.Newton(), x, t, stop=itd.Steps(5)).x["rate"],
             (theta,),
             (1.0,),
         )
 
-    implicit, unrolled = found(0.1)
-    rate, truth = newton(0.1)
-    assert jnp.abs(solution(0.1) - rate) < 1e-9
-    assert jnp.abs(implicit - truth) < 1e-8 * jnp.abs(truth)
-    assert jnp.abs(unrolled - truth) < 1e-6 * jnp.abs(truth)
+    implicit, unrolled, x = found(0.1)
+    rate, truth = newton(x, 0.1)
+    assert np.abs(x["rate"] - rate) < 1e-9
+    assert np.abs(implicit - truth) < 1e-8 * np.abs(truth)
+    assert np.abs(unrolled - truth) < 1e-6 * np.abs(truth)
 
 
 @pytest.mark.parametrize("name", ["soft_l1", "huber", "cauchy", "arctan"])

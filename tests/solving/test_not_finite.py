@@ -43,9 +43,11 @@ def test_nan_in_a_traced_theta_has_no_derivative(mode, stop):
     @jax.vmap
     def all_of_it(theta):
         def answer(theta):
-            return solution(theta).x
+            found = solution(theta)
+            return found.x, found.status
 
-        return solution(theta).status, jax.jacfwd(answer)(theta), jax.jacrev(answer)(theta)
+        forward, status = jax.jacfwd(answer, has_aux=True)(theta)
+        return status, forward, jax.jacrev(answer, has_aux=True)(theta)[0]
 
     status, forward, reverse = all_of_it(jnp.stack([THETA, jnp.asarray(NAN)]))
     assert status[0] < itd.Status.MAX_STEPS_REACHED
