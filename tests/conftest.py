@@ -6,14 +6,12 @@ The annotations are checked by beartype through jaxtyping's own pytest option, s
 
 import ast
 import gc
-import inspect
 import os
 from collections.abc import Callable, Iterator
 
 import jax
 import matplotlib
 import pytest
-from jaxtyping import _decorator
 from jaxtyping._import_hook import JaxtypingTransformer
 
 from tests.compiling import FLAGS
@@ -47,21 +45,6 @@ def _visit_without_body(self: JaxtypingTransformer, node: ast.FunctionDef) -> as
 
 
 JaxtypingTransformer.visit_FunctionDef = _visit_without_body
-_with_signature = _decorator._make_fn_with_signature
-
-
-def _of_result_alone(name: str, qualname: str, module: str, signature: inspect.Signature, output):
-    """Let the check after a call be of the result, not of the parameters once more.
-
-    The sizes that the check of the parameters found still hold.
-    """
-    if output:
-        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
-        signature = signature.replace(parameters=bare)
-    return _with_signature(name, qualname, module, signature, output)
-
-
-_decorator._make_fn_with_signature = _of_result_alone
 
 # Imports and traces make many objects and little garbage: by default the collector, which calls
 # JAX's own at each of its turns, takes up to a twentieth of a test.
