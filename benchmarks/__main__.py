@@ -19,8 +19,10 @@ SPEED = (
 )
 WRONG, SOLVES, BILEVEL, DEVICES = "wrong_derivatives", "linear_solves", "bilevel", "devices"
 PROGRAMS, BUNDLES = "quadratic_programs", "bundle_adjustment"
+CALLS = "first_calls"
 REPORTS = {
     "speed": ("Speed against targets, other libraries and hand-written JAX", SPEED),
+    CALLS: ("First calls of tools", (CALLS,)),
     WRONG: ("Wrong derivatives", (WRONG,)),
     "constraints": ("Problems with constraints beside other libraries", (PROGRAMS,)),
     "least_squares": ("Least squares with independent blocks", (BUNDLES,)),
@@ -29,7 +31,7 @@ REPORTS = {
     DEVICES: ("Several devices", (DEVICES,)),
 }
 """Title and benchmarks of each report, by the name of its files."""
-MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED}
+MODULES = {name: f"benchmarks.speed.{name}" for name in (*SPEED, CALLS)}
 MODULES |= {name: f"benchmarks.{name}.run" for name in (WRONG, SOLVES, BILEVEL, DEVICES)}
 MODULES |= {name: f"benchmarks.constraints.{name}" for name in (PROGRAMS, BUNDLES)}
 

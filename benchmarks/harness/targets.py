@@ -9,6 +9,7 @@ _WIDE = "Jacobian trace, n = 2000, p = 200"
 _SMALL = "Jacobian trace, ridge 569×30, p = 30, T = 2000"
 _SCALAR = "scalar study, T = 1000"
 _FIRST = "first gradient, fresh process"
+_CALL = "first call on ridge 200×10, processor time"
 _IMPORT = "`import iterdiff`, and the names of a gradient"
 _IMPLICIT = "implicit gradient at convergence, defaults"
 _WRONG = "derivatives whose error is known"
@@ -55,6 +56,11 @@ _ROWS = (
     )),
     ("first unrolled", _FIRST, "unrolled ≤ 1.15 × plain `jax.grad` of a scan", 1.15, "×"),
     ("first implicit", _FIRST, "implicit ≤ 1.15 × the hand-written implicit", 1.15, "×"),
+    ("first estimate", _CALL, "`derivative_error` ≤ 1.5 s", 1.5, "s"),
+    ("first trace", _CALL, "`trace` ≤ 1.5 s", 1.5, "s"),
+    ("first check", _CALL, "`check_derivative` ≤ 4 s", 4.0, "s"),
+    ("first diagnosis", _CALL, "`diagnose` ≤ 4 s", 4.0, "s"),
+    ("first checked", _CALL, "a checked gradient ≤ 2 × the bare one", 2.0, "×"),
     ("import", _IMPORT, "≤ 1.1 × importing jax, equinox and lineax", 1.1, "×"),
     ("unflagged", _WRONG, "wrong ones without a flag: none", 0, "count"),
     ("false alarms", _WRONG, "right ones with a flag: none", 0, "count"),

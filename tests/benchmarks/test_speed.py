@@ -10,7 +10,7 @@ import pytest
 from benchmarks.__main__ import MODULES, SPEED
 from benchmarks.harness.measure import TOY
 from benchmarks.harness.results import OURS
-from benchmarks.speed import fresh_gradient
+from benchmarks.speed import fresh_call, fresh_gradient
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,8 @@ def test_first_gradients_are_right(name, accuracy):
     x = jnp.linalg.solve(hessian, data.features.T @ data.targets / 20)
     true = float(-math.exp(theta) * x @ jnp.linalg.solve(hessian, 2 * (x - 1)))
     assert fresh_gradient.first(name)["gradient"] == pytest.approx(true, rel=accuracy)
+
+
+def test_first_calls_are_of_the_same_gradient():
+    bare, checked = (fresh_call.call(name)() for name in (fresh_call.GRADIENT, fresh_call.CHECKED))
+    assert float(checked) == pytest.approx(float(bare), rel=1e-9) and bare != 0
