@@ -152,7 +152,8 @@ class _Programs:
         leaves, structure = jax.tree.flatten(static)
         options = tuple(getattr(jax.config, name) for name in TRACING_OPTIONS)
         max_numbers = quick_max_numbers()
-        context = options, jax.sharding.get_abstract_mesh(), max_numbers
+        quick = 0 < tree.size(arrays) <= max_numbers
+        context = options, jax.sharding.get_abstract_mesh(), quick
         rest = function, structure, places, tuple(jax.typeof(v) for v in arrays), context
         key = rest, tuple(_key(leaf) for leaf in leaves)
         with self._lock:
@@ -160,7 +161,7 @@ class _Programs:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        program = _program(function, dynamic, static, max_numbers)
+        program = _program(function, dynamic, static, max_numbers if quick else 0)
         if not any(tree.is_traced(v) for v in jax.tree.leaves(program.closed_over)):
             self._keep((rest, leaves), program)
         return program
