@@ -145,8 +145,8 @@ class DenseOrKrylov(CheckedSolver):
         Where it switches between methods.
     matrix_free : bool
         Whether to form no matrix, whatever the size: a system that the Krylov methods do not solve
-        is a failure. Iterations take the arrays of a pytree as they are. It is so in any case for
-        arrays that JAX knows to be spread over several devices, see :doc:`devices`.
+        is a failure. It is so in any case for arrays that JAX knows to be spread over several
+        devices, see :doc:`devices`; iterations leave these arrays where they are.
 
     Raises
     ------
